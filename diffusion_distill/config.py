@@ -1,0 +1,255 @@
+"""The fields of a config, their defaults, and what makes a config valid.
+
+A file in configs/ starts from `base()` and sets what differs. Defaults are the paper's where the
+paper has one. Fields under `runtime` say how to run and change no result beyond rounding: they
+may differ between two starts of one workdir; every other field may not.
+"""
+
+import numbers
+
+import ml_collections
+
+from diffusion_distill.data.sources import SOURCES
+from diffusion_distill.diffusion.losses import WEIGHTINGS
+from diffusion_distill.diffusion.process import PARAMETERIZATIONS
+from diffusion_distill.diffusion.samplers import SAMPLERS
+from diffusion_distill.errors import UserError
+from diffusion_distill.models.unet import TIME_INPUTS
+
+DTYPES = ("float32", "bfloat16")
+LR_SCHEDULES = ("constant", "linear")
+SAMPLER_LOOPS = ("auto", "inside", "outside")
+
+
+def base() -> ml_collections.ConfigDict:
+    """A config with every field there is. Batch sizes are global, whatever the hardware."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of everything random: initial weights, batches, noise, dropout
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "digits"  # one of data/sources.py
+    data.random_flip = False  # mirror training images left to right, each with probability 1/2
+
+    config.diffusion = diffusion = ml_collections.ConfigDict()
+    diffusion.parameterization = "x"  # what the network predicts: x, eps, v, both
+    diffusion.weighting = "truncated_snr"  # constant, snr, truncated_snr, snr_plus_one
+    diffusion.logsnr_min = -20.0  # of the cosine schedule, at t = 1
+    diffusion.logsnr_max = 20.0  # at t = 0
+
+    config.model = model = ml_collections.ConfigDict()  # models/unet.py has the meaning of each
+    model.channels = 256
+    model.channel_multipliers = (1, 1, 1)
+    model.num_blocks = 3
+    model.emb_channels = 1024
+    model.attention_resolutions = (8, 16)
+    model.num_heads = 1  # 0 where head_dim is given
+    model.head_dim = 0  # 0 where num_heads is given
+    model.num_groups = 32
+    model.class_conditional = False  # whether labels enter; the data says how many there are
+    model.resample_blocks = True
+    model.time_input = "arctan"  # arctan, linear, sigmoid
+    model.dtype = "float32"  # what to compute in: float32, bfloat16
+    model.remat = False  # recompute activations in the backward pass, to save memory
+
+    config.train = train = ml_collections.ConfigDict()  # the same in every stage
+    train.batch_size = 128
+    train.adam_b1 = 0.9
+    train.adam_b2 = 0.999
+    train.adam_eps = 1e-8
+    train.grad_clip_norm = 1.0  # of the gradient of the whole batch; 0 for no clipping
+    train.checkpoint_every = 5000  # updates; the end of a stage is always saved
+    train.checkpoints_kept = 2  # the newest ones of a stage
+
+    config.teacher = teacher = ml_collections.ConfigDict()
+    teacher.updates = 800_000
+    teacher.learning_rate = 2e-4
+    teacher.warmup = 1000  # updates over which the learning rate rises from 0
+    teacher.lr_schedule = "constant"  # after the warm-up: constant, or linear to 0
+    teacher.weight_decay = 0.001  # decoupled (AdamW): weights shrink by learning_rate times this
+    teacher.ema_decay = 0.9999  # of the averaged weights, per update
+    teacher.dropout = 0.2
+
+    config.distill = distill = ml_collections.ConfigDict()
+    distill.start_steps = 8192  # steps as which the teacher is first distilled; a power of 2
+    distill.end_steps = 1  # steps of the last student; a power of 2
+    distill.updates = 50_000  # a round
+    distill.updates_last_rounds = 100_000  # the rounds to 2 and to 1 steps
+    distill.learning_rate = 5e-5
+    distill.warmup = 0
+    distill.lr_schedule = "linear"
+    distill.weight_decay = 0.0
+    distill.ema_decay = 0.9999
+    distill.dropout = 0.0
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.num_images = 50_000  # generated for each distance; the count is in its name
+    evaluation.seed = 1  # of the generated images
+    evaluation.features = "pixels"  # what distances are measured on: one of metrics/features.py
+    evaluation.baselines = ("ddim", "ancestral")  # samplers of the undistilled teacher
+    evaluation.ancestral_variance = 0.0  # log-variance coefficient: 0 small, 1 large
+    evaluation.label_agreement = False  # judge labels by a classifier fitted on the data's pixels
+    evaluation.grid_images = 40  # in samples.png, from the same noise in every stage
+
+    config.runtime = runtime = ml_collections.ConfigDict()
+    runtime.updates_per_call = 0  # updates in one compiled call; 0: 1 on CPU, 10 elsewhere
+    runtime.sampler_loop = "auto"  # auto: outside the compiled step on CPU, inside elsewhere
+    runtime.sampler_batch_size = 256  # images sampled at once
+    runtime.log_every_seconds = 5.0  # between two lines of progress
+    runtime.log_every_updates = 10  # between two rows of metrics.jsonl
+    return config
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks every field's type and range, before anything is computed or written.
+
+    Raises:
+        UserError: naming the first field that is wrong, its value, and what would be accepted.
+    """
+    _check_fields("config", config, base())
+    _one_of(config, "data.name", SOURCES)
+    _one_of(config, "diffusion.parameterization", PARAMETERIZATIONS)
+    _one_of(config, "diffusion.weighting", WEIGHTINGS)
+    _one_of(config, "model.time_input", TIME_INPUTS)
+    _one_of(config, "model.dtype", DTYPES)
+    _one_of(config, "runtime.sampler_loop", SAMPLER_LOOPS)
+    for stage in ("teacher", "distill"):
+        _one_of(config, f"{stage}.lr_schedule", LR_SCHEDULES)
+        _in_range(config, f"{stage}.dropout", 0.0, 1.0)
+        _in_range(config, f"{stage}.ema_decay", 0.0, 1.0)
+        for name in ("learning_rate", "warmup", "weight_decay"):
+            _at_least(config, f"{stage}.{name}", 0)
+    for name in config.eval.baselines:
+        if name not in SAMPLERS:
+            _reject("eval.baselines", tuple(config.eval.baselines), f"names of {list(SAMPLERS)}")
+    for name in ("adam_b1", "adam_b2"):
+        _in_range(config, f"train.{name}", 0.0, 1.0)
+    _in_range(config, "eval.ancestral_variance", 0.0, 1.0, closed=True)
+    for name in (
+        "train.batch_size train.checkpoint_every train.checkpoints_kept teacher.updates "
+        "distill.updates distill.updates_last_rounds eval.num_images eval.grid_images "
+        "model.channels model.num_blocks model.emb_channels model.num_groups "
+        "runtime.sampler_batch_size runtime.log_every_updates"
+    ).split():
+        _at_least(config, name, 1)
+    for name in "seed eval.seed".split():
+        if not 0 <= _get(config, name) < 2**31:
+            _reject(name, _get(config, name), "an integer from 0 to 2**31 - 1")
+    for name in (
+        "train.adam_eps train.grad_clip_norm runtime.updates_per_call runtime.log_every_seconds "
+        "model.num_heads model.head_dim"
+    ).split():
+        _at_least(config, name, 0)
+    if (config.model.num_heads == 0) == (config.model.head_dim == 0):
+        _reject("model.num_heads", config.model.num_heads, "0 exactly where model.head_dim is not")
+    if config.diffusion.logsnr_min >= config.diffusion.logsnr_max:
+        _reject("diffusion.logsnr_min", config.diffusion.logsnr_min, "less than logsnr_max")
+    for name in ("start_steps", "end_steps"):
+        steps = config.distill[name]
+        if steps < 1 or steps & (steps - 1):
+            _reject(f"distill.{name}", steps, "a power of 2")
+    if config.distill.end_steps > config.distill.start_steps:
+        _reject("distill.end_steps", config.distill.end_steps, "at most distill.start_steps")
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines that name each field in which two config dicts differ, `runtime` left out."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        path = f"{prefix}{name}"
+        if path == "runtime":
+            continue
+        a, b = old.get(name, "(none)"), new.get(name, "(none)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{path}.")
+        elif a != b:
+            lines.append(f"{path}: {a!r} -> {b!r}")
+    return lines
+
+
+def from_dict(fields: dict) -> ml_collections.ConfigDict:
+    """The config that `to_dict` (or its JSON) came from, validated.
+
+    Raises:
+        UserError: the fields are not those of a valid config.
+    """
+    config = base()
+    unknown = differences(_skeleton(config.to_dict()), _skeleton(fields))
+    if unknown:
+        raise UserError(f"not a config of this version: {unknown[0]}")
+    for section, values in fields.items():
+        if not isinstance(values, dict):
+            config[section] = values
+            continue
+        for name, value in values.items():
+            config[section][name] = tuple(value) if isinstance(value, list) else value
+    validate(config)
+    return config
+
+
+def to_dict(config: ml_collections.ConfigDict) -> dict:
+    """The config as plain JSON values: tuples become lists."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(config.to_dict())
+
+
+def _skeleton(fields):
+    return {k: _skeleton(v) if isinstance(v, dict) else None for k, v in fields.items()}
+
+
+def _reject(path, value, accepted):
+    raise UserError(f"config.{path} is {value!r}; it must be {accepted}")
+
+
+def _get(config, path):
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def _one_of(config, path, names):
+    if _get(config, path) not in names:
+        _reject(path, _get(config, path), f"one of {', '.join(names)}")
+
+
+def _at_least(config, path, low):
+    if not _get(config, path) >= low:
+        _reject(path, _get(config, path), f"at least {low}")
+
+
+def _in_range(config, path, low, high, closed=False):
+    value = _get(config, path)
+    if not (low <= value < high or (closed and value == high)):
+        _reject(path, value, f"from {low} to {high}{'' if closed else ', below it'}")
+
+
+def _check_fields(path, fields, expected):
+    """Every field known, none missing, each of its default's type."""
+    for name in fields:
+        if name not in expected:
+            raise UserError(f"{path}.{name} is not a field; {path} has {', '.join(expected)}")
+    for name, default in expected.items():
+        if name not in fields:
+            raise UserError(f"{path}.{name} is missing")
+        value = fields[name]
+        if isinstance(default, ml_collections.ConfigDict):
+            _check_fields(f"{path}.{name}", value, default)
+        elif not _fits(value, default):
+            kind = type(default).__name__
+            raise UserError(f"{path}.{name} is {value!r}; it must be of type {kind}")
+
+
+def _fits(value, default):
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, numbers.Real)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(
+            isinstance(v, type(default[0]) if default else object) for v in value
+        )
+    return isinstance(value, type(default))

@@ -1,0 +1,1 @@
+"""Where images come from. Every batch is a function of (seed, stage, step)."""

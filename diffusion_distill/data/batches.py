@@ -1,0 +1,62 @@
+"""Which images make up a batch, and how they become network input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_distill.data.sources import Source
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, stage: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, stage, epoch]).permutation(size)
+
+
+def batch_indices(seed: int, stage: int, step: int, batch_size: int, size: int) -> np.ndarray:
+    """The indices of the global batch of one update, a function of its arguments alone.
+
+    Images come in a new random order each epoch, each exactly once; a batch may span two epochs.
+
+    Args:
+        seed: the run's seed.
+        stage: the stage's own number (`Stage.rng_id`), so that stages see different orders.
+        step: updates made before this one in the stage.
+        batch_size: of the global batch.
+        size: how many images there are.
+
+    Returns:
+        int32 [batch_size] in 0..size - 1.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, within = np.divmod(positions, size)
+    parts = [
+        _epoch_order(seed, stage, int(epoch), size)[within[epochs == epoch]]
+        for epoch in np.unique(epochs)
+    ]
+    return np.concatenate(parts).astype(np.int32)
+
+
+def resident(source: Source) -> dict[str, np.ndarray]:
+    """All images and labels, to live on the device as uint8: batches are then gathered there."""
+    return {"images": source.images, "labels": source.labels}
+
+
+def gather(data: dict[str, jax.Array], indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """uint8 images [B, H, W, C] and labels [B] of a resident data set, inside the step."""
+    return data["images"][indices], data["labels"][indices]
+
+
+def to_network(images: jax.Array, key: jax.Array, random_flip: bool) -> jax.Array:
+    """uint8 images -> float32 in [-1, 1], some mirrored left to right where asked."""
+    x = images.astype(jnp.float32) / 127.5 - 1.0
+    if not random_flip:
+        return x
+    flip = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
+    return jnp.where(flip, x[:, :, ::-1, :], x)
+
+
+def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
+    """float images in [-1, 1] -> uint8 by rounding, values outside clipped."""
+    return np.clip(np.round((np.asarray(x, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""The maths of diffusion and of progressive distillation: pure functions of arrays."""

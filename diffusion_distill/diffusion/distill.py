@@ -1,0 +1,84 @@
+"""The target of progressive distillation: one student step that does two DDIM steps' work."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_distill.diffusion.process import Denoiser, alpha_sigma_like
+
+
+def first_step_weight(
+    logsnr_s: jax.Array, logsnr_m: jax.Array, logsnr_t: jax.Array
+) -> jax.Array:
+    """The share w of the teacher's first prediction in the student's target, for s < m < t.
+
+    The teacher goes t -> m -> s by DDIM, predicting x1 at t and x2 at m. A DDIM step to s with a
+    prediction x made at t is, with eps = (z_t - alpha_t x) / sigma_t,
+
+        z_s = (sigma_s / sigma_t) z_t + (alpha_s - (sigma_s / sigma_t) alpha_t) x
+            = (sigma_s / sigma_t) z_t + sigma_s (R_s - R_t) x,        R = alpha / sigma.
+
+    Two steps chain to
+
+        z_s = (sigma_s / sigma_t) z_t + sigma_s (R_m - R_t) x1 + sigma_s (R_s - R_m) x2,
+
+    and one step with x_target gives the same z_s when
+
+        x_target = w x1 + (1 - w) x2,        w = (R_m - R_t) / (R_s - R_t).
+
+    This is the paper's x_target = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t)
+    alpha_t) (algorithm 2) with the differences of nearly equal images done on paper: there they
+    leave rounding errors times the number of steps, here w only mixes two images. The differences
+    of R are written with expm1, R = exp(logSNR / 2), so that w has its digits too:
+
+        w = exp((l_m - l_s) / 2) expm1((l_t - l_m) / 2) / expm1((l_t - l_s) / 2).
+
+    It holds for any schedule. On the cosine schedule with m half-way it is
+    sigma_s / (sigma_s + sigma_t).
+
+    Args:
+        logsnr_s, logsnr_m, logsnr_t: logSNR in nats at the three times, logsnr_s the largest.
+
+    Returns:
+        w in (0, 1), of the arguments' shape. It falls to 0, target x2, as sigma_s falls to 0.
+    """
+    ratio = jnp.expm1(0.5 * (logsnr_t - logsnr_m)) / jnp.expm1(0.5 * (logsnr_t - logsnr_s))
+    return jnp.exp(0.5 * (logsnr_m - logsnr_s)) * ratio
+
+
+def distillation_target(
+    teacher: Denoiser,
+    z_t: jax.Array,
+    i: jax.Array,
+    num_steps: jax.Array,
+    logsnr_fn: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The x that takes a student of num_steps steps where two steps of its teacher go.
+
+    With t = i / num_steps the teacher steps t -> t - 1 / (2 num_steps) -> t - 1 / num_steps
+    (algorithm 2 of Salimans & Ho 2022; the target as a weighted average: `first_step_weight`).
+    As in the paper, the last step (i = 1) is no special case: its target lands on z_0, where the
+    cut schedule leaves sigma_0 = 4.5e-5 and not 0.
+
+    Args:
+        teacher: its denoiser. Not clipped: clipping belongs to sampling.
+        z_t: noisy images at time i / num_steps, [B, ...].
+        i: integers in 1..num_steps, [B].
+        num_steps: the student's number of steps, a scalar; may be traced.
+        logsnr_fn: the schedule, from time in [0, 1] to logSNR.
+
+    Returns:
+        x_target, [B, ...]. No gradient flows through it.
+    """
+    i = i.astype(z_t.dtype)
+    logsnr_t = logsnr_fn(i / num_steps)
+    logsnr_m = logsnr_fn((i - 0.5) / num_steps)
+    logsnr_s = logsnr_fn((i - 1.0) / num_steps)
+    first = teacher(z_t, logsnr_t)
+    alpha_m, sigma_m = alpha_sigma_like(logsnr_m, z_t)
+    z_m = alpha_m * first.x + sigma_m * first.eps
+    second = teacher(z_m, logsnr_m)
+    w = first_step_weight(logsnr_s, logsnr_m, logsnr_t)
+    w = w.reshape(w.shape + (1,) * (z_t.ndim - w.ndim))
+    return jax.lax.stop_gradient(w * first.x + (1.0 - w) * second.x)

@@ -1,0 +1,52 @@
+"""Small files of a workdir: written whole or not at all, whenever the program is stopped."""
+
+import json
+import os
+from pathlib import Path
+
+from diffusion_distill.errors import UserError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that readers, and a restart, see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: the file is missing, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: not JSON ({error})") from None
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UserError(f"{path} is damaged in line {number}: not JSON") from None
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replaces a .jsonl file by these rows."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,256 @@
+"""Images from trained weights: every image a function of (seed, its index) alone."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_distill.data.batches import to_uint8
+from diffusion_distill.diffusion.process import clip_x
+from diffusion_distill.diffusion.samplers import (
+    SAMPLERS,
+    SamplerState,
+    image_keys,
+    image_noise,
+    sample,
+)
+from diffusion_distill.errors import UserError
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.models.unet import UNet
+from diffusion_distill.training import checkpoints
+from diffusion_distill.training.sharding import batched, make_mesh, replicated
+from diffusion_distill.training.stages import Stage, plan
+from diffusion_distill.training.state import abstract_params
+from diffusion_distill.training.step import make_denoiser, make_schedule
+from diffusion_distill.workdir import Workdir
+
+# (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
+SampleFn = Callable[[dict, jax.Array, jax.Array, jax.Array, int], jax.Array]
+
+# Labels asked for: one for all images, several that are taken in turn, or None for all in turn.
+Labels = int | Sequence[int] | np.ndarray | None
+
+
+def make_sample_fn(
+    model: UNet, config: ml_collections.ConfigDict, sampler: str, mesh: Mesh
+) -> SampleFn:
+    """The compiled sampler. Weights and num_steps are arguments: one compilation serves them all.
+
+    Its loop runs inside the compiled program or around one compiled step, as
+    config.runtime.sampler_loop says. x_hat is clipped to [-1, 1].
+
+    Raises:
+        UserError: there is no sampler of that name.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler is {sampler!r}; there are {', '.join(SAMPLERS)}")
+    step = SAMPLERS[sampler]
+    if sampler == "ancestral":
+        step = functools.partial(step, variance=config.eval.ancestral_variance)
+    schedule = make_schedule(config)
+
+    def bind(params, keys, labels, shape):
+        unclipped = make_denoiser(model, params, labels, config)
+
+        def denoiser(z, logsnr):
+            return clip_x(unclipped(z, logsnr), z, logsnr)
+
+        return denoiser, lambda i: image_noise(keys, i, shape)
+
+    def whole_loop(params, z, keys, labels, num_steps):
+        denoiser, noise_fn = bind(params, keys, labels, z.shape[1:])
+        return sample(step, denoiser, z, num_steps, schedule, noise_fn)
+
+    def one_step(params, state, keys, labels, i, num_steps):
+        denoiser, noise_fn = bind(params, keys, labels, state.z.shape[1:])
+        return step(denoiser, state, i, num_steps, schedule, noise_fn)
+
+    loop = config.runtime.sampler_loop
+    whole, rows = replicated(mesh), batched(mesh)
+    if loop == "inside" or (loop == "auto" and jax.default_backend() != "cpu"):
+        compiled = jax.jit(
+            whole_loop, in_shardings=(whole, rows, rows, rows, whole), out_shardings=rows
+        )
+        return lambda params, z, keys, labels, n: compiled(params, z, keys, labels, jnp.int32(n))
+
+    compiled_step = jax.jit(
+        one_step, in_shardings=(whole, rows, rows, rows, whole, whole), out_shardings=rows
+    )
+
+    def loop_outside(params, z, keys, labels, num_steps):
+        state = SamplerState(z, jnp.zeros_like(z))
+        n = jnp.int32(num_steps)
+        for i in range(num_steps, 0, -1):
+            state = compiled_step(params, state, keys, labels, jnp.int32(i), n)
+        return state.z
+
+    return loop_outside
+
+
+class Sampler:
+    """Images from one network in a set number of steps.
+
+    Attributes:
+        num_steps: sampling steps.
+        image_shape: (H, W, C) of the images.
+        num_classes: labels that the network knows; 0 where it has none.
+    """
+
+    def __init__(
+        self,
+        sample_fn: SampleFn,
+        params: dict,
+        num_steps: int,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        mesh: Mesh,
+        batch_size: int = 256,
+    ):
+        self.num_steps = num_steps
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes
+        self._sample_fn, self._params = sample_fn, params
+        self._mesh, self._batch_size = mesh, batch_size
+
+    def __call__(self, seed: int = 0, num_images: int = 64, labels: Labels = None) -> np.ndarray:
+        """uint8 images [N, H, W, C]; image n depends on (seed, n) and its label alone.
+
+        Args:
+            seed: 0 to 2**31 - 1.
+            num_images: N.
+            labels: see `image_labels`.
+
+        Raises:
+            UserError: an argument is out of range.
+        """
+        if num_images < 1:
+            raise UserError(f"num_images is {num_images}; it must be at least 1")
+        if not 0 <= seed < 2**31:
+            raise UserError(f"seed is {seed}; it must be from 0 to 2**31 - 1")
+        labels = self.image_labels(num_images, labels)
+        noise = jax.jit(lambda keys: image_noise(keys, 0, self.image_shape))
+
+        def start(indices):
+            keys = image_keys(seed, indices)
+            return noise(keys), keys
+
+        return to_uint8(self._in_batches(start, labels))
+
+    def from_noise(self, z: np.ndarray, labels: Labels = None) -> np.ndarray:
+        """float32 images [N, H, W, C] in [-1, 1] from noise of the caller's own.
+
+        Args:
+            z: noise [N, H, W, C], standard normal where images like the data's are wanted.
+            labels: see `image_labels`.
+
+        Raises:
+            UserError: z has another shape, or a label is out of range.
+        """
+        z = np.asarray(z, np.float32)
+        if z.ndim != 4 or z.shape[1:] != self.image_shape or not len(z):
+            raise UserError(
+                f"noise has shape {z.shape}; it must be [N, {', '.join(map(str, self.image_shape))}]"
+            )
+        labels = self.image_labels(len(z), labels)
+        return self._in_batches(lambda indices: (z[indices], image_keys(0, indices)), labels)
+
+    def image_labels(self, num_images: int, labels: Labels = None) -> np.ndarray:
+        """The label of each of N images: int32 [N], all 0 for a network without labels.
+
+        Args:
+            labels: one for all; several, taken in turn (image n gets labels[n % len(labels)]); or
+                None, for all that the network knows in turn.
+
+        Raises:
+            UserError: a label is out of range, or the network has none.
+        """
+        if labels is None:
+            labels = np.arange(max(self.num_classes, 1))
+        elif not self.num_classes:
+            raise UserError("labels were given, but this network was trained without")
+        labels = np.atleast_1d(np.asarray(labels))
+        if labels.ndim != 1 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"labels must be one integer or a list of them, not {labels!r}")
+        bad = [int(n) for n in labels if not 0 <= n < max(self.num_classes, 1)]
+        if bad:
+            raise UserError(f"label {bad[0]} is out of range 0 to {self.num_classes - 1}")
+        return np.resize(labels, num_images).astype(np.int32)
+
+    def _in_batches(self, start, labels: np.ndarray) -> np.ndarray:
+        """float32 [N, H, W, C]; start(indices) gives the batch's noise and keys."""
+        devices = self._mesh.size
+        size = min(self._batch_size, len(labels))
+        size = -(-size // devices) * devices
+        rows = batched(self._mesh)
+        images = []
+        for first in range(0, len(labels), size):
+            # The last batch is filled up, with images that are then dropped, so that all batches
+            # have one shape and run one program.
+            indices = np.minimum(np.arange(first, first + size), len(labels) - 1)
+            z, keys = start(indices)
+            z, keys, batch = jax.device_put((z, keys, labels[indices]), rows)
+            images.append(self._sample_fn(self._params, z, keys, batch, self.num_steps))
+        return np.concatenate([np.asarray(x) for x in images])[: len(labels)]
+
+
+def load_sampler(
+    workdir: str | Path,
+    num_steps: int | None = None,
+    stage: str | None = None,
+    sampler: str = "ddim",
+) -> Sampler:
+    """The sampler of a finished stage; only its averaged weights are loaded, and verified first.
+
+    Args:
+        workdir: of a run.
+        num_steps: of the stage wanted; None for the last that is finished. With stage="teacher",
+            any number: a teacher knows all times.
+        stage: a stage's name, in place of num_steps.
+        sampler: one of "ddim", "ancestral", "dpmpp_2m", "heun". Students are made for "ddim".
+
+    Raises:
+        UserError: there is no such workdir or stage, or it is not finished.
+        CheckpointError: its checkpoint is damaged.
+    """
+    run = Workdir.open(workdir)
+    chosen = _choose(run, num_steps, stage)
+    config, mesh = run.config, make_mesh()
+    model = build_unet(config, run.image_shape[-1], run.num_classes)
+    whole = checkpoints.verify(checkpoints.folder(run.path, chosen.name), chosen.updates)
+    params = whole.ema_params(abstract_params(model, run.image_shape, mesh))
+    return Sampler(
+        make_sample_fn(model, config, sampler, mesh),
+        params,
+        num_steps if num_steps is not None else chosen.num_steps,
+        run.image_shape,
+        model.num_classes,
+        mesh,
+        config.runtime.sampler_batch_size,
+    )
+
+
+def _choose(run: Workdir, num_steps: int | None, name: str | None) -> Stage:
+    stages = plan(run.config)
+    finished = [s for s in stages if run.is_finished(s)]
+    there = ", ".join(f"{s.name} ({s.num_steps} steps)" for s in finished) or "none"
+    if num_steps is not None and num_steps < 1:
+        raise UserError(f"num_steps is {num_steps}; it must be at least 1")
+    if name is None and num_steps is None:
+        if not finished:
+            raise UserError(f"{run.path} has no finished stage yet")
+        return finished[-1]
+    matches = [s for s in stages if name in (None, s.name) and num_steps in (None, s.num_steps)]
+    if name == "teacher" and num_steps is not None:
+        matches = stages[:1]
+    if not matches:
+        asked = f"named {name}" if name else ""
+        asked += f" of {num_steps} steps" if num_steps is not None else ""
+        raise UserError(f"{run.path} has no stage {asked.strip()}; finished stages: {there}")
+    if matches[0] not in finished:
+        raise UserError(f"{matches[0].name} in {run.path} is not finished; finished stages: {there}")
+    return matches[0]

@@ -1,0 +1,233 @@
+"""Run a config: every stage, from where it stands to the end.
+
+    python -m diffusion_distill.main --config=configs/digits_distill.py --workdir=runs/digits
+
+The same command continues a run that was stopped. `--config.train.batch_size=64` overrides a field.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import flags
+from clu import parameter_overview
+from ml_collections import config_flags
+
+from diffusion_distill import cli
+from diffusion_distill import config as configs
+from diffusion_distill.data import sources
+from diffusion_distill.data.batches import resident
+from diffusion_distill.errors import Stopped, UserError
+from diffusion_distill.files import write_atomically
+from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.metrics.evaluator import Evaluator
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.report.grid import grid, png
+from diffusion_distill.report.table import results_table
+from diffusion_distill.training import checkpoints
+from diffusion_distill.training.logs import duration, say
+from diffusion_distill.training.loop import StopSignal, train
+from diffusion_distill.training.sharding import check_divides, make_mesh, replicated
+from diffusion_distill.training.stages import Stage, plan
+from diffusion_distill.training.state import (
+    TrainState,
+    abstract_state,
+    init_student,
+    init_teacher,
+)
+from diffusion_distill.training.step import make_optimizer, make_update
+from diffusion_distill.workdir import Workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/; FILE:VARIANT works.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+
+
+class Run:
+    """One start of a run: what its stages share, and where each stands."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str | Path):
+        """Checks all that can be checked before anything is computed or written.
+
+        Raises:
+            UserError: the config is not valid, or the workdir holds another run.
+        """
+        configs.validate(config)
+        self.config = config
+        self.mesh = make_mesh()
+        check_divides(self.mesh, "train.batch_size", config.train.batch_size)
+        self.source = sources.load(config.data.name)
+        self.image_shape = self.source.image_shape
+        self.stages = {stage.name: stage for stage in plan(config)}
+        self.abstract = self._abstract_states()
+        self.workdir = Workdir.create_or_continue(
+            workdir, config, self.image_shape, self.source.num_classes
+        )
+        self._updates = {}  # compiled steps: one for the teacher, one for all students
+        self._sample_fns = {}  # compiled samplers, by name
+        self._data = None  # on the devices, once something trains
+
+    def finish(self) -> None:
+        """Trains and measures what is left, stage by stage.
+
+        Raises:
+            Stopped: SIGTERM or Ctrl-C came; what was trained is saved.
+            NonFiniteError: a loss or gradient was not finite.
+        """
+        measured = {row["stage"] for row in self.workdir.results()}
+        evaluator = None
+        with StopSignal() as stop:
+            for stage in self.stages.values():
+                if stage.name in measured:
+                    continue
+                params = self._trained_params(stage, stop)
+                evaluator = evaluator or Evaluator(self.config.eval, self.source)
+                self._measure(stage, params, evaluator, stop)
+
+    def _trained_params(self, stage: Stage, stop: StopSignal) -> dict:
+        """The averaged weights of a stage that is trained to its end; what is left is trained now.
+
+        That may be a teacher's last part too, where its end was damaged since.
+        """
+        directory = checkpoints.folder(self.workdir.path, stage.name)
+        whole = checkpoints.newest_whole(directory, say)
+        if whole is not None and whole.step == stage.updates:
+            return whole.ema_params(self.abstract[stage.name].ema_params)
+        teacher_params = None
+        if stage.teacher is not None:
+            teacher_params = self._trained_params(self.stages[stage.teacher], stop)
+        checkpoints.set_aside_newer(directory, whole)
+        if whole is None:
+            state, seconds = self._start(stage, teacher_params), 0.0
+        else:
+            state = whole.state(self.abstract[stage.name])
+            seconds = whole.meta()["seconds"]
+            say(f"{stage.name}: going on from {whole.path}")
+        self.workdir.check_space(sum(x.nbytes for x in jax.tree.leaves(state)))
+        state = train(
+            stage,
+            self.config,
+            self.workdir.path,
+            state,
+            teacher_params,
+            self._resident_data(),
+            self._update(stage),
+            self.mesh,
+            seconds,
+            stop,
+        )
+        return state.ema_params
+
+    def _measure(self, stage: Stage, params: dict, evaluator: Evaluator, stop: StopSignal) -> None:
+        """Adds the stage's row to the results, and its samples.png."""
+        began = time.monotonic()
+        say(f"{stage.name}: measuring {evaluator.metric}")
+        count, seed = self.config.eval.num_images, self.config.eval.seed
+
+        def measure(sampler_name: str, num_steps: int):
+            if stop.signum is not None:
+                raise Stopped(stop.signum)
+            sampler = self._sampler(sampler_name, params, num_steps)
+            images = sampler(seed, count)
+            return evaluator.measure(images, sampler.image_labels(count)), images
+
+        metrics, images = measure("ddim", stage.num_steps)
+        whole = checkpoints.newest_whole(checkpoints.folder(self.workdir.path, stage.name), say)
+        row = {
+            "stage": stage.name,
+            "num_steps": stage.num_steps,
+            "updates": stage.updates,
+            "images_seen": stage.updates * self.config.train.batch_size,
+            "seconds": whole.meta()["seconds"],
+            "metric": evaluator.metric,
+            **metrics,
+        }
+        if stage.teacher is None:
+            row["baselines"] = {name: {} for name in self.config.eval.baselines}
+            for name, values in row["baselines"].items():
+                for num_steps in (s.num_steps for s in self.stages.values()):
+                    again = name == "ddim" and num_steps == stage.num_steps
+                    result = metrics if again else measure(name, num_steps)[0]
+                    values[str(num_steps)] = result[evaluator.metric]
+            if evaluator.judge is not None:
+                row["judge_accuracy"] = evaluator.judge.held_out_accuracy
+        write_atomically(
+            self.workdir.path / stage.name / "samples.png",
+            png(grid(images[: self.config.eval.grid_images])),
+        )
+        self.workdir.add_result(row)
+        table = results_table(self.workdir.results())
+        write_atomically(self.workdir.path / "results.txt", table + "\n")
+        say(
+            f"{stage.name}: {evaluator.metric} {row[evaluator.metric]:.2f} at {stage.num_steps} "
+            f"steps, measured in {duration(time.monotonic() - began)}"
+        )
+
+    def _start(self, stage: Stage, teacher_params: dict | None) -> TrainState:
+        optimizer = make_optimizer(self.config, stage)
+        if teacher_params is not None:
+            return init_student(teacher_params, optimizer, self.mesh)
+        key = jax.random.key(self.config.seed)
+        state = init_teacher(self._model(), optimizer, key, self.image_shape, self.mesh)
+        count = parameter_overview.count_parameters(state.params)
+        say(f"{stage.name}: a network of {count:,} parameters on {self.mesh.size} device(s)")
+        return state
+
+    def _model(self, dropout: float = 0.0):
+        channels, num_classes = self.image_shape[-1], self.source.num_classes
+        return build_unet(self.config, channels, num_classes, dropout)
+
+    def _abstract_states(self) -> dict[str, TrainState]:
+        """Shapes of every stage's state; finds out whether the network fits the data."""
+        try:
+            return {
+                name: abstract_state(
+                    self._model(), make_optimizer(self.config, stage), self.image_shape, self.mesh
+                )
+                for name, stage in self.stages.items()
+            }
+        except ValueError as error:
+            raise UserError(f"config.model does not fit the data: {error}") from error
+
+    def _update(self, stage: Stage):
+        """The compiled step; all students share one."""
+        is_student = stage.teacher is not None
+        if is_student not in self._updates:
+            model = self._model(stage.dropout)
+            self._updates[is_student] = make_update(model, self.config, stage, self.mesh)
+        return self._updates[is_student]
+
+    def _sampler(self, name: str, params: dict, num_steps: int) -> Sampler:
+        """A sampler of these weights; all stages and numbers of steps share one compilation."""
+        model = self._model()
+        if name not in self._sample_fns:
+            self._sample_fns[name] = make_sample_fn(model, self.config, name, self.mesh)
+        return Sampler(
+            self._sample_fns[name],
+            params,
+            num_steps,
+            self.image_shape,
+            model.num_classes,
+            self.mesh,
+            self.config.runtime.sampler_batch_size,
+        )
+
+    def _resident_data(self) -> dict[str, jax.Array]:
+        if self._data is None:
+            self._data = jax.device_put(resident(self.source), replicated(self.mesh))
+        return self._data
+
+
+def main(argv: list[str]) -> None:
+    cli.no_arguments(argv)
+    cli.required("config", _CONFIG.value)
+    cli.required("workdir", _WORKDIR.value)
+    began = time.monotonic()
+    run = Run(_CONFIG.value, _WORKDIR.value)
+    run.finish()
+    say("\n" + results_table(run.workdir.results()))
+    say(f"\n{run.workdir.path}: done in {duration(time.monotonic() - began)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

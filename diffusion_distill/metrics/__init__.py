@@ -1,0 +1,1 @@
+"""How good images are: feature networks, distances, and names that say what was measured."""

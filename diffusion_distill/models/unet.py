@@ -1,0 +1,304 @@
+"""The U-Net of Ho et al. 2020 as used by Salimans & Ho 2022 (their appendix on architecture).
+
+Images are [B, H, W, C]. Parameters are float32; `dtype` is what convolutions, dense layers and
+attention compute in. Normalisation, softmax and the output are float32 whatever `dtype` is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# How logSNR enters the network: each maps logsnr [B] to about [0, 1], and the embedding
+# takes 1000 times that.
+TIME_INPUTS: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
+    # 2 phi / pi: the cosine schedule's own angle. The paper's choice.
+    "arctan": lambda l, low, high: jnp.arctan(jnp.exp(-0.5 * l)) * (2.0 / math.pi),
+    "linear": lambda l, low, high: (l - low) / (high - low),
+    "sigmoid": lambda l, low, high: jax.nn.sigmoid(l),
+}
+
+
+def timestep_embedding(time: jax.Array, channels: int) -> jax.Array:
+    """sin, then cos, of 1000 time at channels / 2 frequencies from 1 to 1 / 10000: [B, channels].
+
+    Args:
+        time: in [0, 1], [B].
+        channels: how many features; an odd one is filled up with a zero.
+    """
+    half = channels // 2
+    frequencies = jnp.exp(-math.log(10000.0) / max(half - 1, 1) * jnp.arange(half))
+    arguments = 1000.0 * time.astype(jnp.float32)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.sin(arguments), jnp.cos(arguments)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, channels % 2)))
+
+
+def downsample(x: jax.Array) -> jax.Array:
+    """Averages of 2x2 pixels: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Each pixel four times: [B, H, W, C] -> [B, 2H, 2W, C]."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+RESAMPLE: dict[str, Callable[[jax.Array], jax.Array]] = {"down": downsample, "up": upsample}
+
+
+class Normalize(nn.Module):
+    """GroupNorm in float32, whatever the input's dtype; the result has the input's dtype."""
+
+    num_groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        if channels < self.num_groups or channels % self.num_groups:
+            raise ValueError(
+                f"{channels} channels do not divide into {self.num_groups} groups for GroupNorm: "
+                "choose channel counts that are multiples of num_groups"
+            )
+        norm = nn.GroupNorm(num_groups=self.num_groups, epsilon=1e-6, dtype=jnp.float32)
+        nn.share_scope(self, norm)
+        return norm(x).astype(x.dtype)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with the embedding between them, added to a shortcut.
+
+    norm1, swish, (resample), conv1; norm2, scaled and shifted by the embedding, swish, dropout,
+    conv2 (zero at the start). Resampling acts on both the main path and the shortcut.
+    """
+
+    channels: int
+    num_groups: int
+    dropout: float
+    dtype: Any
+    resample: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
+        h = nn.swish(Normalize(self.num_groups, name="norm1")(x))
+        if self.resample is not None:
+            h, x = RESAMPLE[self.resample](h), RESAMPLE[self.resample](x)
+        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(h)
+        scale_shift = nn.Dense(2 * self.channels, dtype=self.dtype, name="temb_proj")(nn.swish(emb))
+        scale, shift = jnp.split(scale_shift[:, None, None, :], 2, axis=-1)
+        h = Normalize(self.num_groups, name="norm2")(h)
+        h = nn.swish(h * (1.0 + scale) + shift)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = nn.Conv(
+            self.channels, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2"
+        )(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, name="nin_shortcut")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, added to its input; its output layer is zero at the start."""
+
+    num_heads: int | None
+    head_dim: int | None
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, height, width, channels = x.shape
+        heads, head_dim = attention_heads(channels, self.num_heads, self.head_dim)
+        h = Normalize(self.num_groups, name="norm")(x).reshape(b, height * width, channels)
+        q, k, v = (
+            nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
+        )
+        h = jax.nn.dot_product_attention(q, k, v)  # scaled by 1 / sqrt(head_dim), softmax float32
+        h = nn.DenseGeneral(
+            channels,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+            name="proj_out",
+        )(h)
+        return x + h.reshape(x.shape)
+
+
+def attention_heads(channels: int, num_heads: int | None, head_dim: int | None) -> tuple[int, int]:
+    """(number of heads, channels in each), from whichever of the two is given.
+
+    Raises:
+        ValueError: both or neither is given, or the channels do not divide.
+    """
+    if (num_heads is None) == (head_dim is None):
+        raise ValueError(
+            f"give one of num_heads ({num_heads}) and head_dim ({head_dim}), not both or neither"
+        )
+    divisor = num_heads or head_dim
+    if channels % divisor:
+        name = "num_heads" if num_heads else "head_dim"
+        raise ValueError(f"attention over {channels} channels does not divide by {name} {divisor}")
+    heads = num_heads or channels // head_dim
+    return heads, channels // heads
+
+
+class Resample(nn.Module):
+    """Resampling by a plain convolution: stride 2 down, or repeated pixels and stride 1 up."""
+
+    resample: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.resample == "up":
+            x = upsample(x)
+        strides = 2 if self.resample == "down" else 1
+        return nn.Conv(x.shape[-1], (3, 3), strides=strides, dtype=self.dtype, name="conv")(x)
+
+
+class UNet(nn.Module):
+    """The U-Net: (z, logsnr, labels) -> output of `out_channels` channels, float32.
+
+    Attributes:
+        out_channels: channels of the output: those of the image, or twice as many for "both".
+        channels: channels at the highest resolution.
+        channel_multipliers: for each resolution, highest first, its channels over `channels`.
+            Resolution halves from each to the next.
+        num_blocks: residual blocks at each resolution on the way down; one more on the way up.
+        emb_channels: width of the embedding of time and label.
+        attention_resolutions: image heights at which attention follows each block.
+        num_heads: heads of attention; or
+        head_dim: channels of a head. Exactly one of the two is given.
+        num_classes: number of labels; 0 for a network without labels.
+        num_groups: groups of GroupNorm; every channel count must be a multiple.
+        dropout: rate, when called with train=True.
+        resample_blocks: whether resampling is done by residual blocks, as in the paper, or by
+            plain convolutions.
+        time_input: one of TIME_INPUTS.
+        logsnr_min, logsnr_max: the range that time_input "linear" maps to [0, 1].
+        dtype: what to compute in.
+        remat: recompute activations of the blocks in the backward pass, to save memory.
+    """
+
+    out_channels: int
+    channels: int
+    channel_multipliers: tuple[int, ...]
+    num_blocks: int
+    emb_channels: int
+    attention_resolutions: tuple[int, ...] = ()
+    num_heads: int | None = 1
+    head_dim: int | None = None
+    num_classes: int = 0
+    num_groups: int = 32
+    dropout: float = 0.0
+    resample_blocks: bool = True
+    time_input: str = "arctan"
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, z: jax.Array, logsnr: jax.Array, labels: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """The network's output for noisy images.
+
+        Args:
+            z: noisy images, [B, H, W, C]; H and W divisible by 2 for each halving.
+            logsnr: their logSNR in nats, [B].
+            labels: int32 [B] in 0..num_classes - 1; None where num_classes is 0.
+            train: whether dropout acts; it then needs the rng "dropout".
+
+        Returns:
+            [B, H, W, out_channels], float32.
+
+        Raises:
+            ValueError: a shape, a channel count or the labels do not fit.
+        """
+        self._check(z, logsnr, labels)
+        emb = self._embedding(logsnr, labels)
+        levels = len(self.channel_multipliers)
+        width = [self.channels * m for m in self.channel_multipliers]
+
+        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))
+        skips = [h]
+        for level in range(levels):
+            for block in range(self.num_blocks):
+                h = self._block(h, emb, train, width[level], f"down_{level}", block)
+                skips.append(h)
+            if level < levels - 1:
+                h = self._resample(h, emb, train, "down", f"down_{level}.downsample")
+                skips.append(h)
+
+        h = self._resnet(width[-1], name="mid.block_1")(h, emb, train)
+        h = self._attention(name="mid.attn_1")(h)
+        h = self._resnet(width[-1], name="mid.block_2")(h, emb, train)
+
+        for level in reversed(range(levels)):
+            for block in range(self.num_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._block(h, emb, train, width[level], f"up_{level}", block)
+            if level > 0:
+                h = self._resample(h, emb, train, "up", f"up_{level}.upsample")
+
+        h = nn.swish(Normalize(self.num_groups, name="norm_out")(h))
+        return nn.Conv(
+            self.out_channels,
+            (3, 3),
+            dtype=jnp.float32,
+            kernel_init=nn.initializers.zeros,
+            name="conv_out",
+        )(h.astype(jnp.float32))
+
+    def _embedding(self, logsnr, labels):
+        time = TIME_INPUTS[self.time_input](logsnr, self.logsnr_min, self.logsnr_max)
+        emb = timestep_embedding(time, self.channels)
+        emb = nn.Dense(self.emb_channels, dtype=self.dtype, name="dense0")(emb)
+        emb = nn.Dense(self.emb_channels, dtype=self.dtype, name="dense1")(nn.swish(emb))
+        if self.num_classes:
+            one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=self.dtype)
+            emb += nn.Dense(self.emb_channels, dtype=self.dtype, name="class_emb")(one_hot)
+        return emb
+
+    def _resnet(self, channels, name, resample=None):
+        block = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
+        return block(channels, self.num_groups, self.dropout, self.dtype, resample, name=name)
+
+    def _attention(self, name):
+        block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        return block(self.num_heads, self.head_dim, self.num_groups, self.dtype, name=name)
+
+    def _block(self, h, emb, train, channels, level, block):
+        h = self._resnet(channels, name=f"{level}.block_{block}")(h, emb, train)
+        if h.shape[1] in self.attention_resolutions:
+            h = self._attention(name=f"{level}.attn_{block}")(h)
+        return h
+
+    def _resample(self, h, emb, train, resample, name):
+        if self.resample_blocks:
+            return self._resnet(h.shape[-1], name, resample)(h, emb, train)
+        return Resample(resample, self.dtype, name=name)(h)
+
+    def _check(self, z, logsnr, labels):
+        batch, height, width, _ = z.shape
+        factor = 2 ** (len(self.channel_multipliers) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"images of {height}x{width} pixels do not halve {len(self.channel_multipliers) - 1}"
+                f" times, as {len(self.channel_multipliers)} channel_multipliers ask: each side "
+                f"must be divisible by {factor}"
+            )
+        if logsnr.shape != (batch,):
+            raise ValueError(f"logsnr has shape {logsnr.shape}, expected {(batch,)}")
+        if self.num_classes and (labels is None or labels.shape != (batch,)):
+            shape = None if labels is None else labels.shape
+            raise ValueError(
+                f"a network of {self.num_classes} labels needs labels of shape {(batch,)}, "
+                f"not {shape}"
+            )
+        if not self.num_classes and labels is not None:
+            raise ValueError("labels were given to a network that has none (num_classes is 0)")

@@ -1,0 +1,73 @@
+"""Images from a finished stage.
+
+    python -m diffusion_distill.sample --workdir=runs/digits --num_steps=4 --num_images=64 \\
+        --seed=0 --out=grid.png
+
+--out says what is written: a .png is a grid, an .npz holds uint8 `images` [N, H, W, C] and
+`labels` [N], anything else is a folder of one PNG each.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from diffusion_distill import cli
+from diffusion_distill.errors import UserError
+from diffusion_distill.files import write_atomically
+from diffusion_distill.generate import load_sampler
+from diffusion_distill.report.grid import grid, png
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps; default: the last finished stage's.")
+_STAGE = flags.DEFINE_string("stage", None, "A stage by name; 'teacher' takes any num_steps.")
+_SAMPLER = flags.DEFINE_string("sampler", "ddim", "ddim, ancestral, dpmpp_2m or heun.")
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 64, "How many.")
+_SEED = flags.DEFINE_integer("seed", 0, "Image n is a function of the seed and n.")
+_LABELS = flags.DEFINE_list("labels", None, "One label, or several taken in turn: 0,1,2.")
+_OUT = flags.DEFINE_string("out", None, "grid.png, images.npz, or a folder.")
+
+
+def write(out: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes uint8 images [N, H, W, C] in the form that the name of `out` asks for.
+
+    Raises:
+        UserError: `out` is to be a folder and is a file.
+    """
+    if out.suffix == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, png(grid(images)))
+    elif out.suffix == ".npz":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, images=images, labels=labels)
+        write_atomically(out, buffer.getvalue())
+    elif out.is_file():
+        raise UserError(f"--out={out} is a file; name a .png, an .npz or a folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        digits = len(str(len(images) - 1))
+        for n, image in enumerate(images):
+            write_atomically(out / f"{n:0{digits}d}.png", png(image))
+
+
+def main(argv: list[str]) -> None:
+    cli.no_arguments(argv)
+    cli.required("workdir", _WORKDIR.value)
+    cli.required("out", _OUT.value)
+    labels = None
+    if _LABELS.value is not None:
+        try:
+            labels = [int(label) for label in _LABELS.value]
+        except ValueError:
+            raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
+    sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
+    images = sampler(_SEED.value, _NUM_IMAGES.value, labels)
+    out = Path(_OUT.value)
+    write(out, images, sampler.image_labels(len(images), labels))
+    print(f"{len(images)} images in {sampler.num_steps} steps: {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

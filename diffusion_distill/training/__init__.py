@@ -1,0 +1,1 @@
+"""State, step, sharding, checkpoints, stages and the loop that runs them."""

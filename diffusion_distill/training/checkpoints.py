@@ -1,0 +1,221 @@
+"""Checkpoints of one stage: Orbax writes them, SHA-256 says whether they are still what it wrote.
+
+checkpoints/
+  400/               one folder an update count
+    state/           step, weights, optimiser
+    ema_params/      the averaged weights on their own: what samplers and the next round read
+    meta/            the config, the stage and the seconds spent, as JSON
+    sha256.json      of every other file; written last, so a folder without it is unfinished
+damaged/             what no longer matched, moved here by a run that went back to an older one
+
+Orbax 0.12 loads a file with a flipped bit without a word. So nothing is restored from here before
+every file in its folder has been compared with its checksum.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+
+from diffusion_distill.errors import CheckpointError
+from diffusion_distill.files import write_atomically
+from diffusion_distill.training.state import TrainState
+
+CHECKSUMS = "sha256.json"
+
+
+def folder(workdir: Path, stage_name: str) -> Path:
+    """Where a stage's checkpoints are."""
+    return Path(workdir) / stage_name / "checkpoints"
+
+
+def steps(directory: Path) -> list[int]:
+    """Update counts that have a folder, newest first, whole or not."""
+    if not directory.is_dir():
+        return []
+    found = [int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir()]
+    return sorted(found, reverse=True)
+
+
+def is_finished(directory: Path, step: int) -> bool:
+    """Whether writing it came to its end; says nothing about damage since then."""
+    return (directory / str(step) / CHECKSUMS).is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeCheckpoint:
+    """A checkpoint that was compared with its checksums: only `verify` makes one, and only from
+    one can anything be restored.
+    """
+
+    directory: Path
+    step: int
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.directory / str(self.step)
+
+    def state(self, abstract: TrainState) -> TrainState:
+        """The whole state. `abstract` gives its ShapeDtypeStructs with shardings."""
+        items = self._restore(
+            state=ocp.args.StandardRestore(_without_ema(abstract)),
+            ema_params=ocp.args.StandardRestore(abstract.ema_params),
+        )
+        return TrainState(**items["state"], ema_params=items["ema_params"])
+
+    def ema_params(self, abstract: dict) -> dict:
+        """The averaged weights; nothing else of the checkpoint is loaded."""
+        return self._restore(ema_params=ocp.args.StandardRestore(abstract))["ema_params"]
+
+    def meta(self) -> dict:
+        """What was saved as JSON with the state: config, stage, seconds."""
+        return self._restore(meta=ocp.args.JsonRestore())["meta"]
+
+    def _restore(self, **items):
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(self.directory, options=options) as manager:
+            return manager.restore(self.step, args=ocp.args.Composite(**items))
+
+
+def verify(directory: Path, step: int) -> WholeCheckpoint:
+    """The checkpoint of that step, every file of it read and compared.
+
+    Raises:
+        CheckpointError: it is missing or damaged; says which file.
+    """
+    problem = _damage(directory / str(step))
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {directory / str(step)} cannot be used: {problem}")
+    return WholeCheckpoint(directory, step)
+
+
+def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
+    """The newest checkpoint of which every file is as written; None where there is none.
+
+    Args:
+        directory: of a stage's checkpoints.
+        report: called with one line for each newer checkpoint that is not whole.
+    """
+    for step in steps(directory):
+        try:
+            return verify(directory, step)
+        except CheckpointError as error:
+            report(f"warning: {error}")
+    return None
+
+
+def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
+    """Clears the way for a run that goes on from `whole`: newer folders cannot be written again.
+
+    Unfinished ones are removed; damaged ones are moved to `damaged/` beside.
+    """
+    for step in steps(directory):
+        if whole is not None and step <= whole.step:
+            continue
+        path = directory / str(step)
+        if not is_finished(directory, step):
+            shutil.rmtree(path)
+            continue
+        aside = directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        count = sum(p.name.startswith(f"{step}-") for p in aside.iterdir())
+        path.rename(aside / f"{step}-{count}")
+
+
+class Writer:
+    """Saves a stage's checkpoints while training goes on; at most one is being written at a time."""
+
+    def __init__(self, directory: Path, kept: int):
+        """Makes the folder. `kept` is how many of the newest checkpoints stay."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
+        self._pending: concurrent.futures.Future | None = None
+
+    def save(self, state: TrainState, step: int, meta: dict) -> None:
+        """Starts to write a checkpoint; returns once the state's arrays have been copied.
+
+        Raises:
+            Whatever went wrong in writing the one before.
+        """
+        self.wait()
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_without_ema(state)),
+                ema_params=ocp.args.StandardSave(state.ema_params),
+                meta=ocp.args.JsonSave(meta),
+            ),
+            force=True,
+        )
+        self._pending = self._thread.submit(self._finish, step)
+
+    def _finish(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        path = self._directory / str(step)
+        write_atomically(path / CHECKSUMS, json.dumps(_checksums(path), indent=1))
+
+    def check(self) -> None:
+        """Raises what went wrong in writing, if that is known by now; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written, checksums included.
+
+        Raises:
+            Whatever went wrong in writing it.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+
+def _without_ema(state: TrainState) -> dict:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None where every file is as written."""
+    try:
+        expected = json.loads((path / CHECKSUMS).read_text())
+    except FileNotFoundError:
+        return f"it has no {CHECKSUMS}: writing it was cut off"
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return f"{CHECKSUMS} is not JSON"
+    found = _checksums(path)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not in {CHECKSUMS}"
+        if found[name] != expected[name]:
+            return f"{name} does not match its SHA-256"
+    return None
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """SHA-256 of every file below path but the checksums' own, by relative name."""
+    result = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name not in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
+            with open(file, "rb") as opened:
+                result[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return result

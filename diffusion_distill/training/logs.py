@@ -1,0 +1,79 @@
+"""What a run says while it goes: lines of progress, metrics.jsonl, TensorBoard."""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+from diffusion_distill.files import read_rows, write_rows
+
+
+def say(line: str) -> None:
+    """One line to standard output, at once, terminal or not."""
+    print(line, file=sys.stdout, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42s, 3m05s, 2h07m."""
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Lines of progress for one stage, at most one every `every_seconds`."""
+
+    def __init__(self, stage: str, start: int, total: int, batch_size: int, every_seconds: float):
+        self._stage, self._total = stage, total
+        self._batch_size, self._every = batch_size, every_seconds
+        # The clock starts with the first update done: what came before is compilation.
+        self._first, self._mark_step, self._mark_time = start + 1, start, time.monotonic()
+
+    def update(self, step: int, loss: float) -> None:
+        """Called after each update that is known to be done."""
+        now = time.monotonic()
+        if step <= self._first:
+            self._mark_step, self._mark_time = step, now
+        seconds = now - self._mark_time
+        if step == self._mark_step or (seconds < self._every and step < self._total):
+            return
+        rate = (step - self._mark_step) / max(seconds, 1e-9)
+        say(
+            f"{self._stage}: step {step} of {self._total}, loss {loss:.4f}, "
+            f"{rate * self._batch_size:,.0f} images/s, "
+            f"{duration((self._total - step) / rate)} left"
+        )
+        self._mark_step, self._mark_time = step, now
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events of one stage.
+
+    Rows that an earlier start wrote past the step that training goes on from are dropped, so that
+    the file reads like that of a run that was never stopped.
+    """
+
+    def __init__(self, directory: Path, start: int):
+        from tensorboardX import SummaryWriter
+
+        path = directory / "metrics.jsonl"
+        write_rows(path, [row for row in read_rows(path) if row["step"] <= start])
+        self._file = open(path, "a")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One row; a metric without a value (NaN) is left out."""
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        row = ", ".join(f'"{name}": {value!r}' for name, value in known.items())
+        self._file.write(f'{{"step": {step}, {row}}}\n')
+        self._file.flush()
+        for name, value in known.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,171 @@
+"""The loop of one stage: from its newest whole checkpoint to its last update."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_distill import config as configs
+from diffusion_distill.data.batches import batch_indices
+from diffusion_distill.errors import NonFiniteError, Stopped
+from diffusion_distill.training import checkpoints
+from diffusion_distill.training.logs import MetricsLog, Progress, say
+from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.stages import Stage
+from diffusion_distill.training.state import TrainState
+from diffusion_distill.training.step import Round
+
+
+class StopSignal:
+    """Turns SIGTERM and Ctrl-C into a flag for the time of a `with`: training saves, then stops.
+
+    A second signal acts as it would have without this.
+    """
+
+    signum: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, signum, frame):
+        self.signum = signum
+        self._reset()
+
+    def _reset(self):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def __exit__(self, *exception):
+        self._reset()
+
+
+def calls(start: int, end: int, updates_per_call: int, every: int) -> Iterator[tuple[int, int]]:
+    """(first step, number of updates) of each compiled call from start to end.
+
+    No call crosses a multiple of `every` (where a checkpoint is due) or the end.
+    """
+    while start < end:
+        border = min(end, (start // every + 1) * every)
+        count = min(updates_per_call, border - start)
+        yield start, count
+        start += count
+
+
+def train(
+    stage: Stage,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    state: TrainState,
+    teacher_params: dict | None,
+    data: dict[str, jax.Array],
+    update: Callable,
+    mesh: Mesh,
+    seconds: float,
+    stop: StopSignal,
+) -> TrainState:
+    """Makes the updates that are left of a stage, saving as the config says and at the end.
+
+    The device is never waited for inside the loop but for metrics, one call late.
+
+    Args:
+        stage: which.
+        config: the run's config.
+        workdir: of the run.
+        state: where the stage stands; donated.
+        teacher_params: averaged weights of the stage it learns from; None for the teacher.
+        data: the resident data set, on the devices.
+        update: the compiled step, of `make_update`.
+        mesh: the devices.
+        seconds: spent on the stage before.
+        stop: looked at after each call.
+
+    Returns:
+        The state at the end, which is saved, with the seconds spent on the stage in all.
+
+    Raises:
+        Stopped: `stop` was set; the state was saved first.
+        NonFiniteError: a loss or gradient is not finite. Nothing later than it was saved.
+    """
+    start = int(state.step)
+    began = time.monotonic() - seconds
+    directory = checkpoints.folder(workdir, stage.name)
+    batch_size, size = config.train.batch_size, data["labels"].shape[0]
+    per_call = config.runtime.updates_per_call or (1 if jax.default_backend() == "cpu" else 10)
+
+    rows, whole = batched(mesh, leading=1), replicated(mesh)
+    key = jax.random.fold_in(jax.random.key(config.seed), stage.rng_id)
+    round = Round(jnp.int32(stage.num_steps), jnp.int32(stage.updates))
+    key, round = jax.device_put((key, round), whole)
+    fields = {"config": configs.to_dict(config), "stage": vars(stage)}
+
+    progress = Progress(
+        stage.name, start, stage.updates, batch_size, config.runtime.log_every_seconds
+    )
+    writer = checkpoints.Writer(directory, config.train.checkpoints_kept)
+    log = MetricsLog(workdir / stage.name, start)
+
+    def settle(first: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes in the metrics of one call; waits until the device has made it."""
+        for offset, row in enumerate(_rows(jax.device_get(metrics))):
+            step = first + offset + 1
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                writer.wait()
+                raise NonFiniteError(_not_finite(stage, step, row, directory))
+            if step % config.runtime.log_every_updates == 0 or step == stage.updates:
+                log.write(step, row)
+            progress.update(step, row["loss"])
+
+    def save(step: int) -> None:
+        writer.save(state, step, fields | {"seconds": time.monotonic() - began})
+
+    try:
+        late = None
+        every = config.train.checkpoint_every
+        for first, count in calls(start, stage.updates, per_call, every):
+            indices = np.stack(
+                [
+                    batch_indices(config.seed, stage.rng_id, step, batch_size, size)
+                    for step in range(first, first + count)
+                ]
+            )
+            indices = jax.device_put(indices, rows)
+            with jax.transfer_guard("disallow"):
+                state, metrics = update(state, teacher_params, data, indices, key, round)
+            if late is not None:
+                settle(*late)
+            late = first, metrics
+            writer.check()
+            step = first + count
+            if step % every == 0 or step == stage.updates or stop.signum is not None:
+                settle(*late)  # nothing that is not finite is ever saved
+                late = None
+                save(step)
+            if stop.signum is not None:
+                raise Stopped(stop.signum)
+    finally:
+        log.close()
+        writer.close()
+    return state
+
+
+def _rows(metrics: dict[str, np.ndarray]) -> list[dict[str, float]]:
+    """Metrics of shape [K] each -> K rows of floats."""
+    count = len(metrics["loss"])
+    return [{name: float(values[k]) for name, values in metrics.items()} for k in range(count)]
+
+
+def _not_finite(stage: Stage, step: int, row: dict[str, float], directory: Path) -> str:
+    good = checkpoints.newest_whole(directory, say)
+    kept = "none was saved before it" if good is None else str(good.path)
+    return (
+        f"{stage.name}: loss {row['loss']}, gradient norm {row['grad_norm']} at step {step} of "
+        f"{stage.updates}; last good checkpoint: {kept}"
+    )

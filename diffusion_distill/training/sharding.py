@@ -1,0 +1,34 @@
+"""Where arrays live: one mesh over all devices, and the shardings that follow from it.
+
+Weights are replicated and batches are split along the mesh's one axis, "data". One device is a
+mesh of one, and nothing else in the package asks how many there are.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_distill.errors import UserError
+
+
+def make_mesh() -> Mesh:
+    """A mesh of all devices of all processes, with the one axis "data"."""
+    return Mesh(np.asarray(jax.devices()), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The axis after `leading` others is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, "data"))
+
+
+def check_divides(mesh: Mesh, field: str, size: int) -> None:
+    """Raises UserError where a batch does not split evenly over the mesh."""
+    if size % mesh.size:
+        raise UserError(
+            f"config.{field} is {size}; it must be a multiple of the {mesh.size} devices"
+        )

@@ -1,0 +1,72 @@
+"""What a config runs: a teacher, then students of half as many steps each. Pure functions."""
+
+import dataclasses
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: its folder in the workdir: "teacher", "student_0016".
+        num_steps: sampling steps it is made for. The teacher, trained in continuous time, has
+            those that distillation starts from.
+        teacher: name of the stage whose averaged weights it starts from and learns from; None for
+            the teacher itself.
+        updates: how many it makes.
+        learning_rate, warmup, lr_schedule: see `learning_rate` in training/step.py.
+        weight_decay, ema_decay, dropout: as in the config.
+    """
+
+    name: str
+    num_steps: int
+    teacher: str | None
+    updates: int
+    learning_rate: float
+    warmup: int
+    lr_schedule: str
+    weight_decay: float
+    ema_decay: float
+    dropout: float
+
+    @property
+    def rng_id(self) -> int:
+        """The number that tells this stage's randomness from the others': 0 for the teacher."""
+        return self.num_steps if self.teacher else 0
+
+
+def plan(config: ml_collections.ConfigDict) -> list[Stage]:
+    """The stages of a config in the order they run: a function of the config alone.
+
+    A round from 2N to N steps makes `distill.updates` updates, and the rounds to 2 and to 1
+    `distill.updates_last_rounds` (the paper's schedule).
+    """
+    teacher = Stage(
+        name="teacher",
+        num_steps=config.distill.start_steps,
+        teacher=None,
+        updates=config.teacher.updates,
+        **_schedule(config.teacher),
+    )
+    stages = [teacher]
+    num_steps = config.distill.start_steps // 2
+    while num_steps >= config.distill.end_steps:
+        last = num_steps <= 2
+        stages.append(
+            Stage(
+                name=f"student_{num_steps:04d}",
+                num_steps=num_steps,
+                teacher=stages[-1].name,
+                updates=config.distill.updates_last_rounds if last else config.distill.updates,
+                **_schedule(config.distill),
+            )
+        )
+        num_steps //= 2
+    return stages
+
+
+def _schedule(fields: ml_collections.ConfigDict) -> dict:
+    names = "learning_rate warmup lr_schedule weight_decay ema_decay dropout".split()
+    return {name: fields[name] for name in names}

@@ -1,0 +1,96 @@
+"""What changes while a stage trains, and how it starts."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusion_distill.models.unet import UNet
+from diffusion_distill.training.sharding import replicated
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a stage; with the config and the data, all that its future depends on.
+
+    Attributes:
+        step: int32 [], updates made in this stage.
+        params: the network's weights.
+        ema_params: their moving average: what samples, and what the next stage starts from.
+        opt_state: Adam's moments.
+    """
+
+    step: jax.Array
+    params: dict
+    ema_params: dict
+    opt_state: optax.OptState
+
+
+def init_params(model: UNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
+    """The weights of a new network for images of image_shape (H, W, C)."""
+    labels = jnp.zeros((1,), jnp.int32) if model.num_classes else None
+    return model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)), labels)["params"]
+
+
+def abstract_params(model: UNet, image_shape: tuple[int, int, int], mesh: Mesh) -> dict:
+    """Shapes, dtypes and shardings of the weights, without computing any."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
+    return _with_sharding(shapes, mesh)
+
+
+def abstract_state(
+    model: UNet,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes, dtypes and shardings of a stage's state, without computing any."""
+    params = abstract_params(model, image_shape, mesh)
+    return _with_sharding(jax.eval_shape(lambda p: new_state(p, optimizer), params), mesh)
+
+
+def _with_sharding(shapes, mesh: Mesh):
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh)), shapes
+    )
+
+
+def new_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """A stage's state before its first update; the average starts at the weights themselves."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def init_teacher(
+    model: UNet,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    image_shape: tuple[int, int, int],
+    mesh: Mesh,
+) -> TrainState:
+    """A new teacher's state, initialised in place: shapes, then shardings, then a jitted init."""
+
+    def init(key):
+        return new_state(init_params(model, key, image_shape), optimizer)
+
+    return jax.jit(init, out_shardings=replicated(mesh))(key)
+
+
+def init_student(
+    teacher_params: dict, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """A student's state: its teacher's averaged weights, a fresh optimiser, step 0.
+
+    The weights are copies: the state is donated to each update, the teacher must stay.
+    """
+
+    def init(params):
+        # jit passes an argument that it returns through; a copy has a buffer of its own.
+        return new_state(jax.tree.map(jnp.copy, params), optimizer)
+
+    return jax.jit(init, out_shardings=replicated(mesh))(teacher_params)
