@@ -13,6 +13,9 @@ def get_config(variant: str = ""):
     config = base()
     config.data.name = "digits"
 
+    config.diffusion.parameterization = "v"
+    config.diffusion.weighting = "snr_plus_one"
+
     config.model.channels = 32
     config.model.channel_multipliers = (1, 1)
     config.model.num_blocks = 1
@@ -21,21 +24,22 @@ def get_config(variant: str = ""):
     config.model.num_groups = 8
     config.model.class_conditional = True
 
-    config.train.batch_size = 128
-    config.train.checkpoint_every = 200
+    config.train.batch_size = 32
+    config.train.checkpoint_every = 500
 
-    config.teacher.updates = 600
+    config.teacher.updates = 1600
     config.teacher.learning_rate = 2e-3
     config.teacher.warmup = 50
     config.teacher.lr_schedule = "linear"
     config.teacher.ema_decay = 0.99
+    config.teacher.weight_decay = 0.0
     config.teacher.dropout = 0.0
 
     config.distill.start_steps = 32
-    config.distill.updates = 80
-    config.distill.updates_last_rounds = 120
-    config.distill.learning_rate = 5e-4
-    config.distill.ema_decay = 0.9
+    config.distill.updates = 250
+    config.distill.updates_last_rounds = 400
+    config.distill.learning_rate = 1e-3
+    config.distill.ema_decay = 0.98
 
     config.eval.num_images = 1000
     config.eval.label_agreement = True

@@ -149,6 +149,7 @@ class Run:
                     again = name == "ddim" and num_steps == stage.num_steps
                     result = metrics if again else measure(name, num_steps)[0]
                     values[str(num_steps)] = result[evaluator.metric]
+                    say(f"teacher: {name}, {num_steps} steps: {result[evaluator.metric]:.2f}")
             if evaluator.judge is not None:
                 row["judge_accuracy"] = evaluator.judge.held_out_accuracy
         write_atomically(

@@ -22,6 +22,10 @@ from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Round
 
+# Metrics that stop the run where they are not finite. The update's norm is among them because
+# finite gradients can still make a step that is not, and no such weights may reach a checkpoint.
+MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
+
 
 class StopSignal:
     """Turns SIGTERM and Ctrl-C into a flag for the time of a `with`: training saves, then stops.
@@ -116,7 +120,7 @@ def train(
         """Takes in the metrics of one call; waits until the device has made it."""
         for offset, row in enumerate(_rows(jax.device_get(metrics))):
             step = first + offset + 1
-            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+            if not all(math.isfinite(row[name]) for name in MUST_BE_FINITE):
                 writer.wait()
                 raise NonFiniteError(_not_finite(stage, step, row, directory))
             if step % config.runtime.log_every_updates == 0 or step == stage.updates:
@@ -166,6 +170,6 @@ def _not_finite(stage: Stage, step: int, row: dict[str, float], directory: Path)
     good = checkpoints.newest_whole(directory, say)
     kept = "none was saved before it" if good is None else str(good.path)
     return (
-        f"{stage.name}: loss {row['loss']}, gradient norm {row['grad_norm']} at step {step} of "
-        f"{stage.updates}; last good checkpoint: {kept}"
+        f"{stage.name}: {', '.join(f'{name} {row[name]}' for name in MUST_BE_FINITE)} at step "
+        f"{step} of {stage.updates}; last good checkpoint: {kept}"
     )

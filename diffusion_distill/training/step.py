@@ -103,8 +103,9 @@ def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage
     Returns:
         step(state, teacher_params, batch, key, round) -> (state, metrics), a pure function.
         teacher_params is None for the teacher itself. Metrics are float32 scalars: loss,
-        grad_norm (before clipping), learning_rate, and loss_q1 to loss_q4, the loss over the
-        examples with t in each quarter of [0, 1] (NaN where the batch has none there).
+        grad_norm (before clipping), update_norm (of the change in weights), learning_rate, and
+        loss_q1 to loss_q4, the loss over the examples with t in each quarter of [0, 1] (NaN where
+        the batch has none there).
     """
     schedule = make_schedule(config)
     weighting = WEIGHTINGS[config.diffusion.weighting]
@@ -151,7 +152,8 @@ def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage
         )
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": rate * optax.tree.norm(updates),
             "learning_rate": rate,
             **loss_by_quarter(each, t),
         }

@@ -1,0 +1,33 @@
+"""What tests share."""
+
+import os
+
+# Before JAX starts: programs compiled once are reused by later tests and by their child processes.
+_CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "xla")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from configs import digits_distill  # noqa: E402
+
+
+@pytest.fixture
+def x64():
+    """Float64 in JAX for the length of a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+def tiny_config():
+    """The smallest config that runs every part: digits, 4 -> 2 -> 1 steps, two resolutions."""
+    config = digits_distill.get_config("tiny")
+    config.model.attention_resolutions = ()
+    return config
+
+
+@pytest.fixture(name="tiny_config")
+def tiny_config_fixture():
+    return tiny_config()

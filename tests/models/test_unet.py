@@ -1,0 +1,226 @@
+"""The U-Net: the paper's sizes, what reaches the output, what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_distill.models import unet
+from diffusion_distill.models.unet import UNet
+
+SMALL = UNet(
+    out_channels=3,
+    channels=8,
+    channel_multipliers=(1, 2),
+    num_blocks=1,
+    emb_channels=16,
+    attention_resolutions=(4,),
+    num_classes=5,
+    num_groups=4,
+)
+PAPER = {
+    "cifar10": (UNet(3, 256, (1, 1, 1), 3, 1024, (8, 16)), (32, 32, 3), 60.0),
+    "imagenet64": (
+        UNet(6, 192, (1, 2, 3, 4), 3, 768, (8, 16, 32), None, 64, 1000), (64, 64, 3), 295.9),
+    "lsun128": (UNet(6, 64, (1, 2, 4, 6, 8), 3, 768, (8, 16, 32), None, 64), (128, 128, 3), 139.6),
+}  # fmt: skip
+
+
+def inputs(batch=2, side=8, channels=3, classes=5):
+    rng = np.random.default_rng(0)
+    z = jnp.float32(rng.normal(size=(batch, side, side, channels)))
+    return z, jnp.linspace(-3.0, 3.0, batch), jnp.arange(batch) % classes
+
+
+def random_params(model, *arguments):
+    """Weights without zeros: at the start the last convolutions hide the rest of the network."""
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments))
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(1)
+    return tree.unflatten([jnp.float32(0.2 * rng.normal(size=s.shape)) for s in leaves])
+
+
+@pytest.fixture(scope="module")
+def small():
+    params = random_params(SMALL, *inputs())
+    return params, jax.jit(SMALL.apply, static_argnames="train")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_has_the_papers_parameter_count(name):
+    model, shape, millions = PAPER[name]
+    labels = jnp.zeros(1, int) if model.num_classes else None
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), labels)
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert round(count / 1e6, 1) == millions
+
+
+def test_starts_at_zero_and_in_float32():
+    params = SMALL.init(jax.random.key(0), *inputs())
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    np.testing.assert_array_equal(SMALL.apply(params, *inputs()), 0.0)
+
+
+def test_labels_time_and_image_reach_the_output(small):
+    params, apply = small
+    z, logsnr, labels = inputs()
+    before = apply(params, z, logsnr, labels)
+    assert before.shape == z.shape
+    changed = [
+        apply(params, z, logsnr, (labels + 1) % 5),
+        apply(params, z, logsnr + 0.5, labels),
+        apply(params, z + 0.1, logsnr, labels),
+    ]
+    for after in changed:
+        assert np.all(np.abs(after - before).max(axis=(1, 2, 3)) > 1e-3)
+
+
+def test_images_do_not_reach_each_other(small):
+    params, apply = small
+    z, logsnr, labels = inputs()
+    before = apply(params, z, logsnr, labels)
+    after = apply(params, z.at[1].add(1.0), logsnr.at[1].add(1.0), labels.at[1].set(3))
+    np.testing.assert_allclose(after[0], before[0], atol=1e-6)
+
+
+def test_one_pixel_reaches_all_others(small):
+    """Through the lower resolution and attention; so labels and layout are not local either."""
+    params, apply = small
+    z, logsnr, labels = inputs()
+    before = apply(params, z, logsnr, labels)
+    after = apply(params, z.at[0, 0, 0].add(1.0), logsnr, labels)
+    assert np.all(np.abs(after - before)[0].max(axis=-1) > 0)
+
+
+def test_rematerialisation_changes_no_gradient(small):
+    params, _ = small
+    arguments = inputs()
+
+    def gradient(model):
+        return jax.jit(jax.grad(lambda p: jnp.square(model.apply(p, *arguments)).sum()))(params)
+
+    plain = gradient(SMALL)
+    saved = gradient(dataclasses.replace(SMALL, remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), plain, saved)
+
+
+def test_bfloat16_computes_apart_from_float32_parameters(small):
+    params, apply = small
+    model = dataclasses.replace(SMALL, dtype=jnp.bfloat16)
+    assert {p.dtype for p in jax.tree.leaves(model.init(jax.random.key(0), *inputs()))} == {
+        jnp.dtype("float32")
+    }
+    out, intermediates = model.apply(params, *inputs(), capture_intermediates=True)
+    assert out.dtype == jnp.float32
+    captured = intermediates["intermediates"]
+    assert captured["conv_in"]["__call__"][0].dtype == jnp.bfloat16
+    assert captured["mid.block_1"]["conv1"]["__call__"][0].dtype == jnp.bfloat16
+    exact = apply(params, *inputs())
+    assert 0 < np.abs(out - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_dropout_acts_in_training_only(small):
+    params, _ = small
+    model = dataclasses.replace(SMALL, dropout=0.5)
+    arguments = inputs()
+    calm = model.apply(params, *arguments)
+    np.testing.assert_allclose(calm, SMALL.apply(params, *arguments), atol=1e-6)
+    a, b = (
+        model.apply(params, *arguments, train=True, rngs={"dropout": jax.random.key(k)})
+        for k in (0, 1)
+    )
+    assert np.abs(a - b).max() > 1e-3
+
+
+@pytest.mark.parametrize("resample_blocks", [True, False])
+def test_both_ways_of_resampling(resample_blocks):
+    model = dataclasses.replace(SMALL, resample_blocks=resample_blocks)
+    params = model.init(jax.random.key(0), *inputs())
+    inside = "conv1" if resample_blocks else "conv"
+    for name in ("down_0.downsample", "up_1.upsample"):
+        assert inside in params["params"][name]
+    assert model.apply(params, *inputs()).shape == (2, 8, 8, 3)
+
+
+def test_resampling_averages_and_repeats():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(unet.downsample(x)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]])
+    up = unet.upsample(x)
+    np.testing.assert_array_equal(up[0, :, :, 0], np.kron(x[0, ..., 0], np.ones((2, 2))))
+    np.testing.assert_array_equal(unet.downsample(up), x)
+
+
+def test_timestep_embedding_by_its_formula():
+    time, channels = np.array([0.0, 0.1, 0.731, 1.0]), 32
+    half = channels // 2
+    arguments = 1000.0 * time[:, None] * 10000.0 ** (-np.arange(half) / (half - 1))[None]
+    expected = np.concatenate([np.sin(arguments), np.cos(arguments)], axis=1)
+    got = unet.timestep_embedding(jnp.float32(time), channels)
+    # Arguments reach 1000, where float32 has steps of 6e-5.
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+    assert unet.timestep_embedding(jnp.float32(time), 9).shape == (4, 9)
+
+
+def test_time_inputs():
+    logsnr = np.array([-20.0, -2.0, 0.0, 2.0, 20.0])
+    expected = {
+        "arctan": np.arctan(np.exp(-logsnr / 2)) * 2 / np.pi,
+        "linear": (logsnr + 20) / 40,
+        "sigmoid": 1 / (1 + np.exp(-logsnr)),
+    }
+    for name, time_input in unet.TIME_INPUTS.items():
+        np.testing.assert_allclose(
+            time_input(jnp.float32(logsnr), -20.0, 20.0), expected[name], rtol=1e-5, atol=1e-7
+        )
+
+
+def test_attention_against_numpy():
+    block = unet.AttentionBlock(num_heads=2, head_dim=None, num_groups=4, dtype=jnp.float32)
+    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 3, 8)))
+    params = random_params(block, x)
+    p = jax.tree.map(np.asarray, params["params"])
+    grouped = np.asarray(x, np.float64).reshape(2, 9, 4, 2)
+    mean = grouped.mean(axis=(1, 3), keepdims=True)
+    h = (grouped - mean) / np.sqrt(grouped.var(axis=(1, 3), keepdims=True) + 1e-6)
+    h = h.reshape(2, 9, 8) * p["norm"]["scale"] + p["norm"]["bias"]
+    q, k, v = (np.einsum("btc,chd->bhtd", h, p[n]["kernel"]) + p[n]["bias"][None, :, None]
+               for n in "qkv")  # fmt: skip
+    logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(4)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ v
+    out = np.einsum("bhtd,hdc->btc", mixed, p["proj_out"]["kernel"]) + p["proj_out"]["bias"]
+    np.testing.assert_allclose(
+        block.apply(params, x), x + out.reshape(x.shape), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_heads_by_count_or_by_size():
+    assert unet.attention_heads(96, 4, None) == (4, 24)
+    assert unet.attention_heads(192, None, 64) == (3, 64)
+    with pytest.raises(ValueError, match="96 channels does not divide by num_heads 5"):
+        unet.attention_heads(96, 5, None)
+    with pytest.raises(ValueError, match="96 channels does not divide by head_dim 64"):
+        unet.attention_heads(96, None, 64)
+    with pytest.raises(ValueError, match="not both or neither"):
+        unet.attention_heads(96, 2, 48)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ({}, inputs(side=9), "9x9 pixels do not halve 1 times.*divisible by 2"),
+        ({"num_groups": 32}, inputs(), "8 channels do not divide into 32 groups"),
+        ({"num_groups": 3}, inputs(), "8 channels do not divide into 3 groups"),
+        ({}, (*inputs()[:2], None), r"needs labels of shape \(2,\), not None"),
+        ({"num_classes": 0}, inputs(), "labels were given to a network that has none"),
+        ({}, (inputs()[0], jnp.zeros(3), inputs()[2]), r"logsnr has shape \(3,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(change, arguments, message):
+    model = dataclasses.replace(SMALL, **change)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments))

@@ -1,0 +1,55 @@
+"""Tables and grids."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from diffusion_distill.report.grid import grid, png
+from diffusion_distill.report.table import results_table
+
+ROWS = [
+    {
+        "stage": "teacher", "num_steps": 2, "updates": 2000, "images_seen": 64000, "seconds": 12.4,
+        "metric": "fd_pixels1k_train", "fd_pixels1k_train": 1.0, "label_agreement": 0.5,
+        "baselines": {"ddim": {"2": 1.0, "1": 9.126}, "ancestral": {"2": 3.0, "1": 8.0}},
+        "judge_accuracy": 0.989,
+    },
+    {
+        "stage": "student_0001", "num_steps": 1, "updates": 300, "images_seen": 9600,
+        "seconds": 3.0, "metric": "fd_pixels1k_train", "fd_pixels1k_train": 1.5,
+        "label_agreement": 0.25,
+    },
+]  # fmt: skip
+
+
+def test_table_has_a_row_a_stage_with_the_teachers_numbers_beside():
+    lines = results_table(ROWS).splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
+    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert cells == [
+        "student_0001", "1", "300", "9,600", "3", "1.50", "9.13", "8.00", "25.0%",
+    ]  # fmt: skip
+    assert "right 98.9%" in lines[-1]
+
+
+def test_table_of_a_run_without_labels_has_no_such_column():
+    rows = [{k: v for k, v in row.items() if k != "label_agreement"} for row in ROWS]
+    assert "agreement" not in results_table(rows)
+
+
+def test_table_of_nothing():
+    assert results_table([]) == "no stage is measured yet"
+
+
+def test_grid_keeps_every_pixel_in_its_place():
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+    canvas = grid(images, columns=3, padding=2, min_side=16)
+    assert canvas.shape == (3 * 18 + 2, 3 * 18 + 2, 3)
+    fourth = canvas[20:36, 2:18]  # second row, first column, enlarged twice
+    np.testing.assert_array_equal(fourth[::2, ::2], images[3])
+    np.testing.assert_array_equal(fourth[1::2, 1::2], images[3])
+    for channels in (1, 3):
+        decoded = np.asarray(Image.open(io.BytesIO(png(canvas[..., :channels]))))
+        np.testing.assert_array_equal(decoded.reshape(*canvas.shape[:2], channels),
+                                      canvas[..., :channels])  # fmt: skip

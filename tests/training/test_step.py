@@ -1,0 +1,262 @@
+"""The train step: its parts against numpy, and properties of the whole."""
+
+import subprocess
+import sys
+import textwrap
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.training import step as steps
+from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.training.stages import plan
+from diffusion_distill.training.state import init_student, init_teacher, new_state
+from diffusion_distill.training.step import Batch, Round, learning_rate
+
+
+class Toy(nn.Module):
+    """As small as a network can be: its output is one learned number for every pixel."""
+
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, z, logsnr, labels=None, train=False):
+        level = self.param("level", nn.initializers.constant(0.3), ())
+        return jnp.full_like(z, level)
+
+
+def batch_of(value, count=16):
+    images = jnp.full((count, 2, 2, 1), value, jnp.uint8)
+    return Batch(images, jnp.zeros(count, jnp.int32))
+
+
+def toy_stages(tiny_config):
+    tiny_config.diffusion.parameterization = "x"
+    tiny_config.diffusion.weighting = "constant"
+    teacher, student, *_ = plan(tiny_config)
+    return teacher, student
+
+
+def test_learning_rate_by_hand():
+    def rate(step, **changes):
+        settings = dict(updates=100, peak=2.0, warmup=10, lr_schedule="linear") | changes
+        return float(learning_rate(jnp.int32(step), **settings))
+
+    assert rate(0) == pytest.approx(2.0 * 0.1)
+    assert rate(4) == pytest.approx(2.0 * 0.5 * 0.96)
+    assert rate(50) == pytest.approx(1.0)
+    assert rate(99) == pytest.approx(0.02)
+    assert rate(0, warmup=0) == pytest.approx(2.0)
+    assert [rate(s, lr_schedule="constant") for s in (9, 50, 99)] == pytest.approx([2.0] * 3)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_optimiser_is_clipped_adamw(tiny_config, weight_decay):
+    """Five updates in numpy: clip to norm 1, Adam with bias correction, decoupled decay."""
+    tiny_config.teacher.weight_decay = weight_decay
+    stage = plan(tiny_config)[0]
+    optimizer = steps.make_optimizer(tiny_config, stage)
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=7)
+    params, m, v = {"a": jnp.float32(p[:3]), "b": jnp.float32(p[3:])}, 0.0, 0.0
+    state = optimizer.init(params)
+    for n in range(1, 6):
+        g = rng.normal(size=7) * (3.0 if n < 4 else 0.1)
+        grads = {"a": jnp.float32(g[:3]), "b": jnp.float32(g[3:])}
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p - 0.01 * u, params, updates)
+        g = g * min(1.0, 1.0 / np.linalg.norm(g))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        adam = (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+        p = p - 0.01 * (adam + weight_decay * p)
+    np.testing.assert_allclose(np.concatenate([params["a"], params["b"]]), p, rtol=1e-4)
+
+
+def test_a_step_moves_weights_and_average_as_it_says(tiny_config):
+    teacher, _ = toy_stages(tiny_config)
+    optimizer = steps.make_optimizer(tiny_config, teacher)
+    state = new_state({"level": jnp.float32(0.3)}, optimizer)
+    round = Round(jnp.int32(4), jnp.int32(teacher.updates))
+    step = steps.make_train_step(Toy(), tiny_config, teacher)
+    after, metrics = step(state, None, batch_of(255), jax.random.key(0), round)
+    # x is 1 and the prediction 0.3, at every t: the loss is 0.49 and its gradient -1.4.
+    assert metrics["loss"] == pytest.approx(0.49, rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(1.4, rel=1e-5)
+    rate = float(learning_rate(0, teacher.updates, teacher.learning_rate, teacher.warmup, "linear"))
+    assert metrics["learning_rate"] == pytest.approx(rate)
+    # Adam's first step is the learning rate, whatever the gradient.
+    assert after.params["level"] == pytest.approx(0.3 + rate, rel=1e-5)
+    assert metrics["update_norm"] == pytest.approx(rate, rel=1e-4)
+    decay = teacher.ema_decay
+    assert after.ema_params["level"] == pytest.approx(0.3 + (1 - decay) * rate, rel=1e-6)
+    assert after.step == 1
+
+
+def test_loss_by_quarter():
+    loss, t = jnp.float32([1, 3, 5, 7]), jnp.float32([0.0, 0.2, 0.75, 1.0])
+    got = steps.loss_by_quarter(loss, t)
+    assert (got["loss_q1"], got["loss_q4"]) == (2.0, 6.0)
+    assert np.isnan(got["loss_q2"])
+    assert np.isnan(got["loss_q3"])
+
+
+def test_noise_and_times_differ_from_step_to_step(tiny_config):
+    tiny_config.diffusion.weighting = "snr"
+    teacher = plan(tiny_config)[0]
+    step = steps.make_train_step(Toy(), tiny_config, teacher)
+    state = new_state({"level": jnp.float32(0.3)}, steps.make_optimizer(tiny_config, teacher))
+    round = Round(jnp.int32(4), jnp.int32(12))
+
+    def loss(number, key=0):
+        at = state.replace(step=jnp.int32(number))
+        return float(step(at, None, batch_of(200), jax.random.key(key), round)[1]["loss"])
+
+    assert loss(0) == loss(0)
+    assert len({loss(0), loss(1), loss(2), loss(0, key=1)}) == 4
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4096])
+def test_a_student_of_a_perfect_teacher_has_nothing_to_learn(tiny_config, num_steps):
+    """Data that is one point, known to the teacher: its target is that point at any step."""
+    tiny_config.diffusion.parameterization = "x"
+    _, student = toy_stages(tiny_config)
+    step = steps.make_train_step(Toy(), tiny_config, student)
+    params = {"level": jnp.float32(1.0)}
+    state = new_state(params, steps.make_optimizer(tiny_config, student))
+    round = Round(jnp.int32(num_steps), jnp.int32(6))
+    _, metrics = step(state, params, batch_of(255), jax.random.key(0), round)
+    assert metrics["loss"] < 1e-10
+
+
+def test_a_student_learns_its_teacher_and_not_the_data(tiny_config):
+    _, student = toy_stages(tiny_config)
+    step = jax.jit(steps.make_train_step(Toy(), tiny_config, student))
+    state = new_state({"level": jnp.float32(0.3)}, steps.make_optimizer(tiny_config, student))
+    teacher_params, round = {"level": jnp.float32(0.2)}, Round(jnp.int32(2), jnp.int32(400))
+    for _ in range(400):
+        state, _ = step(state, teacher_params, batch_of(255), jax.random.key(0), round)
+    assert state.params["level"] == pytest.approx(0.2, abs=2e-3)
+    assert teacher_params["level"] == pytest.approx(0.2)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """A tiny U-Net's compiled teacher step, and what it is called with."""
+    from tests.conftest import tiny_config
+
+    config, mesh = tiny_config(), make_mesh()
+    stage = plan(config)[0]
+    model = build_unet(config, 1, 10)
+    update = steps.make_update(model, config, stage, mesh)
+    rng = np.random.default_rng(0)
+    data = {
+        "images": jnp.asarray(rng.integers(0, 256, (64, 8, 8, 1), np.uint8)),
+        "labels": jnp.asarray(rng.integers(0, 10, 64, np.int32)),
+    }
+    rows = jnp.asarray(rng.integers(0, 64, (4, 16), np.int32))
+
+    def start():
+        optimizer = steps.make_optimizer(config, stage)
+        return init_teacher(model, optimizer, jax.random.key(0), (8, 8, 1), mesh)
+
+    def call(state, indices):
+        round = Round(jnp.int32(4), jnp.int32(12))
+        return update(state, None, data, indices, jax.random.key(1), round)
+
+    return start, call, rows
+
+
+def test_real_steps_give_what_they_gave_when_written(real):
+    """A pin, not a truth: change it knowingly. It holds data, noise, network, loss and optimiser."""
+    start, call, rows = real
+    state, losses, norms = start(), [], []
+    for row in rows[:3]:
+        state, metrics = call(state, row[None])
+        losses.append(float(metrics["loss"][0]))
+        norms.append(float(metrics["grad_norm"][0]))
+    np.testing.assert_allclose(losses, GOLDEN_LOSS, rtol=1e-4)
+    np.testing.assert_allclose(norms, GOLDEN_GRAD_NORM, rtol=1e-3)
+
+
+GOLDEN_LOSS = [0.0, 0.0, 0.0]
+GOLDEN_GRAD_NORM = [0.0, 0.0, 0.0]
+
+
+def test_several_updates_in_one_call_are_the_updates_one_by_one(real):
+    start, call, rows = real
+    one, losses = start(), []
+    for row in rows:
+        one, metrics = call(one, row[None])
+        losses.append(metrics["loss"][0])
+    several, metrics = call(start(), rows)
+    assert metrics["loss"].shape == (4,)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    # Adam turns rounding in a gradient near 0 into a part of the learning rate, 2e-3 at most.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), several.params, one.params
+    )
+    assert several.step == one.step == 4
+
+
+def test_the_state_is_donated_and_the_teacher_is_not(tiny_config):
+    mesh = make_mesh()
+    teacher_params = {"level": jax.device_put(jnp.float32(0.2))}
+    _, student = toy_stages(tiny_config)
+    state = init_student(teacher_params, steps.make_optimizer(tiny_config, student), mesh)
+    update = steps.make_update(Toy(), tiny_config, student, mesh)
+    data = {"images": jnp.zeros((8, 2, 2, 1), jnp.uint8), "labels": jnp.zeros(8, jnp.int32)}
+    indices = jnp.zeros((1, 4), jnp.int32)
+    round = Round(jnp.int32(2), jnp.int32(6))
+    after, _ = update(state, teacher_params, data, indices, jax.random.key(0), round)
+    assert state.params["level"].is_deleted()
+    assert teacher_params["level"] == pytest.approx(0.2)
+    assert np.isfinite(after.params["level"])
+
+
+def test_eight_devices_make_the_updates_of_one():
+    """The same batches and noise, and weights to 1e-5 after ten updates, in a process of its own."""
+    script = textwrap.dedent(
+        """
+        import jax, sys
+        jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+        import jax.numpy as jnp, numpy as np
+        from tests.conftest import tiny_config
+        from tests.training.test_step import Toy, steps
+        from diffusion_distill.training.sharding import make_mesh, replicated, batched
+        from diffusion_distill.training.stages import plan
+        from diffusion_distill.training.state import new_state
+
+        class Linear(Toy):
+            def __call__(self, z, logsnr, labels=None, train=False):
+                return z @ self.variables["params"]["matrix"] + logsnr[:, None, None, None] * 0.01
+
+        config, mesh = tiny_config(), make_mesh()
+        assert mesh.size == int(sys.argv[1])
+        stage = plan(config)[0]
+        params = {"matrix": jnp.eye(3) * 0.1}
+        state = jax.device_put(new_state(params, steps.make_optimizer(config, stage)),
+                               replicated(mesh))
+        update = steps.make_update(Linear(), config, stage, mesh)
+        rng = np.random.default_rng(0)
+        data = {"images": rng.integers(0, 256, (64, 4, 4, 3), np.uint8),
+                "labels": np.zeros(64, np.int32)}
+        round = steps.Round(np.int32(4), np.int32(12))
+        for _ in range(10):
+            indices = rng.integers(0, 64, (1, 16), np.int32)
+            state, metrics = update(state, None, data, indices, jax.random.key(0), round)
+        print(*np.ravel(state.ema_params["matrix"]), *np.ravel(state.params["matrix"]),
+              float(metrics["loss"][0]))
+        """
+    )
+
+    def run(devices):
+        command = [sys.executable, "-c", script, str(devices)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return np.array([float(number) for number in done.stdout.split()])
+
+    np.testing.assert_allclose(run(8), run(1), rtol=1e-5, atol=1e-6)
