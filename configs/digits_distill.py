@@ -56,5 +56,5 @@ def get_config(variant: str = ""):
         config.eval.num_images = 100
         config.eval.grid_images = 10
     elif variant:
-        raise ValueError(f"the variants of this config are '' and 'tiny', not {variant!r}")
+        raise ValueError(f"this config has the variant tiny, not {variant}")
     return config

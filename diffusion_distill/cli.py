@@ -1,6 +1,7 @@
 """What the command lines share: mistakes end in one line and a non-zero exit."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -16,34 +17,51 @@ TRACEBACK = "DIFFUSION_DISTILL_TRACEBACK"  # set it to 1 to see where a message 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses flags, runs main, and exits: 0, or with one line on standard error and not 0."""
-    # Orbax and JAX warn of what is meant here (read-only access, say); their errors still show.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
+    logging.set_verbosity(logging.FATAL)
     try:
-        argv = app.parse_flags_with_usage(sys.argv)
-    except (ValueError, AttributeError, TypeError, KeyError, OSError) as error:
-        # A config file's own mistakes, and those in --config.field=value, surface here.
-        fail(EXIT_MISTAKE, error)
-    try:
-        main(argv)
-    except (UserError, CheckpointError, flags.Error) as error:
-        fail(EXIT_MISTAKE, error)
+        main(_parse(sys.argv))
+    except (UserError, CheckpointError) as error:
+        fail(EXIT_MISTAKE, str(error), error)
     except NonFiniteError as error:
-        fail(EXIT_NON_FINITE, error)
+        fail(EXIT_NON_FINITE, str(error), error)
     except OSError as error:
-        fail(EXIT_MISTAKE, error)
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fail(EXIT_MISTAKE, named, error)
     except Stopped as stop:
-        fail(128 + stop.signum, stop)
+        fail(128 + stop.signum, str(stop), stop)
     except KeyboardInterrupt as error:
-        fail(128 + signal.SIGINT, error or "interrupted")
+        fail(128 + signal.SIGINT, "interrupted", error)
 
 
-def fail(code: int, reason: BaseException | str) -> None:
-    """Says why in one line, and exits."""
-    if os.environ.get(TRACEBACK) == "1" and isinstance(reason, BaseException):
-        raise reason
-    text = " ".join(str(reason).split()) or type(reason).__name__
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    sys.exit(code)
+def _parse(argv: list[str]) -> list[str]:
+    """The words left when flags are taken out.
+
+    Raises:
+        UserError: a flag, or a config file or field that a flag names, is wrong.
+    """
+    app.define_help_flags()
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError) as error:  # a field in --config.field=value
+        reason = re.sub(r"\\+n", ". ", str(error.args[0]))
+        reason = re.sub(r"[\\'\"]", "", reason)
+        raise UserError(f"a --config flag names a field that is not there: {reason}") from error
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        # Where a config file raised, the message is its whole traceback; the end says why.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(lines[-1] if lines else repr(error)) from error
+
+
+def fail(code: int, reason: str, cause: BaseException) -> None:
+    """Says why in one line, and exits; shows the traceback instead where TRACEBACK is set."""
+    if os.environ.get(TRACEBACK) == "1":
+        raise cause
+    print(f"error: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Not sys.exit: on a full disk, threads and exit handlers of TensorBoard's and Orbax's writers
+    # would print tracebacks of their own after this line. All that is ours is closed by now.
+    os._exit(code)
 
 
 def no_arguments(argv: list[str]) -> None:

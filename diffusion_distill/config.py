@@ -156,7 +156,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     lines = []
     for name in sorted(old.keys() | new.keys()):
         path = f"{prefix}{name}"
-        if path == "runtime":
+        if name == "runtime":
             continue
         a, b = old.get(name, "(none)"), new.get(name, "(none)")
         if isinstance(a, dict) and isinstance(b, dict):

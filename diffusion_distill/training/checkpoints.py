@@ -13,6 +13,7 @@ every file in its folder has been compared with its checksum.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -139,24 +140,34 @@ class Writer:
         self._manager = ocp.CheckpointManager(directory, options=options)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
         self._pending: concurrent.futures.Future | None = None
+        self._step: int | None = None  # of the newest save
 
     def save(self, state: TrainState, step: int, meta: dict) -> None:
         """Starts to write a checkpoint; returns once the state's arrays have been copied.
 
         Raises:
-            Whatever went wrong in writing the one before.
+            CheckpointError: this one, or the one before, could not be written.
         """
         self.wait()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_without_ema(state)),
-                ema_params=ocp.args.StandardSave(state.ema_params),
-                meta=ocp.args.JsonSave(meta),
-            ),
-            force=True,
+        self._step = step
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_without_ema(state)),
+            ema_params=ocp.args.StandardSave(state.ema_params),
+            meta=ocp.args.JsonSave(meta),
         )
+        with self._explained():
+            self._manager.save(step, args=items, force=True)
         self._pending = self._thread.submit(self._finish, step)
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """Turns what Orbax raises, of many kinds and lines, into one line: a full disk, mostly."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+            path = self._directory / str(self._step)
+            raise CheckpointError(f"checkpoint {path} could not be written: {reason}") from error
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
@@ -164,7 +175,7 @@ class Writer:
         write_atomically(path / CHECKSUMS, json.dumps(_checksums(path), indent=1))
 
     def check(self) -> None:
-        """Raises what went wrong in writing, if that is known by now; never waits."""
+        """As `wait`, but raises only what is known by now; never waits."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -172,11 +183,12 @@ class Writer:
         """Waits for the checkpoint that is being written, checksums included.
 
         Raises:
-            Whatever went wrong in writing it.
+            CheckpointError: it could not be written.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            with self._explained():
+                pending.result()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""

@@ -1,5 +1,6 @@
 """The loop of one stage: from its newest whole checkpoint to its last update."""
 
+import contextlib
 import math
 import signal
 import time
@@ -130,7 +131,9 @@ def train(
     def save(step: int) -> None:
         writer.save(state, step, fields | {"seconds": time.monotonic() - began})
 
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.push(_close(log))
+        stack.push(_close(writer))
         late = None
         every = config.train.checkpoint_every
         for first, count in calls(start, stage.updates, per_call, every):
@@ -154,10 +157,20 @@ def train(
                 save(step)
             if stop.signum is not None:
                 raise Stopped(stop.signum)
-    finally:
-        log.close()
-        writer.close()
     return state
+
+
+def _close(resource) -> Callable:
+    """An exit that closes; where the loop has failed, that failure is what counts, not another."""
+
+    def leave(kind, error, traceback) -> None:
+        try:
+            resource.close()
+        except Exception:
+            if error is None:
+                raise
+
+    return leave
 
 
 def _rows(metrics: dict[str, np.ndarray]) -> list[dict[str, float]]:

@@ -1,0 +1,285 @@
+"""One whole tiny run, looked at from all sides."""
+
+import json
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffusion_distill
+from diffusion_distill.diffusion.samplers import image_keys, image_noise
+from diffusion_distill.errors import CheckpointError, NonFiniteError, UserError
+from diffusion_distill.files import read_rows
+from diffusion_distill.main import Run
+from diffusion_distill.training import checkpoints
+from diffusion_distill.training.state import abstract_params, init_student
+from diffusion_distill.training.step import make_optimizer
+from tests.conftest import tiny_config
+
+STAGES = ["teacher", "student_0002", "student_0001"]
+
+
+class Compilations(logging.Handler):
+    """Names of the programs that JAX compiles."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        message = record.getMessage()
+        if message.startswith("Compiling "):
+            self.names.append(message.split()[1])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir of a finished run, names of the programs compiled on the way)."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    compilations = Compilations()
+    logger = logging.getLogger("jax")
+    logger.addHandler(compilations)
+    with jax.log_compiles():
+        Run(tiny_config(), workdir).finish()
+    logger.removeHandler(compilations)
+    return workdir, compilations.names
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def ema_params(workdir, name):
+    config = tiny_config()
+    updates = config.teacher.updates if name == "teacher" else config.distill.updates
+    run = Run(config, workdir)
+    whole = checkpoints.verify(checkpoints.folder(workdir, name), updates)
+    return whole.ema_params(abstract_params(run._model(), (8, 8, 1), run.mesh))
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_one_compilation_for_the_teacher_and_one_for_all_rounds(finished):
+    assert finished[1].count("jit(update)") == 2
+
+
+def test_one_compilation_for_each_sampler_at_all_steps_of_all_stages(finished):
+    assert finished[1].count("jit(one_step)") == 2  # DDIM and ancestral
+
+
+def test_every_stage_leaves_what_the_next_and_a_person_need(finished):
+    workdir, _ = finished
+    for name in STAGES:
+        assert Image.open(workdir / name / "samples.png").size[0] > 100
+        assert any((workdir / name / "tensorboard").iterdir())
+        rows = read_rows(workdir / name / "metrics.jsonl")
+        assert {"step", "loss", "grad_norm", "learning_rate"} <= rows[-1].keys()
+        assert rows[-1]["step"] == (12 if name == "teacher" else 6)
+    rows = read_rows(workdir / "results.jsonl")
+    assert [row["stage"] for row in rows] == STAGES
+    assert [row["images_seen"] for row in rows] == [12 * 16, 6 * 16, 6 * 16]
+    teacher = rows[0]
+    assert {n: list(v) for n, v in teacher["baselines"].items()} == {
+        "ddim": ["4", "2", "1"], "ancestral": ["4", "2", "1"],
+    }  # fmt: skip
+    assert teacher["baselines"]["ddim"]["4"] == teacher["fd_pixels100_train"]
+    assert all(0 < row["fd_pixels100_train"] < 100 for row in rows)
+    assert "student_0001" in (workdir / "results.txt").read_text()
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    workdir, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != "config.json"}
+    Run(tiny_config(), workdir).finish()
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != "config.json"}
+    before.pop(workdir, None), after.pop(workdir, None)
+    assert after == before
+
+
+def test_students_start_from_the_averaged_weights_with_a_fresh_optimiser(finished):
+    workdir, _ = finished
+    teacher = ema_params(workdir, "teacher")
+    run = Run(tiny_config(), workdir)
+    optimizer = make_optimizer(run.config, run.stages["student_0002"])
+    state = init_student(teacher, optimizer, run.mesh)
+    assert_same_bits(state.params, teacher)
+    assert_same_bits(state.ema_params, teacher)
+    assert_same_bits(state.opt_state, optimizer.init(teacher))
+    assert state.step == 0
+
+
+def test_learning_rate_of_a_student_falls_to_its_last_update(finished):
+    workdir, _ = finished
+    (row,) = [r for r in read_rows(workdir / "student_0002/metrics.jsonl") if r["step"] == 6]
+    assert row["learning_rate"] == pytest.approx(tiny_config().distill.learning_rate / 6)
+
+
+def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
+    before = ema_params(workdir, "teacher")
+    student = ema_params(workdir, "student_0002")
+    next((workdir / "teacher/checkpoints/12/ema_params/d").iterdir()).write_bytes(b"\0")
+    for name in ("student_0002", "student_0001"):
+        shutil.rmtree(workdir / name)
+    (workdir / "results.jsonl").write_text(
+        json.dumps(read_rows(workdir / "results.jsonl")[0]) + "\n"
+    )
+    Run(tiny_config(), workdir).finish()
+    said = capsys.readouterr().out
+    assert "teacher/checkpoints/12 cannot be used" in said
+    assert "going on from" in said
+    assert_same_bits(ema_params(workdir, "teacher"), before)
+    assert_same_bits(ema_params(workdir, "student_0002"), student)
+    steps = [row["step"] for row in read_rows(workdir / "teacher/metrics.jsonl")]
+    assert steps == sorted(set(steps))
+
+
+def test_another_config_is_refused_with_what_differs(finished):
+    config = tiny_config()
+    config.train.batch_size = 8
+    config.model.emb_channels = 32
+    with pytest.raises(UserError) as error:
+        Run(config, finished[0])
+    differing = "config.model.emb_channels: 16 -> 32; config.train.batch_size: 16 -> 8"
+    assert f"of another config: {differing}." in str(error.value)
+
+
+def test_how_to_run_may_differ_between_two_starts(finished):
+    config = tiny_config()
+    config.runtime.sampler_batch_size = 10
+    Run(config, finished[0]).finish()
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="no config.json: it is not the workdir of a run"):
+        Run(tiny_config(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_written(tmp_path):
+    config = tiny_config()
+    config.model.channel_multipliers = (1, 1, 1, 1, 1)
+    with pytest.raises(UserError, match="8x8 pixels do not halve 4 times"):
+        Run(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
+    config = tiny_config()
+    config.train.checkpoint_every = 1
+    config.teacher.learning_rate = 1e38
+    with pytest.raises(NonFiniteError, match=r"teacher: loss .* at step \d+ of 12; last good"):
+        Run(config, tmp_path / "run").finish()
+    directory = checkpoints.folder(tmp_path / "run", "teacher")
+    run = Run(config, tmp_path / "run")
+    for step in checkpoints.steps(directory):
+        state = checkpoints.verify(directory, step).state(run.abstract["teacher"])
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
+    with pytest.raises(UserError, match="has 0 MB free; a stage's checkpoints need"):
+        Run(tiny_config(), tmp_path / "run").finish()
+
+
+# Sampling
+
+
+def test_an_image_is_a_function_of_its_seed_and_index(finished):
+    sampler = diffusion_distill.load_sampler(finished[0], num_steps=2)
+    images = sampler(seed=3, num_images=30)
+    assert images.shape == (30, 8, 8, 1)
+    assert images.dtype == np.uint8
+    sampler._batch_size = 7  # another split into batches, and a last one that is not full
+    again = sampler(seed=3, num_images=30).astype(int)
+    # Other batch shapes may be other programs: rounding can tip a pixel by one level of 255.
+    assert np.abs(images - again).max() <= 1
+    assert np.abs(images[:11] - sampler(seed=3, num_images=11).astype(int)).max() <= 1
+    assert np.abs(images - sampler(seed=4, num_images=30).astype(int)).max() > 20
+
+
+def test_noise_of_the_callers_own(finished):
+    sampler = diffusion_distill.load_sampler(finished[0], num_steps=2)
+    z = np.asarray(image_noise(image_keys(3, jnp.arange(12)), 0, (8, 8, 1)))
+    x = sampler.from_noise(z, labels=[4, 5])
+    assert x.shape == z.shape
+    assert x.dtype == np.float32
+    assert np.abs(x).max() <= 1
+    expected = sampler(seed=3, num_images=12, labels=[4, 5])
+    assert np.abs(np.round((x + 1) * 127.5) - expected).max() <= 1
+    with pytest.raises(UserError, match=r"shape \(12, 8, 8\); it must be \[N, 8, 8, 1\]"):
+        sampler.from_noise(z[..., 0])
+
+
+def test_labels_are_taken_in_turn(finished):
+    sampler = diffusion_distill.load_sampler(finished[0], num_steps=1)
+    np.testing.assert_array_equal(sampler.image_labels(12), [*range(10), 0, 1])
+    np.testing.assert_array_equal(sampler.image_labels(3, 7), [7, 7, 7])
+    np.testing.assert_array_equal(sampler.image_labels(5, [1, 2]), [1, 2, 1, 2, 1])
+    for bad, message in [(10, "label 10 is out of range 0 to 9"), ([0, -1], "label -1"),
+                         ([], "one integer or a list"), ([0.5], "one integer or a list")]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            sampler(num_images=4, labels=bad)
+
+
+def test_loop_inside_and_outside_give_the_same_images(finished, workdir):
+    outside = diffusion_distill.load_sampler(finished[0], num_steps=2)(num_images=8)
+    fields = json.loads((workdir / "config.json").read_text())
+    fields["config"]["runtime"]["sampler_loop"] = "inside"
+    (workdir / "config.json").write_text(json.dumps(fields))
+    inside = diffusion_distill.load_sampler(workdir, num_steps=2)(num_images=8)
+    assert np.abs(inside.astype(int) - outside).max() <= 1
+
+
+def test_the_teacher_takes_any_number_of_steps_and_any_sampler(finished):
+    for name in ("ddim", "dpmpp_2m"):
+        sampler = diffusion_distill.load_sampler(finished[0], 3, stage="teacher", sampler=name)
+        assert sampler.num_steps == 3
+        assert sampler(num_images=2).shape == (2, 8, 8, 1)
+    assert diffusion_distill.load_sampler(finished[0]).num_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_steps": 3}, r"no stage of 3 steps; finished stages: teacher \(4 steps\), student_"),
+        ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
+        ({"stage": "student_0064"}, "no stage named student_0064; finished stages"),
+        ({"stage": "student_0001", "num_steps": 2}, "no stage named student_0001 of 2 steps"),
+        ({"sampler": "euler"}, "'euler'; there are ddim, ancestral, dpmpp_2m, heun"),
+    ],
+)
+def test_what_cannot_be_sampled_is_said_in_one_line(finished, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        diffusion_distill.load_sampler(finished[0], **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_half_written_workdirs(workdir, tmp_path):
+    load = diffusion_distill.load_sampler
+    with pytest.raises(UserError, match="there is no workdir"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="it has no config.json"):
+        load(tmp_path / "empty")
+    shutil.rmtree(workdir / "student_0001/checkpoints/6")
+    with pytest.raises(UserError, match="student_0001 .* is not finished; finished stages: teach"):
+        load(workdir, num_steps=1)
+    damaged = workdir / "student_0002/checkpoints/6/ema_params/_METADATA"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="ema_params/_METADATA does not match its SHA-256"):
+        load(workdir, num_steps=2)
+    text = (workdir / "config.json").read_text()
+    for broken in (text[:100], "{}", text.replace("num_blocks", "blocks")):
+        (workdir / "config.json").write_text(broken)
+        with pytest.raises(UserError, match=r"config\.json"):
+            load(workdir)
