@@ -14,6 +14,7 @@ from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
 from diffusion_distill.diffusion.samplers import SAMPLERS
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics.features import FEATURES
 from diffusion_distill.models.unet import TIME_INPUTS
 
 DTYPES = ("float32", "bfloat16")
@@ -111,6 +112,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _one_of(config, "diffusion.weighting", WEIGHTINGS)
     _one_of(config, "model.time_input", TIME_INPUTS)
     _one_of(config, "model.dtype", DTYPES)
+    _one_of(config, "eval.features", FEATURES)
     _one_of(config, "runtime.sampler_loop", SAMPLER_LOOPS)
     for stage in ("teacher", "distill"):
         _one_of(config, f"{stage}.lr_schedule", LR_SCHEDULES)

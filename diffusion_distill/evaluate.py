@@ -1,7 +1,7 @@
 """Measure a finished stage.
 
-    python -m diffusion_distill.evaluate --workdir=runs/digits --num_steps=4
-    python -m diffusion_distill.evaluate --workdir=runs/digits --stage=teacher --num_steps=64
+python -m diffusion_distill.evaluate --workdir=runs/digits --num_steps=4
+python -m diffusion_distill.evaluate --workdir=runs/digits --stage=teacher --num_steps=64
 """
 
 from absl import flags

@@ -8,7 +8,7 @@ from diffusion_distill.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that readers, and a restart, see the old content or the new, never a part."""
+    """Writes a file so that readers, and a restart, see the old content or the new, not a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content
     with open(temporary, "wb") as file:
@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is dropped."""
+    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is out."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines()

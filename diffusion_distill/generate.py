@@ -154,7 +154,8 @@ class Sampler:
         z = np.asarray(z, np.float32)
         if z.ndim != 4 or z.shape[1:] != self.image_shape or not len(z):
             raise UserError(
-                f"noise has shape {z.shape}; it must be [N, {', '.join(map(str, self.image_shape))}]"
+                f"noise has shape {z.shape}; it must be [N, "
+                f"{', '.join(map(str, self.image_shape))}]"
             )
         labels = self.image_labels(len(z), labels)
         return self._in_batches(lambda indices: (z[indices], image_keys(0, indices)), labels)
@@ -252,5 +253,7 @@ def _choose(run: Workdir, num_steps: int | None, name: str | None) -> Stage:
         asked += f" of {num_steps} steps" if num_steps is not None else ""
         raise UserError(f"{run.path} has no stage {asked.strip()}; finished stages: {there}")
     if matches[0] not in finished:
-        raise UserError(f"{matches[0].name} in {run.path} is not finished; finished stages: {there}")
+        raise UserError(
+            f"{matches[0].name} in {run.path} is not finished; finished stages: {there}"
+        )
     return matches[0]

@@ -100,9 +100,7 @@ class Workdir:
 
     def is_finished(self, stage: Stage) -> bool:
         """Whether the stage made all its updates; says nothing about damage since then."""
-        return checkpoints.is_finished(
-            checkpoints.folder(self.path, stage.name), stage.updates
-        )
+        return checkpoints.is_finished(checkpoints.folder(self.path, stage.name), stage.updates)
 
     def results(self) -> list[dict]:
         """The rows of results.jsonl, one for each stage that was measured, in order."""

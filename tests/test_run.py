@@ -225,8 +225,12 @@ def test_labels_are_taken_in_turn(finished):
     np.testing.assert_array_equal(sampler.image_labels(12), [*range(10), 0, 1])
     np.testing.assert_array_equal(sampler.image_labels(3, 7), [7, 7, 7])
     np.testing.assert_array_equal(sampler.image_labels(5, [1, 2]), [1, 2, 1, 2, 1])
-    for bad, message in [(10, "label 10 is out of range 0 to 9"), ([0, -1], "label -1"),
-                         ([], "one integer or a list"), ([0.5], "one integer or a list")]:  # fmt: skip
+    for bad, message in [
+        (10, "label 10 is out of range 0 to 9"),
+        ([0, -1], "label -1 is out of range"),
+        ([], "one integer or a list"),
+        ([0.5], "one integer or a list"),
+    ]:
         with pytest.raises(UserError, match=message):
             sampler(num_images=4, labels=bad)
 

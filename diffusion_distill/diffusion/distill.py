@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from diffusion_distill.diffusion.process import Denoiser, alpha_sigma_like
 
 
-def first_step_weight(
-    logsnr_s: jax.Array, logsnr_m: jax.Array, logsnr_t: jax.Array
-) -> jax.Array:
+def first_step_weight(logsnr_s: jax.Array, logsnr_m: jax.Array, logsnr_t: jax.Array) -> jax.Array:
     """The share w of the teacher's first prediction in the student's target, for s < m < t.
 
     The teacher goes t -> m -> s by DDIM, predicting x1 at t and x2 at m. A DDIM step to s with a

@@ -37,9 +37,7 @@ class SamplerState(NamedTuple):
     x_hat: jax.Array
 
 
-Step = Callable[
-    [Denoiser, SamplerState, jax.Array, jax.Array, LogsnrFn, NoiseFn], SamplerState
-]
+Step = Callable[[Denoiser, SamplerState, jax.Array, jax.Array, LogsnrFn, NoiseFn], SamplerState]
 
 
 def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:

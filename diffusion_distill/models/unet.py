@@ -16,9 +16,9 @@ import jax.numpy as jnp
 # takes 1000 times that.
 TIME_INPUTS: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
     # 2 phi / pi: the cosine schedule's own angle. The paper's choice.
-    "arctan": lambda l, low, high: jnp.arctan(jnp.exp(-0.5 * l)) * (2.0 / math.pi),
-    "linear": lambda l, low, high: (l - low) / (high - low),
-    "sigmoid": lambda l, low, high: jax.nn.sigmoid(l),
+    "arctan": lambda logsnr, low, high: jnp.arctan(jnp.exp(-0.5 * logsnr)) * (2.0 / math.pi),
+    "linear": lambda logsnr, low, high: (logsnr - low) / (high - low),
+    "sigmoid": lambda logsnr, low, high: jax.nn.sigmoid(logsnr),
 }
 
 
@@ -285,12 +285,12 @@ class UNet(nn.Module):
 
     def _check(self, z, logsnr, labels):
         batch, height, width, _ = z.shape
-        factor = 2 ** (len(self.channel_multipliers) - 1)
+        levels = len(self.channel_multipliers)
+        factor = 2 ** (levels - 1)
         if height % factor or width % factor:
             raise ValueError(
-                f"images of {height}x{width} pixels do not halve {len(self.channel_multipliers) - 1}"
-                f" times, as {len(self.channel_multipliers)} channel_multipliers ask: each side "
-                f"must be divisible by {factor}"
+                f"images of {height}x{width} pixels do not halve {levels - 1} times, as {levels} "
+                f"channel_multipliers ask: each side must be divisible by {factor}"
             )
         if logsnr.shape != (batch,):
             raise ValueError(f"logsnr has shape {logsnr.shape}, expected {(batch,)}")

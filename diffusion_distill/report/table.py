@@ -44,11 +44,15 @@ def _markdown(header: list[str], body: list[list[str]]) -> str:
     widths = [max(len(row[c]) for row in [header, *body]) for c in range(len(header))]
 
     def line(cells, pad=" "):
-        first, *rest = (cell.ljust(w, pad) if n == 0 else cell.rjust(w, pad)
-                        for n, (cell, w) in enumerate(zip(cells, widths, strict=True)))
+        first, *rest = (
+            cell.ljust(w, pad) if n == 0 else cell.rjust(w, pad)
+            for n, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
         return "| " + " | ".join([first, *rest]) + " |"
 
-    rule = "| " + " | ".join(
-        "-" * w if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths)
-    ) + " |"
+    rule = (
+        "| "
+        + " | ".join("-" * w if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths))
+        + " |"
+    )
     return "\n".join([line(header), rule, *map(line, body)])

@@ -130,7 +130,7 @@ def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
 
 
 class Writer:
-    """Saves a stage's checkpoints while training goes on; at most one is being written at a time."""
+    """Saves a stage's checkpoints while training goes on, one at a time."""
 
     def __init__(self, directory: Path, kept: int):
         """Makes the folder. `kept` is how many of the newest checkpoints stay."""

@@ -15,7 +15,7 @@ def say(line: str) -> None:
 
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: 42s, 3m05s, 2h07m."""
-    seconds = int(round(seconds))
+    seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:

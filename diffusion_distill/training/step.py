@@ -50,7 +50,9 @@ def make_optimizer(config: ml_collections.ConfigDict, stage: Stage):
     """
     train = config.train
     return optax.chain(
-        optax.clip_by_global_norm(train.grad_clip_norm) if train.grad_clip_norm else optax.identity(),
+        optax.clip_by_global_norm(train.grad_clip_norm)
+        if train.grad_clip_norm
+        else optax.identity(),
         optax.scale_by_adam(b1=train.adam_b1, b2=train.adam_b2, eps=train.adam_eps),
         optax.add_decayed_weights(stage.weight_decay) if stage.weight_decay else optax.identity(),
     )

@@ -128,7 +128,9 @@ def test_the_last_step_returns_x_hat(name):
     np.testing.assert_allclose(state.z, x_hat, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "cost"), [("ddim", 5), ("ancestral", 5), ("dpmpp_2m", 5), ("heun", 9)])
+@pytest.mark.parametrize(
+    ("name", "cost"), [("ddim", 5), ("ancestral", 5), ("dpmpp_2m", 5), ("heun", 9)]
+)
 def test_network_evaluations(name, cost):
     count = 0
 

@@ -9,7 +9,9 @@ from diffusion_distill.metrics.frechet import Statistics, frechet_distance, stat
 
 
 def random_statistics(seed, dim=12, rank=40):
-    return statistics(np.random.default_rng(seed).normal(size=(rank, dim)) @ np.diag(range(1, 1 + dim)))
+    return statistics(
+        np.random.default_rng(seed).normal(size=(rank, dim)) @ np.diag(range(1, 1 + dim))
+    )
 
 
 def test_statistics_are_mean_and_unbiased_covariance():
@@ -40,7 +42,9 @@ def test_commuting_covariances_in_closed_form():
 def test_agrees_with_scipys_matrix_root(seed):
     a, b = random_statistics(seed), random_statistics(seed + 10)
     root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
-    expected = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance - 2 * root.real)
+    expected = np.sum((a.mean - b.mean) ** 2) + np.trace(
+        a.covariance + b.covariance - 2 * root.real
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-8)
 

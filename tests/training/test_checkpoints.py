@@ -35,9 +35,7 @@ def make_state(seed: int) -> TrainState:
 
 
 def abstract(tree):
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree
-    )
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
 
 
 def assert_same_bits(a, b):

@@ -175,7 +175,7 @@ GOLDEN_GRAD_NORM = [0.7674357, 0.6097873, 0.6357601]
 
 
 def test_real_steps_give_what_they_gave_when_written(real):
-    """A pin, not a truth: change it knowingly. It holds data, noise, network, loss and optimiser."""
+    """A pin, not a truth, on data, noise, network, loss and optimiser: change it knowingly."""
     start, call, rows = real
     state, losses, norms = start(), [], []
     for row in rows[:3]:
@@ -218,7 +218,7 @@ def test_the_state_is_donated_and_the_teacher_is_not(tiny_config):
 
 
 def test_eight_devices_make_the_updates_of_one():
-    """The same batches and noise, and weights to 1e-5 after ten updates, in a process of its own."""
+    """The same batches and noise, so weights equal to 1e-5 after ten updates."""
     script = textwrap.dedent(
         """
         import jax, sys
