@@ -59,7 +59,7 @@ def base() -> ml_collections.ConfigDict:
     train.adam_eps = 1e-8
     train.grad_clip_norm = 1.0  # of the gradient of the whole batch; 0 for no clipping
     train.checkpoint_every = 5000  # updates; the end of a stage is always saved
-    train.checkpoints_kept = 2  # the newest ones of a stage
+    train.checkpoints_kept = 2  # the newest of a stage; 2 at least: one is whole at any moment
 
     config.teacher = teacher = ml_collections.ConfigDict()
     teacher.updates = 800_000
@@ -127,12 +127,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _in_range(config, f"train.{name}", 0.0, 1.0)
     _in_range(config, "eval.ancestral_variance", 0.0, 1.0, closed=True)
     for name in (
-        "train.batch_size train.checkpoint_every train.checkpoints_kept teacher.updates "
+        "train.batch_size train.checkpoint_every teacher.updates "
         "distill.updates distill.updates_last_rounds eval.num_images eval.grid_images "
         "model.channels model.num_blocks model.emb_channels model.num_groups "
         "runtime.sampler_batch_size runtime.log_every_updates"
     ).split():
         _at_least(config, name, 1)
+    _at_least(config, "train.checkpoints_kept", 2)
     for name in "seed eval.seed".split():
         if not 0 <= _get(config, name) < 2**31:
             _reject(name, _get(config, name), "an integer from 0 to 2**31 - 1")

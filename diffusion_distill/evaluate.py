@@ -22,12 +22,13 @@ _SEED = flags.DEFINE_integer("seed", None, "Of the images; default: the config's
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    config = Workdir.open(cli.required("workdir", _WORKDIR.value)).config.eval
+    run = Workdir.open(cli.required("workdir", _WORKDIR.value))
+    config = run.config.eval
     if _NUM_IMAGES.value is not None:
         config.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
     seed = config.seed if _SEED.value is None else _SEED.value
     sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
-    source = sources.load(Workdir.open(_WORKDIR.value).config.data.name)
+    source = sources.load(run.config.data.name)
     images = sampler(seed, config.num_images)
     labels = sampler.image_labels(config.num_images)
     for name, value in Evaluator(config, source).measure(images, labels).items():

@@ -92,6 +92,13 @@ def make_sample_fn(
     return loop_outside
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _start(seed, indices, image_shape):
+    """The noise that images start from, [B, H, W, C], and their keys, [B]."""
+    keys = image_keys(seed, indices)
+    return image_noise(keys, 0, image_shape), keys
+
+
 class Sampler:
     """Images from one network in a set number of steps.
 
@@ -133,16 +140,14 @@ class Sampler:
         if not 0 <= seed < 2**31:
             raise UserError(f"seed is {seed}; it must be from 0 to 2**31 - 1")
         labels = self.image_labels(num_images, labels)
-        noise = jax.jit(lambda keys: image_noise(keys, 0, self.image_shape))
-
-        def start(indices):
-            keys = image_keys(seed, indices)
-            return noise(keys), keys
-
-        return to_uint8(self._in_batches(start, labels))
+        return to_uint8(
+            self._in_batches(lambda indices: _start(seed, indices, self.image_shape), labels)
+        )
 
     def from_noise(self, z: np.ndarray, labels: Labels = None) -> np.ndarray:
         """float32 images [N, H, W, C] in [-1, 1] from noise of the caller's own.
+
+        A stochastic sampler draws its further noise as for seed 0.
 
         Args:
             z: noise [N, H, W, C], standard normal where images like the data's are wanted.

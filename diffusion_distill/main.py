@@ -58,6 +58,10 @@ class Run:
         check_divides(self.mesh, "train.batch_size", config.train.batch_size)
         self.source = sources.load(config.data.name)
         self.image_shape = self.source.image_shape
+        if config.model.class_conditional and not self.source.num_classes:
+            raise UserError(
+                f"config.model.class_conditional is True, but {config.data.name} has no labels"
+            )
         self.stages = {stage.name: stage for stage in plan(config)}
         self.abstract = self._abstract_states()
         self.workdir = Workdir.create_or_continue(
@@ -80,22 +84,23 @@ class Run:
             for stage in self.stages.values():
                 if stage.name in measured:
                     continue
-                params = self._trained_params(stage, stop)
+                params, seconds = self._trained(stage, stop)
                 evaluator = evaluator or Evaluator(self.config.eval, self.source)
-                self._measure(stage, params, evaluator, stop)
+                self._measure(stage, params, seconds, evaluator, stop)
 
-    def _trained_params(self, stage: Stage, stop: StopSignal) -> dict:
-        """The averaged weights of a stage that is trained to its end; what is left is trained now.
+    def _trained(self, stage: Stage, stop: StopSignal) -> tuple[dict, float]:
+        """The averaged weights of a stage at its end, and the seconds that training it took.
 
-        That may be a teacher's last part too, where its end was damaged since.
+        What is left to train is trained now; where the end of its teacher was damaged since, that
+        too.
         """
         directory = checkpoints.folder(self.workdir.path, stage.name)
         whole = checkpoints.newest_whole(directory, say)
         if whole is not None and whole.step == stage.updates:
-            return whole.ema_params(self.abstract[stage.name].ema_params)
+            return whole.ema_params(self.abstract[stage.name].ema_params), whole.meta()["seconds"]
         teacher_params = None
         if stage.teacher is not None:
-            teacher_params = self._trained_params(self.stages[stage.teacher], stop)
+            teacher_params, _ = self._trained(self.stages[stage.teacher], stop)
         checkpoints.set_aside_newer(directory, whole)
         if whole is None:
             state, seconds = self._start(stage, teacher_params), 0.0
@@ -104,7 +109,7 @@ class Run:
             seconds = whole.meta()["seconds"]
             say(f"{stage.name}: going on from {whole.path}")
         self.workdir.check_space(sum(x.nbytes for x in jax.tree.leaves(state)))
-        state = train(
+        state, seconds = train(
             stage,
             self.config,
             self.workdir.path,
@@ -116,9 +121,16 @@ class Run:
             seconds,
             stop,
         )
-        return state.ema_params
+        return state.ema_params, seconds
 
-    def _measure(self, stage: Stage, params: dict, evaluator: Evaluator, stop: StopSignal) -> None:
+    def _measure(
+        self,
+        stage: Stage,
+        params: dict,
+        seconds: float,
+        evaluator: Evaluator,
+        stop: StopSignal,
+    ) -> None:
         """Adds the stage's row to the results, and its samples.png."""
         began = time.monotonic()
         say(f"{stage.name}: measuring {evaluator.metric}")
@@ -132,13 +144,12 @@ class Run:
             return evaluator.measure(images, sampler.image_labels(count)), images
 
         metrics, images = measure("ddim", stage.num_steps)
-        whole = checkpoints.newest_whole(checkpoints.folder(self.workdir.path, stage.name), say)
         row = {
             "stage": stage.name,
             "num_steps": stage.num_steps,
             "updates": stage.updates,
             "images_seen": stage.updates * self.config.train.batch_size,
-            "seconds": whole.meta()["seconds"],
+            "seconds": seconds,
             "metric": evaluator.metric,
             **metrics,
         }

@@ -1,5 +1,6 @@
 """One whole tiny run, looked at from all sides."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import diffusion_distill
+from diffusion_distill.data import sources
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
 from diffusion_distill.errors import CheckpointError, NonFiniteError, UserError
 from diffusion_distill.files import read_rows
@@ -170,6 +172,13 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_writ
     with pytest.raises(UserError, match="8x8 pixels do not halve 4 times"):
         Run(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_labels_are_refused_where_the_data_has_none(tmp_path, monkeypatch):
+    plain = dataclasses.replace(sources.digits(), num_classes=0)
+    monkeypatch.setitem(sources.SOURCES, "digits", lambda: plain)
+    with pytest.raises(UserError, match="class_conditional is True, but digits has no labels"):
+        Run(tiny_config(), tmp_path / "run")
 
 
 def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):

@@ -75,7 +75,7 @@ def train(
     mesh: Mesh,
     seconds: float,
     stop: StopSignal,
-) -> TrainState:
+) -> tuple[TrainState, float]:
     """Makes the updates that are left of a stage, saving as the config says and at the end.
 
     The device is never waited for inside the loop but for metrics, one call late.
@@ -93,7 +93,7 @@ def train(
         stop: looked at after each call.
 
     Returns:
-        The state at the end, which is saved, with the seconds spent on the stage in all.
+        The state at the end, which is saved, and the seconds spent on the stage in all.
 
     Raises:
         Stopped: `stop` was set; the state was saved first.
@@ -157,7 +157,7 @@ def train(
                 save(step)
             if stop.signum is not None:
                 raise Stopped(stop.signum)
-    return state
+    return state, time.monotonic() - began
 
 
 def _close(resource) -> Callable:

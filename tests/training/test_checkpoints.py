@@ -1,6 +1,7 @@
 """Checkpoints come back to the bit, and damage never comes back at all."""
 
 import errno
+import functools
 import json
 import shutil
 
@@ -62,6 +63,28 @@ def directory(written, tmp_path):
 
 def test_the_newest_are_kept(directory):
     assert checkpoints.steps(directory) == [300, 200]
+
+
+def test_a_save_is_not_disturbed_by_the_update_after_it(tmp_path):
+    """Updates write over the donated state while it is still being saved in the background."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state):
+        return jax.tree.map(lambda a: a + 1, state)
+
+    weights = {"kernel": jnp.arange(2_000_000, dtype=jnp.float32)}
+    state = TrainState(jnp.int32(0), weights, jax.tree.map(jnp.copy, weights), ())
+    writer = checkpoints.Writer(tmp_path / "checkpoints", kept=2)
+    for step in range(3):
+        expected = jax.tree.map(np.array, state)
+        writer.save(state, step, {})
+        shapes = abstract(state)
+        for _ in range(5):
+            state = update(state)
+        writer.wait()
+        whole = checkpoints.verify(tmp_path / "checkpoints", step)
+        assert_same_bits(whole.state(shapes), expected)
+    writer.close()
 
 
 @pytest.mark.parametrize("step", [200, 300])
