@@ -9,16 +9,16 @@ setup(
     python_requires=">=3.11",
     # Ranges that were tried: the lower ends with Python 3.11, the upper with Python 3.12.
     install_requires=[
-        "absl-py>=2.1",
-        "clu>=0.0.12",
+        "absl-py>=2.1,<3",
+        "clu>=0.0.12,<0.1",
         "flax>=0.12.8,<0.13",
         "jax>=0.10.2,<0.13",
         "ml-collections>=1.1,<2",
-        "numpy>=2.0",
+        "numpy>=2.0,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
-        "pillow>=10",
-        "scikit-learn>=1.5",
+        "pillow>=10,<14",
+        "scikit-learn>=1.5,<2",
         "tensorboardX>=2.6.5,<3",
     ],
     extras_require={

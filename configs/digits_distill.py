@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     config.train.batch_size = 32
     config.train.checkpoint_every = 500
 
-    config.teacher.updates = 1400
+    config.teacher.updates = 1200
     config.teacher.learning_rate = 2e-3
     config.teacher.warmup = 50
     config.teacher.lr_schedule = "linear"
@@ -36,8 +36,8 @@ def get_config(variant: str = ""):
     config.teacher.dropout = 0.0
 
     config.distill.start_steps = 32
-    config.distill.updates = 220
-    config.distill.updates_last_rounds = 350
+    config.distill.updates = 200
+    config.distill.updates_last_rounds = 300
     config.distill.learning_rate = 1e-3
     config.distill.ema_decay = 0.98
 

@@ -43,11 +43,13 @@ def _parse(argv: list[str]) -> list[str]:
     app.define_help_flags()
     try:
         return flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:  # a field in --config.field=value
+    except (KeyError, AttributeError) as error:  # mostly a field in --config.field=value
+        if "get_config" in str(error):
+            raise UserError(str(error)) from error
         reason = re.sub(r"\\+n", ". ", str(error.args[0]))
         reason = re.sub(r"[\\'\"]", "", reason)
         raise UserError(f"a --config flag names a field that is not there: {reason}") from error
-    except (flags.Error, ValueError, TypeError, OSError) as error:
+    except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
         # Where a config file raised, the message is its whole traceback; the end says why.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(lines[-1] if lines else repr(error)) from error

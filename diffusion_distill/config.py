@@ -5,6 +5,7 @@ paper has one. Fields under `runtime` say how to run and change no result beyond
 may differ between two starts of one workdir; every other field may not.
 """
 
+import math
 import numbers
 
 import ml_collections
@@ -62,7 +63,7 @@ def base() -> ml_collections.ConfigDict:
     train.checkpoints_kept = 2  # the newest of a stage; 2 at least: one is whole at any moment
 
     config.teacher = teacher = ml_collections.ConfigDict()
-    teacher.updates = 800_000
+    teacher.updates = 800_000  # the paper's for CIFAR-10, from memory of its appendix
     teacher.learning_rate = 2e-4
     teacher.warmup = 1000  # updates over which the learning rate rises from 0
     teacher.lr_schedule = "constant"  # after the warm-up: constant, or linear to 0
@@ -128,12 +129,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _in_range(config, "eval.ancestral_variance", 0.0, 1.0, closed=True)
     for name in (
         "train.batch_size train.checkpoint_every teacher.updates "
-        "distill.updates distill.updates_last_rounds eval.num_images eval.grid_images "
+        "distill.updates distill.updates_last_rounds eval.grid_images "
         "model.channels model.num_blocks model.emb_channels model.num_groups "
         "runtime.sampler_batch_size runtime.log_every_updates"
     ).split():
         _at_least(config, name, 1)
-    _at_least(config, "train.checkpoints_kept", 2)
+    for name in "train.checkpoints_kept eval.num_images".split():
+        _at_least(config, name, 2)
+    multipliers = config.model.channel_multipliers
+    if not multipliers or min(multipliers) < 1:
+        _reject("model.channel_multipliers", multipliers, "one or more integers of at least 1")
     for name in "seed eval.seed".split():
         if not 0 <= _get(config, name) < 2**31:
             _reject(name, _get(config, name), "an integer from 0 to 2**31 - 1")
@@ -175,16 +180,14 @@ def from_dict(fields: dict) -> ml_collections.ConfigDict:
     Raises:
         UserError: the fields are not those of a valid config.
     """
-    config = base()
-    unknown = differences(_skeleton(config.to_dict()), _skeleton(fields))
-    if unknown:
-        raise UserError(f"not a config of this version: {unknown[0]}")
-    for section, values in fields.items():
-        if not isinstance(values, dict):
-            config[section] = values
-            continue
-        for name, value in values.items():
-            config[section][name] = tuple(value) if isinstance(value, list) else value
+    config = ml_collections.ConfigDict(
+        {
+            section: {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+            if isinstance(values, dict)
+            else values
+            for section, values in fields.items()
+        }
+    )
     validate(config)
     return config
 
@@ -198,10 +201,6 @@ def to_dict(config: ml_collections.ConfigDict) -> dict:
         return list(value) if isinstance(value, tuple) else value
 
     return plain(config.to_dict())
-
-
-def _skeleton(fields):
-    return {k: _skeleton(v) if isinstance(v, dict) else None for k, v in fields.items()}
 
 
 def _reject(path, value, accepted):
@@ -231,7 +230,9 @@ def _in_range(config, path, low, high, closed=False):
 
 
 def _check_fields(path, fields, expected):
-    """Every field known, none missing, each of its default's type."""
+    """Every field known, none missing, each of its default's type, numbers finite."""
+    if not isinstance(fields, ml_collections.ConfigDict):
+        raise UserError(f"{path} is {fields!r}; it must have the fields {', '.join(expected)}")
     for name in fields:
         if name not in expected:
             raise UserError(f"{path}.{name} is not a field; {path} has {', '.join(expected)}")
@@ -242,7 +243,7 @@ def _check_fields(path, fields, expected):
         if isinstance(default, ml_collections.ConfigDict):
             _check_fields(f"{path}.{name}", value, default)
         elif not _fits(value, default):
-            kind = type(default).__name__
+            kind = "float, and finite" if isinstance(default, float) else type(default).__name__
             raise UserError(f"{path}.{name} is {value!r}; it must be of type {kind}")
 
 
@@ -250,7 +251,7 @@ def _fits(value, default):
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, float):
-        return isinstance(value, numbers.Real)
+        return isinstance(value, numbers.Real) and math.isfinite(value)
     if isinstance(default, tuple):
         return isinstance(value, tuple) and all(
             isinstance(v, type(default[0]) if default else object) for v in value

@@ -1,5 +1,7 @@
 """Small files of a workdir: written whole or not at all, whenever the program is stopped."""
 
+import contextlib
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -11,11 +13,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that readers, and a restart, see the old content or the new, not a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """Holds the lock file at `path` for the time of a `with`; it goes with the process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path.parent} is in use by another process") from None
+        yield
 
 
 def read_json(path: Path) -> dict:

@@ -20,13 +20,12 @@ from diffusion_distill.diffusion.samplers import (
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.build import build_unet
+from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.sharding import batched, make_mesh, replicated
 from diffusion_distill.training.stages import Stage, plan
 from diffusion_distill.training.state import abstract_params
-from diffusion_distill.training.step import make_denoiser, make_schedule
 from diffusion_distill.workdir import Workdir
 
 # (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
@@ -135,14 +134,22 @@ class Sampler:
         Raises:
             UserError: an argument is out of range.
         """
+        labels = self.check(seed, num_images, labels)
+        return to_uint8(
+            self._in_batches(lambda indices: _start(seed, indices, self.image_shape), labels)
+        )
+
+    def check(self, seed: int, num_images: int, labels: Labels = None) -> np.ndarray:
+        """The labels of the images that a call with these arguments gives, int32 [N].
+
+        Raises:
+            UserError: an argument is out of range.
+        """
         if num_images < 1:
             raise UserError(f"num_images is {num_images}; it must be at least 1")
         if not 0 <= seed < 2**31:
             raise UserError(f"seed is {seed}; it must be from 0 to 2**31 - 1")
-        labels = self.image_labels(num_images, labels)
-        return to_uint8(
-            self._in_batches(lambda indices: _start(seed, indices, self.image_shape), labels)
-        )
+        return self.image_labels(num_images, labels)
 
     def from_noise(self, z: np.ndarray, labels: Labels = None) -> np.ndarray:
         """float32 images [N, H, W, C] in [-1, 1] from noise of the caller's own.
@@ -227,8 +234,9 @@ def load_sampler(
     chosen = _choose(run, num_steps, stage)
     config, mesh = run.config, make_mesh()
     model = build_unet(config, run.image_shape[-1], run.num_classes)
-    whole = checkpoints.verify(checkpoints.folder(run.path, chosen.name), chosen.updates)
-    params = whole.ema_params(abstract_params(model, run.image_shape, mesh))
+    directory = checkpoints.folder(run.path, chosen.name)
+    abstract = abstract_params(model, run.image_shape, mesh)
+    params = checkpoints.load_ema_params(directory, chosen.updates, abstract)
     return Sampler(
         make_sample_fn(model, config, sampler, mesh),
         params,

@@ -18,7 +18,7 @@ from diffusion_distill import cli
 from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import resident
-from diffusion_distill.errors import Stopped, UserError
+from diffusion_distill.errors import CheckpointError, Stopped, UserError
 from diffusion_distill.files import write_atomically
 from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.metrics.evaluator import Evaluator
@@ -32,6 +32,7 @@ from diffusion_distill.training.sharding import check_divides, make_mesh, replic
 from diffusion_distill.training.stages import Stage, plan
 from diffusion_distill.training.state import (
     TrainState,
+    abstract_params,
     abstract_state,
     init_student,
     init_teacher,
@@ -62,6 +63,11 @@ class Run:
             raise UserError(
                 f"config.model.class_conditional is True, but {config.data.name} has no labels"
             )
+        if config.eval.label_agreement and not config.model.class_conditional:
+            raise UserError(
+                "config.eval.label_agreement is True; it must be False for a model without labels "
+                "(config.model.class_conditional is False)"
+            )
         self.stages = {stage.name: stage for stage in plan(config)}
         self.abstract = self._abstract_states()
         self.workdir = Workdir.create_or_continue(
@@ -75,18 +81,37 @@ class Run:
         """Trains and measures what is left, stage by stage.
 
         Raises:
+            UserError: another process works in this workdir.
             Stopped: SIGTERM or Ctrl-C came; what was trained is saved.
+            CheckpointError: a checkpoint could not be written.
             NonFiniteError: a loss or gradient was not finite.
         """
-        measured = {row["stage"] for row in self.workdir.results()}
         evaluator = None
-        with StopSignal() as stop:
-            for stage in self.stages.values():
-                if stage.name in measured:
+        with self.workdir.lock(), StopSignal() as stop:
+            measured = {row["stage"] for row in self.workdir.results()}
+            for number, stage in enumerate(self.stages.values(), 1):
+                if stage.name in measured and self._is_settled(stage):
                     continue
+                say(f"{stage.name}: stage {number} of {len(self.stages)}, {stage.updates} updates")
                 params, seconds = self._trained(stage, stop)
-                evaluator = evaluator or Evaluator(self.config.eval, self.source)
-                self._measure(stage, params, seconds, evaluator, stop)
+                if stage.name not in measured:
+                    evaluator = evaluator or Evaluator(self.config.eval, self.source)
+                    self._measure(stage, params, seconds, evaluator, stop)
+
+    def _is_settled(self, stage: Stage) -> bool:
+        """Whether nothing is to be done for a measured stage: it has no damage that can be mended.
+
+        A last checkpoint that somebody removed stays removed: training it anew may take days.
+        """
+        if not self.workdir.is_finished(stage):
+            say(f"{stage.name}: measured; its last checkpoint is gone, and is not made again")
+            return True
+        try:
+            directory = checkpoints.folder(self.workdir.path, stage.name)
+            checkpoints.check(directory, stage.updates, "ema_params")
+        except CheckpointError:
+            return False
+        return True
 
     def _trained(self, stage: Stage, stop: StopSignal) -> tuple[dict, float]:
         """The averaged weights of a stage at its end, and the seconds that training it took.
@@ -108,7 +133,7 @@ class Run:
             state = whole.state(self.abstract[stage.name])
             seconds = whole.meta()["seconds"]
             say(f"{stage.name}: going on from {whole.path}")
-        self.workdir.check_space(sum(x.nbytes for x in jax.tree.leaves(state)))
+        self.workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
         state, seconds = train(
             stage,
             self.config,
@@ -192,14 +217,13 @@ class Run:
     def _abstract_states(self) -> dict[str, TrainState]:
         """Shapes of every stage's state; finds out whether the network fits the data."""
         try:
-            return {
-                name: abstract_state(
-                    self._model(), make_optimizer(self.config, stage), self.image_shape, self.mesh
-                )
-                for name, stage in self.stages.items()
-            }
+            params = abstract_params(self._model(), self.image_shape, self.mesh)
         except ValueError as error:
             raise UserError(f"config.model does not fit the data: {error}") from error
+        return {
+            name: abstract_state(params, make_optimizer(self.config, stage), self.mesh)
+            for name, stage in self.stages.items()
+        }
 
     def _update(self, stage: Stage):
         """The compiled step; all students share one."""
@@ -235,6 +259,7 @@ def main(argv: list[str]) -> None:
     cli.required("config", _CONFIG.value)
     cli.required("workdir", _WORKDIR.value)
     began = time.monotonic()
+    getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
     run = Run(_CONFIG.value, _WORKDIR.value)
     run.finish()
     say("\n" + results_table(run.workdir.results()))

@@ -29,24 +29,34 @@ _LABELS = flags.DEFINE_list("labels", None, "One label, or several taken in turn
 _OUT = flags.DEFINE_string("out", None, "grid.png, images.npz, or a folder.")
 
 
-def write(out: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Writes uint8 images [N, H, W, C] in the form that the name of `out` asks for.
+# Formats that would change pixels, or that a person may expect and that are not written.
+REFUSED = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy"}
+
+
+def make_room(out: Path) -> None:
+    """Makes the folder that `out` is or goes into, before any image is made.
 
     Raises:
-        UserError: `out` is to be a folder and is a file.
+        UserError: `out` names a format that is not written, or a folder that is a file.
+        OSError: the folder cannot be made.
     """
+    if out.suffix.lower() in REFUSED:
+        raise UserError(f"--out={out}: {out.suffix} is not written; name a .png, .npz or a folder")
+    is_file = out.suffix in (".png", ".npz")
+    if not is_file and out.is_file():
+        raise UserError(f"--out={out} is a file; name a .png, an .npz or a folder")
+    (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
+
+
+def write(out: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes uint8 images [N, H, W, C] in the form that the name of `out` asks for."""
     if out.suffix == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, png(grid(images)))
     elif out.suffix == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, images=images, labels=labels)
         write_atomically(out, buffer.getvalue())
-    elif out.is_file():
-        raise UserError(f"--out={out} is a file; name a .png, an .npz or a folder")
     else:
-        out.mkdir(parents=True, exist_ok=True)
         digits = len(str(len(images) - 1))
         for n, image in enumerate(images):
             write_atomically(out / f"{n:0{digits}d}.png", png(image))
@@ -63,9 +73,11 @@ def main(argv: list[str]) -> None:
         except ValueError:
             raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
     sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
-    images = sampler(_SEED.value, _NUM_IMAGES.value, labels)
+    labels = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
     out = Path(_OUT.value)
-    write(out, images, sampler.image_labels(len(images), labels))
+    make_room(out)
+    images = sampler(_SEED.value, _NUM_IMAGES.value, labels)
+    write(out, images, labels)
     print(f"{len(images)} images in {sampler.num_steps} steps: {out}")
 
 

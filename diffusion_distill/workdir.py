@@ -17,7 +17,7 @@ import ml_collections
 
 from diffusion_distill import config as configs
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import read_json, read_rows, write_atomically, write_rows
+from diffusion_distill.files import locked, read_json, read_rows, write_atomically, write_rows
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.stages import Stage
 
@@ -88,13 +88,15 @@ class Workdir:
         write_atomically(path / "config.json", json.dumps(_fields(run), indent=1) + "\n")
         return run
 
-    def check_space(self, state_bytes: int) -> None:
-        """Raises UserError where the disk cannot hold a stage's checkpoints."""
-        needed = (self.config.train.checkpoints_kept + 1) * state_bytes
+    def check_space(self, stage: Stage, state_bytes: int) -> None:
+        """Raises UserError where the disk cannot hold the checkpoints that a stage still writes."""
+        directory = checkpoints.folder(self.path, stage.name)
+        there = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
+        needed = (self.config.train.checkpoints_kept + 1) * state_bytes - there
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise UserError(
-                f"{self.path} has {free / 1e6:,.0f} MB free; a stage's checkpoints need "
+                f"{self.path} has {free / 1e6:,.0f} MB free; the checkpoints of {stage.name} need "
                 f"{needed / 1e6:,.0f} MB"
             )
 
@@ -107,9 +109,12 @@ class Workdir:
         return read_rows(self.path / "results.jsonl")
 
     def add_result(self, row: dict) -> None:
-        """Adds a row to results.jsonl; a row of the same stage is replaced."""
-        rows = [r for r in self.results() if r["stage"] != row["stage"]]
-        write_rows(self.path / "results.jsonl", [*rows, row])
+        """Adds a row to results.jsonl."""
+        write_rows(self.path / "results.jsonl", [*self.results(), row])
+
+    def lock(self):
+        """A `with` for as long as something writes here; UserError where another process does."""
+        return locked(self.path / ".lock")
 
 
 def _fields(run: Workdir) -> dict:

@@ -55,6 +55,24 @@ def test_mistakes_in_main(arguments, message):
     assert not (ROOT / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", "invalid syntax"),
+        ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
+        ("x = 1", "no attribute 'get_config'"),
+        ("def get_config(): return 3", "config"),
+    ],
+)
+def test_mistakes_in_a_config_file(tmp_path, content, message):
+    (tmp_path / "mine.py").write_text(content + "\n")
+    done = run("main", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_permission_to_write(tmp_path):
     """As a user without root's rights, whoever runs the test."""
     closed = tmp_path / "closed"
@@ -100,6 +118,7 @@ def test_sample_writes_a_grid_arrays_or_a_folder(workdir, tmp_path):
         (["--num_steps=two", "--out=x"], "--num_steps=two"),
         (["--num_steps=2", "--out=/dev/null/x.png"], "/dev/null"),
         (["--num_steps=2", "--out=setup.py"], "--out=setup.py is a file"),
+        (["--num_steps=2", "--out=x.jpg"], ".jpg is not written; name a .png"),
     ],
 )
 def test_mistakes_in_sample(workdir, arguments, message):

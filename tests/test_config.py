@@ -47,6 +47,10 @@ def test_a_config_survives_json():
         ("model.channel_multipliers", (1, 0.5), r"channel_multipliers is \(1, 0.5\)"),
         ("model.dtype", "float16", r"config.model.dtype is 'float16'; it must be one of float32"),
         ("eval.baselines", ("ddim", "euler"), r"names of \['ddim', 'ancestral', 'dpmpp_2m'"),
+        ("eval.num_images", 1, r"config.eval.num_images is 1; it must be at least 2"),
+        ("model.channel_multipliers", (), r"is \(\); it must be one or more integers"),
+        ("model.channel_multipliers", (0, 1), r"\(0, 1\); it must be one or more integers"),
+        ("teacher.learning_rate", float("inf"), r"learning_rate is inf; .* float, and finite"),
         ("eval.seed", -1, r"config.eval.seed is -1; it must be an integer from 0"),
         ("eval.features", "vgg", r"config.eval.features is 'vgg'; it must be one of pixels"),
         ("runtime.sampler_loop", "both", r"'both'; it must be one of auto, inside, outside"),
@@ -71,6 +75,15 @@ def test_unknown_and_missing_fields():
     config = base()
     del config.train.batch_size
     with pytest.raises(UserError, match="config.train.batch_size is missing"):
+        validate(config)
+
+
+@pytest.mark.parametrize("value", [3, None])
+def test_a_section_that_is_no_section(value):
+    config = base()
+    with config.ignore_type():
+        config.train = value
+    with pytest.raises(UserError, match=f"config.train is {value}; it must have the fields adam"):
         validate(config)
 
 

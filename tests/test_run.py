@@ -1,9 +1,15 @@
 """One whole tiny run, looked at from all sides."""
 
 import dataclasses
+import errno
 import json
 import logging
+import re
 import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +22,17 @@ from diffusion_distill.data import sources
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
 from diffusion_distill.errors import CheckpointError, NonFiniteError, UserError
 from diffusion_distill.files import read_rows
+from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.main import Run
+from diffusion_distill.models.build import build_unet
 from diffusion_distill.training import checkpoints
+from diffusion_distill.training.loop import StopSignal
+from diffusion_distill.training.sharding import make_mesh
 from diffusion_distill.training.state import abstract_params, init_student
 from diffusion_distill.training.step import make_optimizer
 from tests.conftest import tiny_config
 
+ROOT = Path(__file__).parents[1]
 STAGES = ["teacher", "student_0002", "student_0001"]
 
 
@@ -62,7 +73,7 @@ def ema_params(workdir, name):
     updates = config.teacher.updates if name == "teacher" else config.distill.updates
     run = Run(config, workdir)
     whole = checkpoints.verify(checkpoints.folder(workdir, name), updates)
-    return whole.ema_params(abstract_params(run._model(), (8, 8, 1), run.mesh))
+    return whole.ema_params(run.abstract[name].ema_params)
 
 
 def assert_same_bits(a, b):
@@ -118,6 +129,28 @@ def test_students_start_from_the_averaged_weights_with_a_fresh_optimiser(finishe
     assert state.step == 0
 
 
+def test_in_a_run_a_student_is_given_its_teachers_averaged_weights(tmp_path):
+    """With a learning rate of 0 it keeps what it was given, to the bit."""
+    config = tiny_config()
+    config.distill.learning_rate = 0.0
+    config.distill.end_steps = 2
+    run = Run(config, tmp_path / "run")
+    run.finish()
+    teacher, student = (
+        checkpoints.verify(checkpoints.folder(tmp_path / "run", name), updates).state(
+            run.abstract[name]
+        )
+        for name, updates in (("teacher", 12), ("student_0002", 6))
+    )
+    assert_same_bits(student.params, teacher.ema_params)
+    assert any(
+        np.any(np.asarray(a) != b)
+        for a, b in zip(
+            jax.tree.leaves(teacher.params), jax.tree.leaves(teacher.ema_params), strict=True
+        )
+    )
+
+
 def test_learning_rate_of_a_student_falls_to_its_last_update(finished):
     workdir, _ = finished
     (row,) = [r for r in read_rows(workdir / "student_0002/metrics.jsonl") if r["step"] == 6]
@@ -128,12 +161,9 @@ def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
     before = ema_params(workdir, "teacher")
     student = ema_params(workdir, "student_0002")
     next((workdir / "teacher/checkpoints/12/ema_params/d").iterdir()).write_bytes(b"\0")
-    for name in ("student_0002", "student_0001"):
-        shutil.rmtree(workdir / name)
-    (workdir / "results.jsonl").write_text(
-        json.dumps(read_rows(workdir / "results.jsonl")[0]) + "\n"
-    )
+    results = (workdir / "results.jsonl").read_text()
     Run(tiny_config(), workdir).finish()
+    assert (workdir / "results.jsonl").read_text() == results
     said = capsys.readouterr().out
     assert "teacher/checkpoints/12 cannot be used" in said
     assert "going on from" in said
@@ -141,6 +171,31 @@ def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
     assert_same_bits(ema_params(workdir, "student_0002"), student)
     steps = [row["step"] for row in read_rows(workdir / "teacher/metrics.jsonl")]
     assert steps == sorted(set(steps))
+
+
+def test_a_last_checkpoint_that_somebody_removed_stays_removed(workdir, capsys):
+    shutil.rmtree(workdir / "teacher/checkpoints")
+    Run(tiny_config(), workdir).finish()
+    assert "teacher: measured; its last checkpoint is gone" in capsys.readouterr().out
+    assert not (workdir / "teacher/checkpoints").exists()
+
+
+def test_two_processes_do_not_share_a_workdir(workdir):
+    run = Run(tiny_config(), workdir)
+    with run.workdir.lock(), pytest.raises(UserError, match="in use by another process"):
+        run.finish()
+
+
+def test_a_damaged_log_is_set_aside_and_not_in_the_way(workdir, capsys):
+    shutil.rmtree(workdir / "student_0001/checkpoints")
+    rows = read_rows(workdir / "results.jsonl")[:2]
+    (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = workdir / "student_0001/metrics.jsonl"
+    log.write_text("\0\0\n" + log.read_text())
+    Run(tiny_config(), workdir).finish()
+    assert "metrics.jsonl is damaged in line 1" in capsys.readouterr().out
+    assert [row["step"] for row in read_rows(log)] == [6]
+    assert (workdir / "student_0001/metrics.damaged").exists()
 
 
 def test_another_config_is_refused_with_what_differs(finished):
@@ -185,8 +240,18 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     config = tiny_config()
     config.train.checkpoint_every = 1
     config.teacher.learning_rate = 1e38
-    with pytest.raises(NonFiniteError, match=r"teacher: loss .* at step \d+ of 12; last good"):
+    with pytest.raises(NonFiniteError) as error:
         Run(config, tmp_path / "run").finish()
+    kept = re.search(
+        r"teacher: loss .* at step (\d+) of 12; last good checkpoint: (.*)", str(error.value)
+    )
+    step = int(kept[1])
+    last = (
+        "none was saved before it"
+        if step == 1
+        else f"{tmp_path}/run/teacher/checkpoints/{step - 1}"
+    )
+    assert kept[2] == last
     directory = checkpoints.folder(tmp_path / "run", "teacher")
     run = Run(config, tmp_path / "run")
     for step in checkpoints.steps(directory):
@@ -194,9 +259,22 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
+def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(tmp_path, monkeypatch):
+    def full(path, below):
+        stop.signum = 15
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    config, stop = tiny_config(), StopSignal()
+    config.train.checkpoint_every = 1
+    run = Run(config, tmp_path / "run")
+    monkeypatch.setattr(checkpoints, "_checksums", full)
+    with pytest.raises(CheckpointError, match="could not be written: .*No space left"):
+        run._trained(run.stages["teacher"], stop)
+
+
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
-    with pytest.raises(UserError, match="has 0 MB free; a stage's checkpoints need"):
+    with pytest.raises(UserError, match="has 0 MB free; the checkpoints of teacher need"):
         Run(tiny_config(), tmp_path / "run").finish()
 
 
@@ -227,6 +305,45 @@ def test_noise_of_the_callers_own(finished):
     assert np.abs(np.round((x + 1) * 127.5) - expected).max() <= 1
     with pytest.raises(UserError, match=r"shape \(12, 8, 8\); it must be \[N, 8, 8, 1\]"):
         sampler.from_noise(z[..., 0])
+
+
+def test_any_number_of_devices_gives_the_same_images(finished, tmp_path):
+    """Restored and sampled on one device and on four, in processes of their own."""
+    script = textwrap.dedent(
+        """
+        import sys, jax
+        jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+        import numpy as np, diffusion_distill
+        load = diffusion_distill.load_sampler
+        sampler = load(sys.argv[2], 3, stage="teacher", sampler="ancestral")
+        assert sampler._mesh.size == int(sys.argv[1])
+        np.save(sys.argv[3], sampler(seed=5, num_images=10))
+        """
+    )
+    images = []
+    for devices in (1, 4):
+        out = tmp_path / f"{devices}.npy"
+        command = [sys.executable, "-c", script, str(devices), str(finished[0]), str(out)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        images.append(np.load(out).astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1
+    assert images[0].std() > 10
+
+
+def test_labels_reach_the_images():
+    """Through the sampler, with weights that are not 0 anywhere."""
+    config, mesh = tiny_config(), make_mesh()
+    model = build_unet(config, 1, 10)
+    shapes = abstract_params(model, (8, 8, 1), mesh)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.float32(0.2 * rng.normal(size=s.shape)), shapes)
+    sample_fn = make_sample_fn(model, config, "ddim", mesh)
+    sampler = Sampler(sample_fn, params, 2, (8, 8, 1), 10, mesh)
+    threes, fours, both = (sampler(0, 4, labels=labels).astype(int) for labels in (3, 4, [3, 4]))
+    assert np.all(np.abs(threes - fours).max(axis=(1, 2, 3)) > 5)
+    for n, expected in enumerate((threes, fours, threes, fours)):
+        assert np.abs(both[n] - expected[n]).max() <= 1
 
 
 def test_labels_are_taken_in_turn(finished):

@@ -6,9 +6,11 @@ Real processes and real signals.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 from diffusion_distill.files import read_rows
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"teacher": 12, "student_0002": 6, "student_0001": 6}
+STAGES = {"teacher": 40, "student_0002": 6, "student_0001": 6}
 # Updates take 20 ms here and saves most of a second: a signal at random is mostly one in a save.
 COMMAND = [
     sys.executable,
@@ -25,32 +27,38 @@ COMMAND = [
     "diffusion_distill.main",
     "--config=configs/digits_distill.py:tiny",
     "--config.model.attention_resolutions=()",
-    "--config.train.checkpoint_every=2",
+    "--config.teacher.updates=40",
     "--config.runtime.log_every_seconds=0",
 ]
 
 
-def start(workdir):
+def start(workdir, every=10, environment=()):
+    """The run, with a checkpoint every so many updates: results do not depend on how many."""
     return subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}"],
+        [*COMMAND, f"--workdir={workdir}", f"--config.train.checkpoint_every={every}"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env=os.environ | dict(environment),
     )
 
 
-def wait_for(process, words):
-    """Reads the process's output until a line has these words."""
-    for line in process.stdout:
-        if words in line:
-            return line
-    raise AssertionError(f"ended without saying {words!r}")
+def wait_for(process, pattern):
+    """Reads the process's output until a line matches; a process that hangs is ended."""
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    try:
+        for line in process.stdout:
+            if re.search(pattern, line):
+                return
+    finally:
+        watchdog.cancel()
+    raise AssertionError(f"ended, or was ended, without saying {pattern!r}")
 
 
-def finish(workdir):
-    process = start(workdir)
+def finish(workdir, **how):
+    process = start(workdir, **how)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -100,45 +108,62 @@ def assert_same_run(workdir, never_stopped):
 def never_stopped(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("never_stopped") / "run"
     output = finish(workdir)
-    assert "step 12 of 12" in output
+    assert "step 40 of 40" in output
     assert "images/s" in output
     assert "left" in output
     assert "| student_0001 |" in output
     return workdir
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_it_saves_and_says_so(never_stopped, tmp_path, signum, code):
+# The second compiles anew in each process, as a person's runs do, where other tests share a cache.
+@pytest.mark.parametrize(
+    ("signum", "code", "environment"),
+    [(signal.SIGTERM, 143, {}), (signal.SIGINT, 130, {"JAX_ENABLE_COMPILATION_CACHE": "0"})],
+)
+def test_asked_to_stop_it_saves_and_says_so(never_stopped, tmp_path, signum, code, environment):
     workdir = tmp_path / "run"
-    process = start(workdir)
-    wait_for(process, "teacher: step 3 of 12")
+    how = {"every": 1000, "environment": environment}  # so that only the signal makes it save
+    process = start(workdir, **how)
+    wait_for(process, "teacher: step 2 of 40")
     process.send_signal(signum)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert "goes on from here" in output
     assert "Traceback" not in output
-    saved = [int(p.name) for p in (workdir / "teacher/checkpoints").iterdir()]
-    assert 3 <= max(saved) < 12
-    assert (workdir / f"teacher/checkpoints/{max(saved)}/sha256.json").exists()
-    assert f"going on from {workdir}/teacher/checkpoints/{max(saved)}" in finish(workdir)
+    (saved,) = [int(p.name) for p in (workdir / "teacher/checkpoints").iterdir()]
+    assert 2 <= saved < 40
+    assert (workdir / f"teacher/checkpoints/{saved}/sha256.json").exists()
+    assert f"going on from {workdir}/teacher/checkpoints/{saved}" in finish(workdir, **how)
     assert_same_run(workdir, never_stopped)
+
+
+# Where each of the ten kills waits for, before a random part of a second more.
+KILLS = [
+    r"teacher: step \d+ of",
+    r"teacher: step \d+ of",
+    r"teacher: step \d+ of",
+    r"teacher: step 2\d of",
+    r"teacher: measuring",
+    r"teacher: ancestral, \d",
+    r"student_0002: step \d of",
+    r"student_0002: step 6 of",
+    r"student_0002: measuring",
+    r"student_0001: step \d of",
+]
 
 
 @pytest.mark.slow
 def test_killed_ten_times_it_ends_with_the_same_bits(never_stopped, tmp_path):
-    workdir, chance = tmp_path / "run", random.Random(0)
-    kills = 0
-    while kills < 10:
-        process = start(workdir)
-        # Early kills hit training and saves; later ones, measuring and the change of stages.
-        wait_for(process, chance.choice(["step", "step", "measuring"]))
-        time.sleep(chance.uniform(0.0, 0.15))
-        process.send_signal(signal.SIGKILL)
+    workdir, chance, unfinished = tmp_path / "run", random.Random(0), 0
+    for pattern in KILLS:
+        process = start(workdir, every=3)
+        wait_for(process, pattern)
+        time.sleep(chance.uniform(0.0, 0.8))
+        process.kill()
         output, _ = process.communicate()
-        if process.returncode == 0:
-            break
         assert process.returncode == -signal.SIGKILL, output
-        kills += 1
-    finish(workdir)
+        steps = [p for p in workdir.glob("*/checkpoints/*") if p.is_dir()]
+        unfinished += any(not (p / "sha256.json").exists() for p in steps)
+    assert unfinished, "no kill came in the middle of a save: nothing of that was tested"
+    finish(workdir, every=3)
     assert_same_run(workdir, never_stopped)
-    assert kills >= 5

@@ -28,9 +28,12 @@ def first_step_weight(logsnr_s: jax.Array, logsnr_m: jax.Array, logsnr_t: jax.Ar
     This is the paper's x_target = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t)
     alpha_t) (algorithm 2) with the differences of nearly equal images done on paper: there they
     leave rounding errors times the number of steps, here w only mixes two images. The differences
-    of R are written with expm1, R = exp(logSNR / 2), so that w has its digits too:
+    of R are written with expm1, R = exp(logSNR / 2):
 
         w = exp((l_m - l_s) / 2) expm1((l_t - l_m) / 2) / expm1((l_t - l_s) / 2).
+
+    In float32 at 4096 steps this has an error of at most 5e-4, the rounding of logSNR itself over
+    1 / 4096; in the target it counts times x1 - x2, which is as small as a step.
 
     It holds for any schedule. On the cosine schedule with m half-way it is
     sigma_s / (sigma_s + sigma_t).
@@ -69,7 +72,7 @@ def distillation_target(
     Returns:
         x_target, [B, ...]. No gradient flows through it.
     """
-    i = i.astype(z_t.dtype)
+    i = i.astype(jnp.promote_types(z_t.dtype, jnp.float32))  # bfloat16 counts to 256 only
     logsnr_t = logsnr_fn(i / num_steps)
     logsnr_m = logsnr_fn((i - 0.5) / num_steps)
     logsnr_s = logsnr_fn((i - 1.0) / num_steps)

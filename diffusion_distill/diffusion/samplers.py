@@ -55,6 +55,7 @@ def image_noise(keys: jax.Array, i: jax.Array | int, shape: tuple[int, ...]) -> 
 
 def _times(i, num_steps, logsnr_fn: LogsnrFn, batch: int, dtype):
     """logSNR at s and at t, [B] each; B alike, because networks take one logSNR an image."""
+    dtype = jnp.promote_types(dtype, jnp.float32)  # bfloat16 counts to 256 only
     i = jnp.broadcast_to(jnp.asarray(i, dtype), (batch,))
     return logsnr_fn((i - 1.0) / num_steps), logsnr_fn(i / num_steps)
 

@@ -1,5 +1,7 @@
 """Do generated images show the label that was asked for? Asked of an independent classifier."""
 
+import functools
+
 import numpy as np
 
 
@@ -7,21 +9,28 @@ class LabelJudge:
     """A support vector machine on raw pixels, fitted on real images. For small images only.
 
     It knows nothing of the diffusion model: other method, other code, real images alone.
-
-    Attributes:
-        held_out_accuracy: how often it is right on real images that it was not fitted on, by
-            five-fold cross-validation: about the best that agreement can reach.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         """Fits on uint8 images [N, H, W, C] and labels [N]."""
-        from sklearn import model_selection, svm
+        from sklearn import svm
 
-        model = svm.SVC(C=10.0, gamma="scale")
+        self._pixels, self._labels = _flat(images), labels
+        self._model = svm.SVC(C=10.0, gamma="scale").fit(self._pixels, labels)
+
+    @functools.cached_property
+    def held_out_accuracy(self) -> float:
+        """How often its like is right on real images that it was not fitted on.
+
+        By five-fold cross-validation; about the best that agreement can reach.
+        """
+        from sklearn import base, model_selection
+
         folds = model_selection.StratifiedKFold(5, shuffle=True, random_state=0)
-        scores = model_selection.cross_val_score(model, _flat(images), labels, cv=folds)
-        self.held_out_accuracy = float(scores.mean())
-        self._model = model.fit(_flat(images), labels)
+        like = base.clone(self._model)
+        return float(
+            model_selection.cross_val_score(like, self._pixels, self._labels, cv=folds).mean()
+        )
 
     def agreement(self, images: np.ndarray, labels: np.ndarray) -> float:
         """The share of images in which it sees the label that was asked for."""

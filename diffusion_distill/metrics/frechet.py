@@ -6,11 +6,10 @@ import numpy as np
 
 
 class Statistics(NamedTuple):
-    """Mean [D] and covariance [D, D] of features, in float64, and how many there were."""
+    """Mean [D] and covariance [D, D] of features, in float64."""
 
     mean: np.ndarray
     covariance: np.ndarray
-    count: int
 
 
 def statistics(features: np.ndarray) -> Statistics:
@@ -18,7 +17,7 @@ def statistics(features: np.ndarray) -> Statistics:
     features = np.asarray(features, np.float64)
     mean = features.mean(axis=0)
     centred = features - mean
-    return Statistics(mean, centred.T @ centred / (len(features) - 1), len(features))
+    return Statistics(mean, centred.T @ centred / (len(features) - 1))
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -1,9 +1,13 @@
-"""The network that a config describes."""
+"""The network and the schedule that a config describes."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import ml_collections
 
-from diffusion_distill.diffusion.process import output_channels
+from diffusion_distill.diffusion.process import Denoiser, output_channels, predict
+from diffusion_distill.diffusion.schedule import cosine_logsnr
 from diffusion_distill.models.unet import UNet
 
 
@@ -36,3 +40,26 @@ def build_unet(
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
     )
+
+
+def make_denoiser(model: UNet, params, labels, config, dropout_key=None) -> Denoiser:
+    """The network with weights and labels bound: (z, logsnr) -> Prediction."""
+
+    def denoiser(z, logsnr):
+        output = model.apply(
+            {"params": params},
+            z,
+            logsnr,
+            labels if model.num_classes else None,
+            train=dropout_key is not None,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        )
+        return predict(output, z, logsnr, config.diffusion.parameterization)
+
+    return denoiser
+
+
+def make_schedule(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """The config's schedule: time in [0, 1] -> logSNR."""
+    low, high = config.diffusion.logsnr_min, config.diffusion.logsnr_max
+    return lambda t: cosine_logsnr(t, low, high)

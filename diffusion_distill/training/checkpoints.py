@@ -50,8 +50,9 @@ def is_finished(directory: Path, step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class WholeCheckpoint:
-    """A checkpoint that was compared with its checksums: only `verify` makes one, and only from
-    one can anything be restored.
+    """A checkpoint that was compared with its checksums.
+
+    Only `verify` hands one out, and only from one can a state be restored.
     """
 
     directory: Path
@@ -71,7 +72,7 @@ class WholeCheckpoint:
         return TrainState(**items["state"], ema_params=items["ema_params"])
 
     def ema_params(self, abstract: dict) -> dict:
-        """The averaged weights; nothing else of the checkpoint is loaded."""
+        """The averaged weights. `abstract` gives their ShapeDtypeStructs with shardings."""
         return self._restore(ema_params=ocp.args.StandardRestore(abstract))["ema_params"]
 
     def meta(self) -> dict:
@@ -90,10 +91,32 @@ def verify(directory: Path, step: int) -> WholeCheckpoint:
     Raises:
         CheckpointError: it is missing or damaged; says which file.
     """
-    problem = _damage(directory / str(step))
+    check(directory, step)
+    return WholeCheckpoint(directory, step)
+
+
+def check(directory: Path, step: int, item: str | None = None) -> None:
+    """Reads every file of a checkpoint, or of one item of it, and compares.
+
+    Raises:
+        CheckpointError: it is missing or damaged; says which file.
+    """
+    problem = _damage(directory / str(step), item)
     if problem is not None:
         raise CheckpointError(f"checkpoint {directory / str(step)} cannot be used: {problem}")
-    return WholeCheckpoint(directory, step)
+
+
+def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
+    """The averaged weights alone: nothing else of the checkpoint is read, or need be there.
+
+    Args:
+        abstract: their ShapeDtypeStructs with shardings.
+
+    Raises:
+        CheckpointError: they are missing or damaged; says which file.
+    """
+    check(directory, step, "ema_params")
+    return WholeCheckpoint(directory, step).ema_params(abstract)
 
 
 def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
@@ -172,7 +195,7 @@ class Writer:
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
         path = self._directory / str(step)
-        write_atomically(path / CHECKSUMS, json.dumps(_checksums(path), indent=1))
+        write_atomically(path / CHECKSUMS, json.dumps(_checksums(path, path), indent=1))
 
     def check(self) -> None:
         """As `wait`, but raises only what is known by now; never waits."""
@@ -203,15 +226,19 @@ def _without_ema(state: TrainState) -> dict:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None where every file is as written."""
+def _damage(path: Path, item: str | None) -> str | None:
+    """What is wrong with a checkpoint or an item of it; None where every file is as written."""
+    below = path / item if item else path
     try:
-        expected = json.loads((path / CHECKSUMS).read_text())
+        checksums = json.loads((path / CHECKSUMS).read_text())
+        expected = {n: c for n, c in checksums.items() if (path / n).is_relative_to(below)}
+        found = _checksums(path, below)
     except FileNotFoundError:
         return f"it has no {CHECKSUMS}: writing it was cut off"
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return f"{CHECKSUMS} is not JSON"
-    found = _checksums(path)
+    except (ValueError, AttributeError):
+        return f"{CHECKSUMS} is not what was written"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -219,13 +246,13 @@ def _damage(path: Path) -> str | None:
             return f"{name} is not in {CHECKSUMS}"
         if found[name] != expected[name]:
             return f"{name} does not match its SHA-256"
-    return None
+    return None if expected else f"{item} is not in {CHECKSUMS}"
 
 
-def _checksums(path: Path) -> dict[str, str]:
-    """SHA-256 of every file below path but the checksums' own, by relative name."""
+def _checksums(path: Path, below: Path) -> dict[str, str]:
+    """SHA-256 of every file under `below` but the checksums' own, by its name relative to path."""
     result = {}
-    for file in sorted(path.rglob("*")):
+    for file in sorted(below.rglob("*")):
         name = file.relative_to(path).as_posix()
         if file.is_file() and name not in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
             with open(file, "rb") as opened:

@@ -1,10 +1,15 @@
 """What a run says while it goes: lines of progress, metrics.jsonl, TensorBoard."""
 
+import json
 import math
 import sys
 import time
 from pathlib import Path
 
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_rows, write_rows
 
 
@@ -50,30 +55,47 @@ class Progress:
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events of one stage.
+    """metrics.jsonl and TensorBoard events of one stage, written at once and in this thread.
 
     Rows that an earlier start wrote past the step that training goes on from are dropped, so that
     the file reads like that of a run that was never stopped.
     """
 
     def __init__(self, directory: Path, start: int):
-        from tensorboardX import SummaryWriter
-
         path = directory / "metrics.jsonl"
-        write_rows(path, [row for row in read_rows(path) if row["step"] <= start])
+        try:
+            rows = read_rows(path)
+        except UserError as error:
+            path.rename(path.with_suffix(".damaged"))
+            say(f"warning: {error}; it is set aside, and a new one begins")
+            rows = []
+        write_rows(path, [row for row in rows if row["step"] <= start])
         self._file = open(path, "a")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        (directory / "tensorboard").mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies of a full disk, and then the next write waits forever.
+        self._events = EventsWriter(str(directory / "tensorboard" / "events"), f".{start}")
+        purge = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.write_event(
+            event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=purge)
+        )
+        self._flushed = 0.0
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One row; a metric without a value (NaN) is left out."""
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-        row = ", ".join(f'"{name}": {value!r}' for name, value in known.items())
-        self._file.write(f'{{"step": {step}, {row}}}\n')
+        self._file.write(json.dumps({"step": step, **known}) + "\n")
         self._file.flush()
-        for name, value in known.items():
-            self._board.add_scalar(name, value, step)
+        values = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in known.items()
+        ]
+        summary = summary_pb2.Summary(value=values)
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+        self._events.write_event(event)
+        if time.monotonic() - self._flushed > 10.0:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Writes out what is buffered."""
         self._file.close()
-        self._board.close()
+        self._events.close()

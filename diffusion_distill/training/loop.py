@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill import config as configs
 from diffusion_distill.data.batches import batch_indices
-from diffusion_distill.errors import NonFiniteError, Stopped
+from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.logs import MetricsLog, Progress, say
 from diffusion_distill.training.sharding import batched, replicated
@@ -43,6 +44,8 @@ class StopSignal:
     def _note(self, signum, frame):
         self.signum = signum
         self._reset()
+        # Not print: a signal may come in the middle of one.
+        os.write(1, b"stopping: what is trained is saved first\n")
 
     def _reset(self):
         for signum, handler in self._before.items():
@@ -55,11 +58,12 @@ class StopSignal:
 def calls(start: int, end: int, updates_per_call: int, every: int) -> Iterator[tuple[int, int]]:
     """(first step, number of updates) of each compiled call from start to end.
 
-    No call crosses a multiple of `every` (where a checkpoint is due) or the end.
+    No call crosses a multiple of `every` (where a checkpoint is due), of `updates_per_call` or the
+    end: wherever a run was stopped, the calls after it are those it would have made.
     """
     while start < end:
         border = min(end, (start // every + 1) * every)
-        count = min(updates_per_call, border - start)
+        count = min(updates_per_call - start % updates_per_call, border - start)
         yield start, count
         start += count
 
@@ -122,11 +126,12 @@ def train(
         for offset, row in enumerate(_rows(jax.device_get(metrics))):
             step = first + offset + 1
             if not all(math.isfinite(row[name]) for name in MUST_BE_FINITE):
-                writer.wait()
+                with contextlib.suppress(CheckpointError):
+                    writer.wait()
                 raise NonFiniteError(_not_finite(stage, step, row, directory))
             if step % config.runtime.log_every_updates == 0 or step == stage.updates:
                 log.write(step, row)
-            progress.update(step, row["loss"])
+        progress.update(step, row["loss"])
 
     def save(step: int) -> None:
         writer.save(state, step, fields | {"seconds": time.monotonic() - began})
@@ -134,6 +139,8 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.push(_close(log))
         stack.push(_close(writer))
+        if stop.signum is not None:
+            raise Stopped(stop.signum)
         late = None
         every = config.train.checkpoint_every
         for first, count in calls(start, stage.updates, per_call, every):
@@ -156,6 +163,7 @@ def train(
                 late = None
                 save(step)
             if stop.signum is not None:
+                writer.wait()  # only what is written is saved
                 raise Stopped(stop.signum)
     return state, time.monotonic() - began
 

@@ -39,14 +39,8 @@ def abstract_params(model: UNet, image_shape: tuple[int, int, int], mesh: Mesh) 
     return _with_sharding(shapes, mesh)
 
 
-def abstract_state(
-    model: UNet,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, int, int],
-    mesh: Mesh,
-) -> TrainState:
-    """Shapes, dtypes and shardings of a stage's state, without computing any."""
-    params = abstract_params(model, image_shape, mesh)
+def abstract_state(params: dict, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a stage's state, from those of its weights."""
     return _with_sharding(jax.eval_shape(lambda p: new_state(p, optimizer), params), mesh)
 
 

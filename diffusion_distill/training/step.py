@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from diffusion_distill.data.batches import gather, to_network
 from diffusion_distill.diffusion.distill import distillation_target
 from diffusion_distill.diffusion.losses import WEIGHTINGS
-from diffusion_distill.diffusion.process import Denoiser, from_x, predict, q_sample
-from diffusion_distill.diffusion.schedule import cosine_logsnr
+from diffusion_distill.diffusion.process import from_x, q_sample
+from diffusion_distill.models.build import make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
 from diffusion_distill.training.sharding import batched, replicated
 from diffusion_distill.training.stages import Stage
@@ -69,29 +69,6 @@ def learning_rate(
     rise = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
     fall = 1.0 - step / updates if lr_schedule == "linear" else 1.0
     return peak * rise * fall
-
-
-def make_denoiser(model: UNet, params, labels, config, dropout_key=None) -> Denoiser:
-    """The network with weights and labels bound: (z, logsnr) -> Prediction."""
-
-    def denoiser(z, logsnr):
-        output = model.apply(
-            {"params": params},
-            z,
-            logsnr,
-            labels if model.num_classes else None,
-            train=dropout_key is not None,
-            rngs=None if dropout_key is None else {"dropout": dropout_key},
-        )
-        return predict(output, z, logsnr, config.diffusion.parameterization)
-
-    return denoiser
-
-
-def make_schedule(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """The config's schedule: time in [0, 1] -> logSNR."""
-    low, high = config.diffusion.logsnr_min, config.diffusion.logsnr_max
-    return lambda t: cosine_logsnr(t, low, high)
 
 
 def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> Callable:

@@ -97,9 +97,18 @@ def test_everything_comes_back_to_the_bit(directory, step):
 
 def test_averaged_weights_need_nothing_else_of_the_checkpoint(directory):
     """They are read from a folder of their own; the state's may be as large as it likes."""
-    whole, state = checkpoints.verify(directory, 300), make_state(300)
-    shutil.rmtree(whole.path / "state")
-    assert_same_bits(whole.ema_params(abstract(state.ema_params)), state.ema_params)
+    expected = make_state(300).ema_params
+    shutil.rmtree(directory / "300" / "state")
+    loaded = checkpoints.load_ema_params(directory, 300, abstract(expected))
+    assert_same_bits(loaded, expected)
+    for file in all_files(directory, 300):
+        if file.parts[0] == "ema_params":
+            path = directory / "300" / file
+            before = path.read_bytes()
+            damage(path, "flip")
+            with pytest.raises(CheckpointError, match=f"{file.as_posix()} does not match"):
+                checkpoints.load_ema_params(directory, 300, abstract(expected))
+            path.write_bytes(before)
 
 
 def all_files(directory, step):
@@ -180,6 +189,23 @@ def test_going_on_from_an_older_one_can_write_the_newer_again(directory):
     assert_same_bits(again.state(abstract(make_state(300))), make_state(300))
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "nonsense", '{"state/a": 1}'])
+def test_checksums_that_say_something_else_are_damage(directory, content):
+    (directory / "300" / "sha256.json").write_text(content)
+    said = []
+    assert checkpoints.newest_whole(directory, said.append).step == 200
+    assert len(said) == 1
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(directory, monkeypatch):
+    def failing(path, below):
+        raise OSError(errno.EIO, "Input/output error", f"{path}/state")
+
+    monkeypatch.setattr(checkpoints, "_checksums", failing)
+    with pytest.raises(CheckpointError, match="state cannot be read: Input/output error"):
+        checkpoints.verify(directory, 300)
+
+
 def test_every_file_is_in_the_checksums(directory):
     listed = json.loads((directory / "300" / "sha256.json").read_text())
     path = directory / "300"
@@ -189,7 +215,7 @@ def test_every_file_is_in_the_checksums(directory):
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_older_one_stays(directory, monkeypatch):
-    def full(path):
+    def full(path, below):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     writer = checkpoints.Writer(directory, kept=2)
@@ -200,3 +226,14 @@ def test_a_full_disk_is_told_in_one_line_and_the_older_one_stays(directory, monk
     writer.close()
     monkeypatch.undo()
     assert checkpoints.newest_whole(directory, lambda line: None).step == 300
+
+
+def test_a_disk_that_is_full_at_once_is_told_in_one_line(directory, monkeypatch):
+    def full(*args, **kwargs):
+        raise ValueError("A long story.\nRESOURCE_EXHAUSTED: No space left on device")
+
+    writer = checkpoints.Writer(directory, kept=2)
+    monkeypatch.setattr(writer._manager, "save", full)
+    with pytest.raises(CheckpointError, match=r"/400 could not be written: RESOURCE_EXHAUSTED: No"):
+        writer.save(make_state(400), 400, {})
+    writer.close()

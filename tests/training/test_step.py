@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -10,12 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_distill.models.build import build_unet
+from diffusion_distill.diffusion.samplers import SAMPLERS, sample
+from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
 from diffusion_distill.training import step as steps
 from diffusion_distill.training.sharding import make_mesh
 from diffusion_distill.training.stages import plan
-from diffusion_distill.training.state import init_student, init_teacher, new_state
+from diffusion_distill.training.state import (
+    abstract_params,
+    abstract_state,
+    init_params,
+    init_student,
+    init_teacher,
+    new_state,
+)
 from diffusion_distill.training.step import Batch, Round, learning_rate
+
+ROOT = Path(__file__).parents[2]
 
 
 class Toy(nn.Module):
@@ -186,6 +197,57 @@ def test_real_steps_give_what_they_gave_when_written(real):
     np.testing.assert_allclose(norms, GOLDEN_GRAD_NORM, rtol=1e-3)
 
 
+def test_labels_reach_teacher_and_student_in_a_students_step(tiny_config):
+    """Each network alone knows labels, by weights that are not 0; the loss must tell."""
+    student = plan(tiny_config)[1]
+    model = build_unet(tiny_config, 1, 10)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), (8, 8, 1)))
+    knows = jax.tree.map(lambda s: jnp.float32(0.2 * rng.normal(size=s.shape)), shapes)
+    ignores = knows | {"class_emb": jax.tree.map(jnp.zeros_like, knows["class_emb"])}
+    step = jax.jit(steps.make_train_step(model, tiny_config, student))
+    images = jnp.asarray(rng.integers(0, 256, (4, 8, 8, 1), np.uint8))
+    round = Round(jnp.int32(2), jnp.int32(6))
+
+    def loss(params, teacher_params, label):
+        state = new_state(params, steps.make_optimizer(tiny_config, student))
+        batch = Batch(images, jnp.full(4, label))
+        return float(step(state, teacher_params, batch, jax.random.key(0), round)[1]["loss"])
+
+    assert loss(knows, ignores, 1) != loss(knows, ignores, 2)
+    assert loss(ignores, knows, 1) != loss(ignores, knows, 2)
+    assert loss(ignores, ignores, 1) == loss(ignores, ignores, 2)
+
+
+@pytest.mark.parametrize("kind", ["x", "eps", "v", "both"])
+def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
+    """Shapes fit from the config to the updated state and to the image, for teacher and student."""
+    tiny_config.diffusion.parameterization = kind
+    model, mesh = build_unet(tiny_config, 3, 10), make_mesh()
+    assert model.out_channels == (6 if kind == "both" else 3)
+    batch = Batch(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
+    round = Round(jnp.int32(2), jnp.int32(6))
+    for stage in plan(tiny_config)[:2]:
+        optimizer = steps.make_optimizer(tiny_config, stage)
+        state = abstract_state(abstract_params(model, (8, 8, 3), mesh), optimizer, mesh)
+        teacher_params = state.ema_params if stage.teacher else None
+        step = steps.make_train_step(model, tiny_config, stage)
+        after, metrics = jax.eval_shape(
+            step, state, teacher_params, batch, jax.random.key(0), round
+        )
+        assert jax.tree.map(lambda s: s.shape, after) == jax.tree.map(lambda s: s.shape, state)
+        assert metrics["loss"].shape == ()
+    denoiser = make_denoiser(model, knows_nothing(state.params), batch.labels, tiny_config)
+    z = jnp.ones((4, 8, 8, 3))
+    images = sample(SAMPLERS["ddim"], denoiser, z, 1, make_schedule(tiny_config), jnp.zeros_like)
+    assert images.shape == z.shape
+    assert np.all(np.isfinite(images))
+
+
+def knows_nothing(shapes):
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
 def test_several_updates_in_one_call_are_the_updates_one_by_one(real):
     start, call, rows = real
     one, losses = start(), []
@@ -255,7 +317,7 @@ def test_eight_devices_make_the_updates_of_one():
 
     def run(devices):
         command = [sys.executable, "-c", script, str(devices)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return np.array([float(number) for number in done.stdout.split()])
 
