@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -53,11 +54,12 @@ class Compilations(logging.Handler):
 def finished(tmp_path_factory):
     """(workdir of a finished run, names of the programs compiled on the way)."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    relative = Path(os.path.relpath(workdir))  # as a person gives it
     compilations = Compilations()
     logger = logging.getLogger("jax")
     logger.addHandler(compilations)
     with jax.log_compiles():
-        Run(tiny_config(), workdir).finish()
+        Run(tiny_config(), relative).finish()
     logger.removeHandler(compilations)
     return workdir, compilations.names
 

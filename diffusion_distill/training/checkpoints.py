@@ -31,8 +31,8 @@ CHECKSUMS = "sha256.json"
 
 
 def folder(workdir: Path, stage_name: str) -> Path:
-    """Where a stage's checkpoints are."""
-    return Path(workdir) / stage_name / "checkpoints"
+    """Where a stage's checkpoints are, as the absolute path that Orbax asks for."""
+    return Path(workdir).absolute() / stage_name / "checkpoints"
 
 
 def steps(directory: Path) -> list[int]:
