@@ -2,8 +2,12 @@
 
     python -m diffusion_distill.main --config=configs/digits_distill.py --workdir=runs/digits
 
-Real images (the 1,797 that scikit-learn ships), no download. `:tiny` runs the same code in
-seconds and learns nothing: it is for tests.
+Real images (the 1,797 that scikit-learn ships), no download. On two CPU cores it takes under four
+minutes and 1.5 GB. Measured there (RESULTS.md), fd_pixels1k_train: teacher 0.30 at 32 steps,
+students 0.32 / 0.33 / 0.35 / 0.39 at 8 / 4 / 2 / 1 steps, where the teacher with DDIM has 0.47 /
+0.83 / 2.07 / 6.08.
+
+`:tiny` runs the same code in half a minute and learns nothing: it is for tests.
 """
 
 from diffusion_distill.config import base

@@ -5,6 +5,7 @@
 The same command continues a run that was stopped. `--config.train.batch_size=64` overrides a field.
 """
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -120,9 +121,11 @@ class Run:
         too.
         """
         directory = checkpoints.folder(self.workdir.path, stage.name)
+        abstract = self.abstract[stage.name]
+        with contextlib.suppress(CheckpointError):  # not at its end: newest_whole says why
+            params = checkpoints.load_ema_params(directory, stage.updates, abstract.ema_params)
+            return params, checkpoints.load_meta(directory, stage.updates)["seconds"]
         whole = checkpoints.newest_whole(directory, say)
-        if whole is not None and whole.step == stage.updates:
-            return whole.ema_params(self.abstract[stage.name].ema_params), whole.meta()["seconds"]
         teacher_params = None
         if stage.teacher is not None:
             teacher_params, _ = self._trained(self.stages[stage.teacher], stop)
@@ -130,7 +133,7 @@ class Run:
         if whole is None:
             state, seconds = self._start(stage, teacher_params), 0.0
         else:
-            state = whole.state(self.abstract[stage.name])
+            state = whole.state(abstract)
             seconds = whole.meta()["seconds"]
             say(f"{stage.name}: going on from {whole.path}")
         self.workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))

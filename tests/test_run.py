@@ -175,6 +175,17 @@ def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
     assert steps == sorted(set(steps))
 
 
+def test_a_student_needs_no_more_of_its_teacher_than_the_averaged_weights(workdir):
+    """The rest of a finished stage may be removed to save space."""
+    before = ema_params(workdir, "student_0001")
+    shutil.rmtree(workdir / "student_0002/checkpoints/6/state")
+    shutil.rmtree(workdir / "student_0001")
+    rows = read_rows(workdir / "results.jsonl")[:2]
+    (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Run(tiny_config(), workdir).finish()
+    assert_same_bits(ema_params(workdir, "student_0001"), before)
+
+
 def test_a_last_checkpoint_that_somebody_removed_stays_removed(workdir, capsys):
     shutil.rmtree(workdir / "teacher/checkpoints")
     Run(tiny_config(), workdir).finish()

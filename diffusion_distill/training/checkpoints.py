@@ -152,6 +152,16 @@ def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
         path.rename(aside / f"{step}-{count}")
 
 
+def load_meta(directory: Path, step: int) -> dict:
+    """What was saved as JSON with a state, alone.
+
+    Raises:
+        CheckpointError: it is missing or damaged; says which file.
+    """
+    check(directory, step, "meta")
+    return WholeCheckpoint(directory, step).meta()
+
+
 class Writer:
     """Saves a stage's checkpoints while training goes on, one at a time."""
 
