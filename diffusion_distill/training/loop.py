@@ -158,11 +158,12 @@ def train(
             late = first, metrics
             writer.check()
             step = first + count
-            if step % every == 0 or step == stage.updates or stop.signum is not None:
+            stopping = stop.signum is not None  # looked at once: it may change at any time
+            if step % every == 0 or step == stage.updates or stopping:
                 settle(*late)  # nothing that is not finite is ever saved
                 late = None
                 save(step)
-            if stop.signum is not None:
+            if stopping:
                 writer.wait()  # only what is written is saved
                 raise Stopped(stop.signum)
     return state, time.monotonic() - began
