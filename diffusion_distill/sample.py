@@ -73,11 +73,11 @@ def main(argv: list[str]) -> None:
         except ValueError:
             raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
     sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
-    labels = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
+    shown = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
     out = Path(_OUT.value)
     make_room(out)
     images = sampler(_SEED.value, _NUM_IMAGES.value, labels)
-    write(out, images, labels)
+    write(out, images, shown)
     print(f"{len(images)} images in {sampler.num_steps} steps: {out}")
 
 

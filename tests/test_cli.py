@@ -106,6 +106,22 @@ def test_sample_writes_a_grid_arrays_or_a_folder(workdir, tmp_path):
     np.testing.assert_array_equal(grid[1:33:4, 1:33:4], arrays["images"][0, ..., 0])
 
 
+def test_sampling_a_network_without_labels(tmp_path):
+    config = tiny_config()
+    config.model.class_conditional = False
+    config.eval.label_agreement = False
+    config.eval.num_images = 10
+    config.teacher.updates = 1
+    config.distill.start_steps = config.distill.end_steps = 1
+    Run(config, tmp_path / "run").finish()
+    common = [f"--workdir={tmp_path / 'run'}", "--num_images=3", f"--out={tmp_path / 'x.npz'}"]
+    done = run("sample", *common)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["labels"], [0, 0, 0])
+    refused = run("sample", *common, "--labels=0")
+    assert "this network was trained without" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
