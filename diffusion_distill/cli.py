@@ -19,6 +19,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Parses flags, runs main, and exits: 0, or with one line on standard error and not 0."""
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _unraisablehook
     try:
         main(_parse(sys.argv))
     except (UserError, CheckpointError) as error:
@@ -32,6 +33,12 @@ def run(main: Callable[[list[str]], None]) -> None:
         fail(128 + stop.signum, str(stop), stop)
     except KeyboardInterrupt as error:
         fail(128 + signal.SIGINT, "interrupted", error)
+
+
+def _unraisablehook(unraisable) -> None:
+    """Leaves out what TensorStore's threads print, hundreds of times, after one failed write."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:

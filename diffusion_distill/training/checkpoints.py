@@ -224,12 +224,21 @@ class Writer:
                 pending.result()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder."""
+        """Waits, and lets go of the folder.
+
+        Raises:
+            CheckpointError: the one being written could not be.
+        """
         try:
             self.wait()
+            with self._explained():
+                self._manager.close()
+        except CheckpointError:
+            with contextlib.suppress(Exception):  # Orbax raises a failed write once more
+                self._manager.close()
+            raise
         finally:
             self._thread.shutdown()
-            self._manager.close()
 
 
 def _without_ema(state: TrainState) -> dict:
