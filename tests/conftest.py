@@ -1,6 +1,9 @@
 """What tests share."""
 
+import logging
 import os
+import shutil
+from pathlib import Path
 
 # Before JAX starts: programs compiled once are reused by later tests and by their child processes.
 _CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "xla")
@@ -12,6 +15,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import digits_distill  # noqa: E402
+from diffusion_distill.main import Run  # noqa: E402
 
 
 @pytest.fixture
@@ -31,3 +35,36 @@ def tiny_config():
 @pytest.fixture(name="tiny_config")
 def tiny_config_fixture():
     return tiny_config()
+
+
+class Compilations(logging.Handler):
+    """Names of the programs that JAX compiles."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        message = record.getMessage()
+        if message.startswith("Compiling "):
+            self.names.append(message.split()[1])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(workdir of a finished run, names of the programs compiled on the way)."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    relative = Path(os.path.relpath(workdir))  # as a person gives it
+    compilations = Compilations()
+    logger = logging.getLogger("jax")
+    logger.addHandler(compilations)
+    with jax.log_compiles():
+        Run(tiny_config(), relative).finish()
+    logger.removeHandler(compilations)
+    return workdir, compilations.names
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(finished[0], tmp_path / "run")

@@ -175,7 +175,7 @@ def _close(resource) -> Callable:
     def leave(kind, error, traceback) -> None:
         try:
             resource.close()
-        except Exception:
+        except Exception:  # of any kind: raised where nothing else failed, dropped where it did
             if error is None:
                 raise
 

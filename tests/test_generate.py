@@ -1,0 +1,158 @@
+"""Images from finished stages: what they depend on, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffusion_distill
+from diffusion_distill.diffusion.samplers import image_keys, image_noise
+from diffusion_distill.errors import CheckpointError, UserError
+from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.training.state import abstract_params
+from tests.conftest import tiny_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_image_is_a_function_of_its_seed_and_index(finished):
+    sampler = diffusion_distill.load_sampler(finished[0], num_steps=2)
+    images = sampler(seed=3, num_images=30)
+    assert images.shape == (30, 8, 8, 1)
+    assert images.dtype == np.uint8
+    sampler._batch_size = 7  # another split into batches, and a last one that is not full
+    again = sampler(seed=3, num_images=30).astype(int)
+    # Other batch shapes may be other programs: rounding can tip a pixel by one level of 255.
+    assert np.abs(images - again).max() <= 1
+    assert np.abs(images[:11] - sampler(seed=3, num_images=11).astype(int)).max() <= 1
+    assert np.abs(images - sampler(seed=4, num_images=30).astype(int)).max() > 20
+
+
+def test_noise_of_the_callers_own(finished):
+    sampler = diffusion_distill.load_sampler(finished[0], num_steps=2)
+    z = np.asarray(image_noise(image_keys(3, jnp.arange(12)), 0, (8, 8, 1)))
+    x = sampler.from_noise(z, labels=[4, 5])
+    assert x.shape == z.shape
+    assert x.dtype == np.float32
+    assert np.abs(x).max() <= 1
+    expected = sampler(seed=3, num_images=12, labels=[4, 5])
+    assert np.abs(np.round((x + 1) * 127.5) - expected).max() <= 1
+    with pytest.raises(UserError, match=r"shape \(12, 8, 8\); it must be \[N, 8, 8, 1\]"):
+        sampler.from_noise(z[..., 0])
+
+
+def test_any_number_of_devices_gives_the_same_images(finished, tmp_path):
+    """Restored and sampled on one device and on four, in processes of their own."""
+    script = textwrap.dedent(
+        """
+        import sys, jax
+        jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+        import numpy as np, diffusion_distill
+        load = diffusion_distill.load_sampler
+        sampler = load(sys.argv[2], 3, stage="teacher", sampler="ancestral")
+        assert sampler._mesh.size == int(sys.argv[1])
+        np.save(sys.argv[3], sampler(seed=5, num_images=10))
+        """
+    )
+    images = []
+    for devices in (1, 4):
+        out = tmp_path / f"{devices}.npy"
+        command = [sys.executable, "-c", script, str(devices), str(finished[0]), str(out)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        images.append(np.load(out).astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1
+    assert images[0].std() > 10
+
+
+def test_labels_reach_the_images():
+    """Through the sampler, with weights that are not 0 anywhere."""
+    config, mesh = tiny_config(), make_mesh()
+    model = build_unet(config, 1, 10)
+    shapes = abstract_params(model, (8, 8, 1), mesh)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.float32(0.2 * rng.normal(size=s.shape)), shapes)
+    sample_fn = make_sample_fn(model, config, "ddim", mesh)
+    sampler = Sampler(sample_fn, params, 2, (8, 8, 1), 10, mesh)
+    threes, fours, both = (sampler(0, 4, labels=labels).astype(int) for labels in (3, 4, [3, 4]))
+    assert np.all(np.abs(threes - fours).max(axis=(1, 2, 3)) > 5)
+    for n, expected in enumerate((threes, fours, threes, fours)):
+        assert np.abs(both[n] - expected[n]).max() <= 1
+
+
+def test_labels_are_taken_in_turn(finished):
+    sampler = diffusion_distill.load_sampler(finished[0], num_steps=1)
+    np.testing.assert_array_equal(sampler.image_labels(12), [*range(10), 0, 1])
+    np.testing.assert_array_equal(sampler.image_labels(3, 7), [7, 7, 7])
+    np.testing.assert_array_equal(sampler.image_labels(5, [1, 2]), [1, 2, 1, 2, 1])
+    for bad, message in [
+        (10, "label 10 is out of range 0 to 9"),
+        ([0, -1], "label -1 is out of range"),
+        ([], "one integer or a list"),
+        ([0.5], "one integer or a list"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            sampler(num_images=4, labels=bad)
+
+
+def test_loop_inside_and_outside_give_the_same_images(finished, workdir):
+    outside = diffusion_distill.load_sampler(finished[0], num_steps=2)(num_images=8)
+    fields = json.loads((workdir / "config.json").read_text())
+    fields["config"]["runtime"]["sampler_loop"] = "inside"
+    (workdir / "config.json").write_text(json.dumps(fields))
+    inside = diffusion_distill.load_sampler(workdir, num_steps=2)(num_images=8)
+    assert np.abs(inside.astype(int) - outside).max() <= 1
+
+
+def test_the_teacher_takes_any_number_of_steps_and_any_sampler(finished):
+    for name in ("ddim", "dpmpp_2m"):
+        sampler = diffusion_distill.load_sampler(finished[0], 3, stage="teacher", sampler=name)
+        assert sampler.num_steps == 3
+        assert sampler(num_images=2).shape == (2, 8, 8, 1)
+    assert diffusion_distill.load_sampler(finished[0]).num_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_steps": 3}, r"no stage of 3 steps; finished stages: teacher \(4 steps\), student_"),
+        ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
+        ({"stage": "student_0064"}, "no stage named student_0064; finished stages"),
+        ({"stage": "student_0001", "num_steps": 2}, "no stage named student_0001 of 2 steps"),
+        ({"sampler": "euler"}, "'euler'; there are ddim, ancestral, dpmpp_2m, heun"),
+    ],
+)
+def test_what_cannot_be_sampled_is_said_in_one_line(finished, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        diffusion_distill.load_sampler(finished[0], **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_half_written_workdirs(workdir, tmp_path):
+    load = diffusion_distill.load_sampler
+    with pytest.raises(UserError, match="there is no workdir"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="it has no config.json"):
+        load(tmp_path / "empty")
+    shutil.rmtree(workdir / "student_0001/checkpoints/6")
+    with pytest.raises(UserError, match="student_0001 .* is not finished; finished stages: teach"):
+        load(workdir, num_steps=1)
+    damaged = workdir / "student_0002/checkpoints/6/ema_params/_METADATA"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="ema_params/_METADATA does not match its SHA-256"):
+        load(workdir, num_steps=2)
+    text = (workdir / "config.json").read_text()
+    for broken in (text[:100], "{}", text.replace("num_blocks", "blocks")):
+        (workdir / "config.json").write_text(broken)
+        with pytest.raises(UserError, match=r"config\.json"):
+            load(workdir)
