@@ -29,7 +29,12 @@ def base() -> ml_collections.ConfigDict:
     config.seed = 0  # of everything random: initial weights, batches, noise, dropout
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "digits"  # one of data/sources.py
+    data.name = "digits"  # one of data/sources.py: digits, cifar10, folder, npz, tfds, prepared
+    data.path = ""  # the folder or file it is in; may differ between two starts of a workdir
+    data.split = "train"  # what is trained on
+    data.image_size = 0  # folder and tfds: crop to a square and resize to this; 0: leave as it is
+    data.resize = "area"  # folder and tfds, how: area (as for ImageNet), antialias (as for LSUN)
+    data.tfds_name = ""  # tfds: the data set, "cifar10" or "cifar10:3.0.2"
     data.random_flip = False  # mirror training images left to right, each with probability 1/2
 
     config.diffusion = diffusion = ml_collections.ConfigDict()
@@ -164,7 +169,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     lines = []
     for name in sorted(old.keys() | new.keys()):
         path = f"{prefix}{name}"
-        if name == "runtime":
+        if path == "config.data.path" or name == "runtime":
             continue
         a, b = old.get(name, "(none)"), new.get(name, "(none)")
         if isinstance(a, dict) and isinstance(b, dict):

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         config.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
     seed = config.seed if _SEED.value is None else _SEED.value
     sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
-    source = sources.load(run.config.data.name)
+    source = sources.load(run.config.data)
     images = sampler(seed, config.num_images)
     labels = sampler.image_labels(config.num_images)
     for name, value in Evaluator(config, source).measure(images, labels).items():

@@ -58,7 +58,7 @@ class Run:
         self.config = config
         self.mesh = make_mesh()
         check_divides(self.mesh, "train.batch_size", config.train.batch_size)
-        self.source = sources.load(config.data.name)
+        self.source = sources.load(config.data)
         self.image_shape = self.source.image_shape
         if config.model.class_conditional and not self.source.num_classes:
             raise UserError(

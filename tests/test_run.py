@@ -198,7 +198,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_writ
 
 def test_labels_are_refused_where_the_data_has_none(tmp_path, monkeypatch):
     plain = dataclasses.replace(sources.digits(), num_classes=0)
-    monkeypatch.setitem(sources.SOURCES, "digits", lambda: plain)
+    monkeypatch.setitem(sources.SOURCES, "digits", lambda config: plain)
     with pytest.raises(UserError, match="class_conditional is True, but digits has no labels"):
         Run(tiny_config(), tmp_path / "run")
 

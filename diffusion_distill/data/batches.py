@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.data.sources import Source
+from diffusion_distill.data.source import Source
 
 
 @functools.lru_cache(maxsize=4)
@@ -40,7 +40,7 @@ def batch_indices(seed: int, stage: int, step: int, batch_size: int, size: int) 
 
 def resident(source: Source) -> dict[str, np.ndarray]:
     """All images and labels, to live on the device as uint8: batches are then gathered there."""
-    return {"images": source.images, "labels": source.labels}
+    return {"images": source.images(), "labels": source.labels}
 
 
 def gather(data: dict[str, jax.Array], indices: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,63 +1,49 @@
-"""Data sources: images and labels at given indices.
+"""Data sources by name: what config.data.name may be.
 
-To add one, write a function that returns a `Source` and name it in SOURCES; everything above
-works by index. See "Your own images" in README.md.
+To add one, write a function from a config's `data` section to a `Source` and name it in SOURCES;
+everything above works by index. See "Your own images" in README.md.
 """
 
-import dataclasses
 from collections.abc import Callable
 
+import ml_collections
 import numpy as np
 
+from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A data set's training split, in memory.
-
-    Attributes:
-        images: uint8 [N, H, W, C].
-        labels: int32 [N] in 0..num_classes - 1; all 0 where there are none.
-        num_classes: how many labels there are; 0 for data without labels.
-        split: which split of which set this is, as metrics name it: "train".
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    num_classes: int
-    split: str = "train"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return self.images.shape[1:]
-
-
-def digits() -> Source:
+def digits(config: ml_collections.ConfigDict | None = None) -> Source:
     """The handwritten digits that scikit-learn ships: 1,797 real images of 8x8, 10 labels.
 
-    Their 17 grey levels 0..16 become uint8 by rounding 255 / 16 times the level.
+    Their 17 grey levels 0..16 become uint8 by rounding 255 / 16 times the level. They have the
+    one split "train".
     """
     from sklearn import datasets
 
+    if config is not None and config.split != "train":
+        raise UserError(f"config.data.split is {config.split!r}; digits have only 'train'")
     bunch = datasets.load_digits()
     images = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
-    return Source(images=images, labels=bunch.target.astype(np.int32), num_classes=10)
+    return from_arrays(images, bunch.target, 10, name="digits")
 
 
-SOURCES: dict[str, Callable[[], Source]] = {"digits": digits}
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {"digits": digits}
 
 
-def load(name: str) -> Source:
-    """The source of that name.
+def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
+    """The source that a config's `data` section names.
+
+    Args:
+        config: a run's config.data.
+        split: in place of config.split.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or its files are missing or wrong; says what to do.
     """
-    if name not in SOURCES:
-        raise UserError(f"data.name is {name!r}; there are {', '.join(SOURCES)}")
-    return SOURCES[name]()
+    if config.name not in SOURCES:
+        raise UserError(f"config.data.name is {config.name!r}; there are {', '.join(SOURCES)}")
+    if split is not None:
+        config = config.copy_and_resolve_references()
+        config.split = split
+    return SOURCES[config.name](config)

@@ -3,7 +3,7 @@
 import ml_collections
 import numpy as np
 
-from diffusion_distill.data.sources import Source
+from diffusion_distill.data.source import Source
 from diffusion_distill.metrics.classifier import LabelJudge
 from diffusion_distill.metrics.features import FEATURES, metric_name
 from diffusion_distill.metrics.frechet import frechet_distance, statistics
@@ -21,11 +21,11 @@ class Evaluator:
         """`config` is a run's config.eval."""
         self._count = config.num_images
         self._features = FEATURES[config.features]
-        self._reference = statistics(self._features(source.images))
+        self._reference = statistics(self._features(source.images()))
         self.metric = metric_name(config.features, config.num_images, source.split)
         self.judge = None
         if config.label_agreement:
-            self.judge = LabelJudge(source.images, source.labels)
+            self.judge = LabelJudge(source.images(), source.labels)
 
     def measure(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The distance, and label agreement where there is a judge.

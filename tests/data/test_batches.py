@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_distill.config import base
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import batch_indices, gather, to_network, to_uint8
 from diffusion_distill.errors import UserError
@@ -63,23 +64,30 @@ def test_flips_about_half_of_the_images_left_to_right():
 
 def test_gather_takes_images_with_their_labels():
     source = sources.digits()
-    data = {"images": jnp.asarray(source.images), "labels": jnp.asarray(source.labels)}
+    data = {"images": jnp.asarray(source.images()), "labels": jnp.asarray(source.labels)}
     images, labels = gather(data, jnp.array([5, 1700, 5]))
-    np.testing.assert_array_equal(images, source.images[[5, 1700, 5]])
+    np.testing.assert_array_equal(images, source.images()[[5, 1700, 5]])
     np.testing.assert_array_equal(labels, source.labels[[5, 1700, 5]])
 
 
 def test_digits_are_the_real_ones():
-    source = sources.load("digits")
+    source = sources.load(base().data)
     assert (len(source), source.image_shape, source.num_classes) == (1797, (8, 8, 1), 10)
-    assert source.images.dtype == np.uint8
+    assert source.images().dtype == np.uint8
     assert set(np.unique(source.labels)) == set(range(10))
-    assert (source.images.min(), source.images.max()) == (0, 255)
+    assert (source.images().min(), source.images().max()) == (0, 255)
     # A zero is dark in the middle, a one is bright there.
-    mean = {n: source.images[source.labels == n].mean(axis=0)[3:5, 3:5].mean() for n in (0, 1)}
+    mean = {n: source.images()[source.labels == n].mean(axis=0)[3:5, 3:5].mean() for n in (0, 1)}
     assert mean[0] < 60 < 150 < mean[1]
 
 
 def test_unknown_source_lists_those_there_are():
+    config = base().data
+    config.name = "mnist"
     with pytest.raises(UserError, match="'mnist'; there are digits"):
-        sources.load("mnist")
+        sources.load(config)
+
+
+def test_digits_have_one_split():
+    with pytest.raises(UserError, match="config.data.split is 'test'; digits have only 'train'"):
+        sources.load(base().data, split="test")

@@ -1,0 +1,122 @@
+"""The one interface that everything above the data works through: images by index."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from diffusion_distill.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a data set: images of one size, read by index.
+
+    Attributes:
+        name: of the data set, as messages and metrics have it: "cifar10".
+        split: "train" or "test", or whatever the data set calls it.
+        image_shape: (H, W, C).
+        labels: int32 [N] in 0..num_classes - 1; all 0 where there are none.
+        num_classes: how many labels there are; 0 for data without labels.
+        read: indices int [n] -> uint8 [n, H, W, C]; may be called from several threads at once.
+        preprocessing: what was done to the images after they were published; "" for nothing.
+        fingerprint_of: () -> what tells the content from any other's; see `fingerprint`.
+        image_name: index -> what a person would call the image, mostly a file's path.
+    """
+
+    name: str
+    split: str
+    image_shape: tuple[int, int, int]
+    labels: np.ndarray
+    num_classes: int
+    read: Callable[[np.ndarray], np.ndarray]
+    preprocessing: str = ""
+    fingerprint_of: Callable[[], str] = lambda: ""
+    image_name: Callable[[int], str] = "image {}".format
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return len(self) * int(np.prod(self.image_shape))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A sha256 that tells these images from any others; may read all of them once."""
+        return self.fingerprint_of()
+
+    def images(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """uint8 images [n, H, W, C] at these indices; all of them for None."""
+        return self.read(np.arange(len(self)) if indices is None else np.asarray(indices))
+
+
+def from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    num_classes: int | None = None,
+    *,
+    name: str = "arrays",
+    split: str = "train",
+) -> Source:
+    """A source of images that are in memory, or memory-mapped.
+
+    Args:
+        images: uint8 [N, H, W, C], N at least 1.
+        labels: integers [N]; None for data without labels.
+        num_classes: how many labels there are; None for one more than the largest.
+        name: see `Source`; what messages call the images.
+        split: see `Source`.
+
+    Raises:
+        UserError: an array has another shape or type, or a label is out of range; names which.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise UserError(
+            f"{name}: images are {images.dtype} {list(images.shape)}; they must be uint8 "
+            "[N, H, W, C]"
+        )
+    if labels is None:
+        labels, num_classes = np.zeros(len(images), np.int32), 0
+    labels, num_classes = checked_labels(labels, len(images), num_classes, name)
+
+    def fingerprint_of():
+        digest = hashlib.sha256(f"{images.shape} {num_classes} ".encode())
+        for array in (images, labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    return Source(
+        name=name,
+        split=split,
+        image_shape=tuple(map(int, images.shape[1:])),
+        labels=labels,
+        num_classes=num_classes,
+        read=lambda indices: images[indices],
+        fingerprint_of=fingerprint_of,
+    )
+
+
+def checked_labels(
+    labels: np.ndarray, count: int, num_classes: int | None, name: str
+) -> tuple[np.ndarray, int]:
+    """(labels as int32 [count], num_classes), where they are what labels must be.
+
+    Raises:
+        UserError: they are not integers, not one an image, or out of range.
+    """
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
+        raise UserError(
+            f"{name}: labels are {labels.dtype} {list(labels.shape)}; they must be integers, one "
+            f"for each of the {count} images"
+        )
+    limit = int(labels.max()) + 1 if num_classes is None else num_classes
+    wrong = np.flatnonzero((labels < 0) | (labels >= max(limit, 1)))
+    if wrong.size:
+        raise UserError(
+            f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is out of range 0 to {limit - 1}"
+        )
+    return labels.astype(np.int32), limit
