@@ -20,12 +20,15 @@ class Evaluator:
     def __init__(self, config: ml_collections.ConfigDict, source: Source):
         """`config` is a run's config.eval."""
         self._count = config.num_images
-        self._features = FEATURES[config.features]
+        self._network = FEATURES[config.features]("")
         self._reference = statistics(self._features(source.images()))
         self.metric = metric_name(config.features, config.num_images, source.split)
         self.judge = None
         if config.label_agreement:
             self.judge = LabelJudge(source.images(), source.labels)
+
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._network.apply(self._network.params, images)[0])
 
     def measure(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The distance, and label agreement where there is a judge.
