@@ -2,7 +2,7 @@
 
 A file in configs/ starts from `base()` and sets what differs. Defaults are the paper's where the
 paper has one. Fields under `runtime` say how to run and change no result beyond rounding: they
-may differ between two starts of one workdir; every other field may not.
+may differ between two starts of one workdir, and so may data.path; every other field may not.
 """
 
 import math
@@ -10,6 +10,7 @@ import numbers
 
 import ml_collections
 
+from diffusion_distill.data.preprocess import RESIZES
 from diffusion_distill.data.sources import SOURCES
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
@@ -20,6 +21,7 @@ from diffusion_distill.models.unet import TIME_INPUTS
 
 DTYPES = ("float32", "bfloat16")
 LR_SCHEDULES = ("constant", "linear")
+DATA_ON_DEVICE = ("auto", "always", "never")
 SAMPLER_LOOPS = ("auto", "inside", "outside")
 
 
@@ -32,9 +34,11 @@ def base() -> ml_collections.ConfigDict:
     data.name = "digits"  # one of data/sources.py: digits, cifar10, folder, npz, tfds, prepared
     data.path = ""  # the folder or file it is in; may differ between two starts of a workdir
     data.split = "train"  # what is trained on
-    data.image_size = 0  # folder and tfds: crop to a square and resize to this; 0: leave as it is
+    data.image_size = 0  # height and width; folder and tfds crop and resize to it; 0: as they are
     data.resize = "area"  # folder and tfds, how: area (as for ImageNet), antialias (as for LSUN)
-    data.tfds_name = ""  # tfds: the data set, "cifar10" or "cifar10:3.0.2"
+    data.channels = 0  # folder and tfds: 3 makes colour of grey, 1 grey of colour; 0: as they are
+    data.folder_labels = True  # folder: whether each subfolder is a label
+    data.tfds_name = ""  # tfds: the data set, "cifar10" or "lsun/church:3.1.0"
     data.random_flip = False  # mirror training images left to right, each with probability 1/2
 
     config.diffusion = diffusion = ml_collections.ConfigDict()
@@ -98,6 +102,7 @@ def base() -> ml_collections.ConfigDict:
     evaluation.grid_images = 40  # in samples.png, from the same noise in every stage
 
     config.runtime = runtime = ml_collections.ConfigDict()
+    runtime.data_on_device = "auto"  # auto: where it has at most a GiB; always, never: read ahead
     runtime.updates_per_call = 0  # updates in one compiled call; 0: 1 on CPU, 10 elsewhere
     runtime.sampler_loop = "auto"  # auto: outside the compiled step on CPU, inside elsewhere
     runtime.sampler_batch_size = 256  # images sampled at once
@@ -114,11 +119,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """
     _check_fields("config", config, base())
     _one_of(config, "data.name", SOURCES)
+    _one_of(config, "data.resize", RESIZES)
+    _one_of(config, "data.channels", (0, 1, 3))
+    _at_least(config, "data.image_size", 0)
     _one_of(config, "diffusion.parameterization", PARAMETERIZATIONS)
     _one_of(config, "diffusion.weighting", WEIGHTINGS)
     _one_of(config, "model.time_input", TIME_INPUTS)
     _one_of(config, "model.dtype", DTYPES)
     _one_of(config, "eval.features", FEATURES)
+    _one_of(config, "runtime.data_on_device", DATA_ON_DEVICE)
     _one_of(config, "runtime.sampler_loop", SAMPLER_LOOPS)
     for stage in ("teacher", "distill"):
         _one_of(config, f"{stage}.lr_schedule", LR_SCHEDULES)
@@ -220,7 +229,7 @@ def _get(config, path):
 
 def _one_of(config, path, names):
     if _get(config, path) not in names:
-        _reject(path, _get(config, path), f"one of {', '.join(names)}")
+        _reject(path, _get(config, path), f"one of {', '.join(map(str, names))}")
 
 
 def _at_least(config, path, low):

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusion_distill.errors import UserError
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     """Writes a file so that readers, and a restart, see the old content or the new, not a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content

@@ -17,8 +17,8 @@ from ml_collections import config_flags
 
 from diffusion_distill import cli
 from diffusion_distill import config as configs
+from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
-from diffusion_distill.data.batches import resident
 from diffusion_distill.errors import CheckpointError, Stopped, UserError
 from diffusion_distill.files import write_atomically
 from diffusion_distill.generate import Sampler, make_sample_fn
@@ -27,9 +27,9 @@ from diffusion_distill.models.build import build_unet
 from diffusion_distill.report.grid import grid, png
 from diffusion_distill.report.table import results_table
 from diffusion_distill.training import checkpoints
-from diffusion_distill.training.logs import duration, say
+from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, train
-from diffusion_distill.training.sharding import check_divides, make_mesh, replicated
+from diffusion_distill.training.sharding import check_divides, make_mesh
 from diffusion_distill.training.stages import Stage, plan
 from diffusion_distill.training.state import (
     TrainState,
@@ -76,7 +76,7 @@ class Run:
         )
         self._updates = {}  # compiled steps: one for the teacher, one for all students
         self._sample_fns = {}  # compiled samplers, by name
-        self._data = None  # on the devices, once something trains
+        self._feed = None  # of batches, once something trains
 
     def finish(self) -> None:
         """Trains and measures what is left, stage by stage.
@@ -143,7 +143,7 @@ class Run:
             self.workdir.path,
             state,
             teacher_params,
-            self._resident_data(),
+            self._batches(),
             self._update(stage),
             self.mesh,
             seconds,
@@ -251,10 +251,10 @@ class Run:
             self.config.runtime.sampler_batch_size,
         )
 
-    def _resident_data(self) -> dict[str, jax.Array]:
-        if self._data is None:
-            self._data = jax.device_put(resident(self.source), replicated(self.mesh))
-        return self._data
+    def _batches(self) -> Feed:
+        on_device = self.config.runtime.data_on_device
+        self._feed = self._feed or Feed(self.source, self.mesh, on_device)
+        return self._feed
 
 
 def main(argv: list[str]) -> None:

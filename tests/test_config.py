@@ -35,7 +35,7 @@ def test_a_config_survives_json():
         ("train.batch_size", True, r"config.train.batch_size is True; it must be of type int"),
         ("train.adam_b2", 1.0, r"config.train.adam_b2 is 1.0; it must be from 0"),
         ("train.checkpoints_kept", 1, r"checkpoints_kept is 1; it must be at least 2"),
-        ("data.name", "mnist", r"config.data.name is 'mnist'; it must be one of digits"),
+        ("data.name", "mnist", r"config.data.name is 'mnist'; it must be one of cifar10, digits"),
         ("diffusion.parameterization", "score", r"'score'; it must be one of x, eps, v, both"),
         ("diffusion.weighting", "p2", r"one of constant, snr, truncated_snr, snr_plus_one"),
         ("diffusion.logsnr_min", 30.0, r"logsnr_min is 30.0; it must be less than logsnr_max"),

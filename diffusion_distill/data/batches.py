@@ -1,12 +1,20 @@
 """Which images make up a batch, and how they become network input."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.data.source import Source
+
+
+class Batch(NamedTuple):
+    """Training images: uint8 [B, H, W, C] and labels int32 [B]."""
+
+    images: jax.Array
+    labels: jax.Array
 
 
 @functools.lru_cache(maxsize=4)
@@ -38,14 +46,14 @@ def batch_indices(seed: int, stage: int, step: int, batch_size: int, size: int) 
     return np.concatenate(parts).astype(np.int32)
 
 
-def resident(source: Source) -> dict[str, np.ndarray]:
+def resident(source: Source) -> Batch:
     """All images and labels, to live on the device as uint8: batches are then gathered there."""
-    return {"images": source.images(), "labels": source.labels}
+    return Batch(source.images(), source.labels)
 
 
-def gather(data: dict[str, jax.Array], indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """uint8 images [B, H, W, C] and labels [B] of a resident data set, inside the step."""
-    return data["images"][indices], data["labels"][indices]
+def gather(data: Batch, indices: jax.Array) -> Batch:
+    """The images and labels at indices [B] of a resident data set, inside the step."""
+    return Batch(data.images[indices], data.labels[indices])
 
 
 def to_network(images: jax.Array, key: jax.Array, random_flip: bool) -> jax.Array:

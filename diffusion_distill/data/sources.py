@@ -9,6 +9,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
+from diffusion_distill.data import cifar10, folder, npz, prepared, tfds
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
 
@@ -28,7 +29,15 @@ def digits(config: ml_collections.ConfigDict | None = None) -> Source:
     return from_arrays(images, bunch.target, 10, name="digits")
 
 
-SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {"digits": digits}
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
+    "cifar10": cifar10.load,
+    "digits": digits,
+    "folder": folder.load,
+    "npz": npz.load,
+    "prepared": prepared.load,
+    "tfds": tfds.load,
+}
+_NEED_PATH = ("cifar10", "folder", "npz", "prepared")
 
 
 def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
@@ -46,4 +55,13 @@ def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
     if split is not None:
         config = config.copy_and_resolve_references()
         config.split = split
-    return SOURCES[config.name](config)
+    if config.name in _NEED_PATH and not config.path:
+        raise UserError(f"config.data.path is ''; it must say where the {config.name} images are")
+    source = SOURCES[config.name](config)
+    if config.image_size not in (0, *source.image_shape[:1]):
+        height, width, _ = source.image_shape
+        raise UserError(
+            f"config.data.image_size is {config.image_size}, but {config.path or config.name} has "
+            f"images of {height}x{width}"
+        )
+    return source

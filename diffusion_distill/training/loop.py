@@ -15,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill import config as configs
-from diffusion_distill.data.batches import batch_indices
+from diffusion_distill.console import say
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped
 from diffusion_distill.training import checkpoints
-from diffusion_distill.training.logs import MetricsLog, Progress, say
-from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.feed import Feed
+from diffusion_distill.training.logs import MetricsLog, Progress
+from diffusion_distill.training.sharding import replicated
 from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Round
@@ -74,7 +75,7 @@ def train(
     workdir: Path,
     state: TrainState,
     teacher_params: dict | None,
-    data: dict[str, jax.Array],
+    feed: Feed,
     update: Callable,
     mesh: Mesh,
     seconds: float,
@@ -90,7 +91,7 @@ def train(
         workdir: of the run.
         state: where the stage stands; donated.
         teacher_params: averaged weights of the stage it learns from; None for the teacher.
-        data: the resident data set, on the devices.
+        feed: of the data set's batches.
         update: the compiled step, of `make_update`.
         mesh: the devices.
         seconds: spent on the stage before.
@@ -106,13 +107,12 @@ def train(
     start = int(state.step)
     began = time.monotonic() - seconds
     directory = checkpoints.folder(workdir, stage.name)
-    batch_size, size = config.train.batch_size, data["labels"].shape[0]
+    batch_size = config.train.batch_size
     per_call = config.runtime.updates_per_call or (1 if jax.default_backend() == "cpu" else 10)
 
-    rows, whole = batched(mesh, leading=1), replicated(mesh)
     key = jax.random.fold_in(jax.random.key(config.seed), stage.rng_id)
     round = Round(jnp.int32(stage.num_steps), jnp.int32(stage.updates))
-    key, round = jax.device_put((key, round), whole)
+    key, round = jax.device_put((key, round), replicated(mesh))
     fields = {"config": configs.to_dict(config), "stage": vars(stage)}
 
     progress = Progress(
@@ -143,16 +143,12 @@ def train(
             raise Stopped(stop.signum)
         late = None
         every = config.train.checkpoint_every
-        for first, count in calls(start, stage.updates, per_call, every):
-            indices = np.stack(
-                [
-                    batch_indices(config.seed, stage.rng_id, step, batch_size, size)
-                    for step in range(first, first + count)
-                ]
-            )
-            indices = jax.device_put(indices, rows)
+        left = calls(start, stage.updates, per_call, every)
+        batches = feed.calls(config.seed, stage.rng_id, batch_size, left)
+        stack.push(_close(batches))
+        for first, count, rows in batches:
             with jax.transfer_guard("disallow"):
-                state, metrics = update(state, teacher_params, data, indices, key, round)
+                state, metrics = update(state, teacher_params, feed.data, rows, key, round)
             if late is not None:
                 settle(*late)
             late = first, metrics

@@ -13,7 +13,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from diffusion_distill.data.batches import gather, to_network
+from diffusion_distill.data.batches import Batch, gather, to_network
 from diffusion_distill.diffusion.distill import distillation_target
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import from_x, q_sample
@@ -34,13 +34,6 @@ class Round(NamedTuple):
 
     num_steps: jax.Array
     updates: jax.Array
-
-
-class Batch(NamedTuple):
-    """Training images: uint8 [B, H, W, C] and labels int32 [B]."""
-
-    images: jax.Array
-    labels: jax.Array
 
 
 def make_optimizer(config: ml_collections.ConfigDict, stage: Stage):
@@ -161,26 +154,27 @@ def loss_by_quarter(loss: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
 def make_update(
     model: UNet, config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh
 ) -> Callable:
-    """The compiled step, for a data set that lives on the device.
+    """The compiled step.
 
     Returns:
-        update(state, teacher_params, data, indices, key, round) -> (state, metrics), which makes
-        one update for each row of indices int32 [K, B], and returns metrics of shape [K]. The
-        state is donated. Where K is 1 there is no loop in the program: XLA on CPU runs
-        convolutions inside one about 20 times slower.
+        update(state, teacher_params, data, rows, key, round) -> (state, metrics), which makes one
+        update for each row, and returns metrics of shape [K]. `data` is a resident data set and
+        rows are int32 indices [K, B] into it; or `data` is None and rows are a Batch with a
+        leading axis K (training/feed.py). The state is donated. Where K is 1 there is no loop in
+        the program: XLA on CPU runs convolutions inside one about 20 times slower.
     """
     step = make_train_step(model, config, stage)
 
-    def update(state, teacher_params, data, indices, key, round):
+    def update(state, teacher_params, data, rows, key, round):
         def one(state, row):
-            images, labels = gather(data, row)
-            images = jax.lax.with_sharding_constraint(images, batched(mesh))
-            return step(state, teacher_params, Batch(images, labels), key, round)
+            batch = row if data is None else gather(data, row)
+            batch = jax.lax.with_sharding_constraint(batch, batched(mesh))
+            return step(state, teacher_params, batch, key, round)
 
-        if indices.shape[0] == 1:
-            state, metrics = one(state, indices[0])
+        if jax.tree.leaves(rows)[0].shape[0] == 1:
+            state, metrics = one(state, jax.tree.map(lambda r: r[0], rows))
             return state, jax.tree.map(lambda m: m[None], metrics)
-        return jax.lax.scan(one, state, indices)
+        return jax.lax.scan(one, state, rows)
 
     whole, rows = replicated(mesh), batched(mesh, leading=1)
     return jax.jit(

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
-from diffusion_distill.data.batches import batch_indices, gather, to_network, to_uint8
+from diffusion_distill.data.batches import batch_indices, gather, resident, to_network, to_uint8
 from diffusion_distill.errors import UserError
 
 
@@ -64,8 +64,7 @@ def test_flips_about_half_of_the_images_left_to_right():
 
 def test_gather_takes_images_with_their_labels():
     source = sources.digits()
-    data = {"images": jnp.asarray(source.images()), "labels": jnp.asarray(source.labels)}
-    images, labels = gather(data, jnp.array([5, 1700, 5]))
+    images, labels = gather(jax.device_put(resident(source)), jnp.array([5, 1700, 5]))
     np.testing.assert_array_equal(images, source.images()[[5, 1700, 5]])
     np.testing.assert_array_equal(labels, source.labels[[5, 1700, 5]])
 
@@ -84,7 +83,7 @@ def test_digits_are_the_real_ones():
 def test_unknown_source_lists_those_there_are():
     config = base().data
     config.name = "mnist"
-    with pytest.raises(UserError, match="'mnist'; there are digits"):
+    with pytest.raises(UserError, match="'mnist'; there are cifar10, digits, folder"):
         sources.load(config)
 
 

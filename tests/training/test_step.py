@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_distill.data.batches import Batch
 from diffusion_distill.diffusion.samplers import SAMPLERS, sample
 from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
 from diffusion_distill.training import step as steps
@@ -24,7 +25,7 @@ from diffusion_distill.training.state import (
     init_teacher,
     new_state,
 )
-from diffusion_distill.training.step import Batch, Round, learning_rate
+from diffusion_distill.training.step import Round, learning_rate
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,10 +165,10 @@ def real():
     model = build_unet(config, 1, 10)
     update = steps.make_update(model, config, stage, mesh)
     rng = np.random.default_rng(0)
-    data = {
-        "images": jnp.asarray(rng.integers(0, 256, (64, 8, 8, 1), np.uint8)),
-        "labels": jnp.asarray(rng.integers(0, 10, 64, np.int32)),
-    }
+    data = Batch(
+        jnp.asarray(rng.integers(0, 256, (64, 8, 8, 1), np.uint8)),
+        jnp.asarray(rng.integers(0, 10, 64, np.int32)),
+    )
     rows = jnp.asarray(rng.integers(0, 64, (4, 16), np.int32))
 
     def start():
@@ -270,7 +271,7 @@ def test_the_state_is_donated_and_the_teacher_is_not(tiny_config):
     _, student = toy_stages(tiny_config)
     state = init_student(teacher_params, steps.make_optimizer(tiny_config, student), mesh)
     update = steps.make_update(Toy(), tiny_config, student, mesh)
-    data = {"images": jnp.zeros((8, 2, 2, 1), jnp.uint8), "labels": jnp.zeros(8, jnp.int32)}
+    data = Batch(jnp.zeros((8, 2, 2, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
     indices = jnp.zeros((1, 4), jnp.int32)
     round = Round(jnp.int32(2), jnp.int32(6))
     after, _ = update(state, teacher_params, data, indices, jax.random.key(0), round)
@@ -286,6 +287,7 @@ def test_eight_devices_make_the_updates_of_one():
         import jax, sys
         jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
         import jax.numpy as jnp, numpy as np
+        from diffusion_distill.data.batches import Batch
         from tests.conftest import tiny_config
         from tests.training.test_step import Toy, steps
         from diffusion_distill.training.sharding import make_mesh, replicated, batched
@@ -304,8 +306,7 @@ def test_eight_devices_make_the_updates_of_one():
                                replicated(mesh))
         update = steps.make_update(Linear(), config, stage, mesh)
         rng = np.random.default_rng(0)
-        data = {"images": rng.integers(0, 256, (64, 4, 4, 3), np.uint8),
-                "labels": np.zeros(64, np.int32)}
+        data = Batch(rng.integers(0, 256, (64, 4, 4, 3), np.uint8), np.zeros(64, np.int32))
         round = steps.Round(np.int32(4), np.int32(12))
         for _ in range(10):
             indices = rng.integers(0, 64, (1, 16), np.int32)

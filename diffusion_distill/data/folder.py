@@ -1,0 +1,124 @@
+"""A folder of images, of any size, with subfolders as labels where wanted."""
+
+import concurrent.futures
+import hashlib
+import os
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from diffusion_distill.data import preprocess
+from diffusion_distill.data.source import Source
+from diffusion_distill.errors import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def load(config: ml_collections.ConfigDict) -> Source:
+    """The images in the folder config.path, or in its subfolder config.split where there is one.
+
+    With config.folder_labels each subfolder is a label, in the order of their names (for ImageNet's
+    that is the usual one); without, images at any depth are taken. Files are read when they are
+    asked for.
+
+    Raises:
+        UserError: there is no such folder, no image in it, or images beside the subfolders.
+    """
+    root = Path(config.path)
+    if (root / config.split).is_dir():
+        root = root / config.split
+    files, labels, num_classes = _scan(root, config.folder_labels)
+    size, resize, channels = config.image_size, config.resize, config.channels
+    if size:
+        shape = (size, size, channels or preprocess.decode(files[0], 0).shape[-1])
+    else:
+        shape = preprocess.decode(files[0], channels).shape
+
+    def one(index: int) -> np.ndarray:
+        image = preprocess.to_square(preprocess.decode(files[index], channels), size, resize)
+        if image.shape != shape:
+            raise UserError(
+                f"{files[index]} is {'x'.join(map(str, image.shape))}, where {files[0]} is "
+                f"{'x'.join(map(str, shape))} (height, width, channels); set data.image_size and "
+                "data.channels to make them alike"
+            )
+        return image
+
+    return Source(
+        name=root.name if root.name != config.split else root.parent.name,
+        split=config.split,
+        image_shape=tuple(map(int, shape)),
+        labels=labels,
+        num_classes=num_classes,
+        read=in_threads(one, shape),
+        preprocessing=preprocess.description(size, resize),
+        fingerprint_of=lambda: _fingerprint(root, files, (shape, resize, num_classes)),
+        image_name=files.__getitem__,
+    )
+
+
+def in_threads(one, shape: tuple[int, ...]):
+    """`read` of a Source from a function of one index; a batch is read by all cores at once.
+
+    Decoding and resizing let go of Python's lock, so threads do.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "images")
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices)
+        if len(indices) == 1:
+            return one(int(indices[0]))[None]
+        images = np.empty((len(indices), *shape), np.uint8)
+        for row, image in enumerate(pool.map(one, indices.tolist())):
+            images[row] = image
+        return images
+
+    return read
+
+
+def _scan(root: Path, folder_labels: bool) -> tuple[list[str], np.ndarray, int]:
+    """Paths of all images in order, their labels [N], and how many labels there are."""
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}")
+    if not folder_labels:
+        files = _images_below(root)
+        labels, names = np.zeros(len(files), np.int32), []
+    else:
+        names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+        loose = [p.name for p in root.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()]
+        if loose:
+            raise UserError(
+                f"{root} has images beside its subfolders, {min(loose)} for one; with "
+                "data.folder_labels each must be in a subfolder, whose place is its label"
+            )
+        below = [_images_below(root / name) for name in names]
+        empty = [name for name, images in zip(names, below, strict=True) if not images]
+        if empty:
+            raise UserError(f"{root / empty[0]} has no images: a label would have none")
+        files = [file for images in below for file in images]
+        labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(b) for b in below])
+    if not files:
+        raise UserError(f"{root} has no images ({', '.join(EXTENSIONS)})")
+    return files, labels, len(names)
+
+
+def _images_below(root: Path) -> list[str]:
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(s for s in subfolders if s[0] != ".")
+        found += [
+            os.path.join(folder, name)
+            for name in sorted(names)
+            if name.lower().endswith(EXTENSIONS) and name[0] != "."
+        ]
+    return found
+
+
+def _fingerprint(root: Path, files: list[str], rest: tuple) -> str:
+    """Of names, sizes and times of change: to read a million files again would take too long."""
+    digest = hashlib.sha256(repr(rest).encode())
+    for file in files:
+        stat = os.stat(file)
+        digest.update(f"{os.path.relpath(file, root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,198 @@
+"""The format that large sets train from: memory-mapped uint8 records in files of a set size.
+
+PATH/train/
+  manifest.json      counts, shape, labels, preprocessing, and the sha256 of every other file
+  labels.npy         int32 [N]
+  images-00000.npy   uint8 [n, H, W, C], n as in the manifest
+  ...
+
+Plain NumPy files, so that other programs can read them, too. A record costs one page fault or
+two, no decoding and no memory of our own: the operating system keeps what is read often. See
+benchmarks/reading.py for what that gives beside array_record.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from diffusion_distill.data.source import Source, checked_labels
+from diffusion_distill.errors import UserError
+from diffusion_distill.files import read_json, write_atomically
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LABELS = "labels.npy"
+VERIFIED_AT_LOADING = 2**30  # bytes; a larger set has its sizes compared, not its checksums
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What is in a prepared split.
+
+    Attributes:
+        name: of the data set.
+        split: of it.
+        image_shape: (H, W, C).
+        num_classes: how many labels; 0 for none.
+        preprocessing: what was done to the published images.
+        source: where they came from, as `prepare` was told.
+        files: for each file of images (name, images in it, sha256).
+        labels_sha256: of labels.npy.
+        unreadable: for each image that could not be read (its name, why).
+        format: of this description.
+    """
+
+    name: str
+    split: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    preprocessing: str
+    source: dict
+    files: list[tuple[str, int, str]]
+    labels_sha256: str
+    unreadable: list[tuple[str, str]]
+    format: int = FORMAT
+
+    @property
+    def count(self) -> int:
+        """Images in all."""
+        return sum(count for _, count, _ in self.files)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these images and labels from others."""
+        content = [self.image_shape, self.num_classes, self.labels_sha256]
+        content += [(count, sha256) for _, count, sha256 in self.files]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest, with which the split is complete."""
+        fields = {"count": self.count, **dataclasses.asdict(self)}
+        write_atomically(folder / MANIFEST, json.dumps(fields, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a split's folder.
+
+        Raises:
+            UserError: it is missing, damaged or of another version.
+        """
+        path = folder / MANIFEST
+        fields = read_json(path)
+        try:
+            if fields.pop("format") != FORMAT:
+                raise UserError(f"{path} is of another version of the format; prepare it anew")
+            count = fields.pop("count")
+            fields["image_shape"] = tuple(map(int, fields["image_shape"]))
+            fields["files"] = [(str(n), int(c), str(s)) for n, c, s in fields["files"]]
+            manifest = cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged: {error!r}") from None
+        if manifest.count != count or not count:
+            raise UserError(f"{path} is damaged: its files have {manifest.count} images of {count}")
+        return manifest
+
+
+def load(config: ml_collections.ConfigDict) -> Source:
+    """The split config.split of the prepared set in the folder config.path.
+
+    Raises:
+        UserError: it is not there, or a file is missing or damaged; names it. Sets over a GiB have
+            their files' sizes compared; `prepare --verify` compares their checksums.
+    """
+    root = Path(config.path)
+    folder = root / config.split
+    if not root.is_dir():
+        raise UserError(
+            f"there is no {root}; make it with: python -m diffusion_distill.data.prepare --out="
+            f"{root} (--help says how), or say where it is with --config.data.path"
+        )
+    if not (folder / MANIFEST).exists():
+        splits = sorted(p.parent.name for p in root.glob(f"*/{MANIFEST}"))
+        raise UserError(
+            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}"
+        )
+    manifest = Manifest.read(folder)
+    labels = _labels(folder, manifest)
+    files = [_mapped(folder / name, count, manifest) for name, count, _ in manifest.files]
+    if sum(file.nbytes for file in files) <= VERIFIED_AT_LOADING:
+        verify(folder, manifest)
+    starts = np.cumsum([0] + [count for _, count, _ in manifest.files])
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices)
+        images = np.empty((len(indices), *manifest.image_shape), np.uint8)
+        which = np.searchsorted(starts, indices, side="right") - 1
+        for number in np.unique(which):
+            rows = np.flatnonzero(which == number)
+            images[rows] = files[number][indices[rows] - starts[number]]
+        return images
+
+    return Source(
+        name=manifest.name,
+        split=manifest.split,
+        image_shape=manifest.image_shape,
+        labels=labels,
+        num_classes=manifest.num_classes,
+        read=read,
+        preprocessing=manifest.preprocessing,
+        fingerprint_of=lambda: manifest.fingerprint,
+        image_name=f"image {{}} of {folder}".format,
+    )
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Compares every file of a split with its checksum, by all cores.
+
+    Raises:
+        UserError: one differs, or is not there; names the first.
+    """
+    files = [(n, s) for n, _, s in manifest.files] + [(LABELS, manifest.labels_sha256)]
+
+    def damaged(file: tuple[str, str]) -> bool:
+        return sha256(folder / file[0]) != file[1]
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (name, _), bad in zip(files, pool.map(damaged, files), strict=True):
+            if bad:
+                raise UserError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+
+
+def sha256(path: Path) -> str:
+    """Of a file, which must be there (UserError)."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}, which the manifest names") from None
+
+
+def _labels(folder: Path, manifest: Manifest) -> np.ndarray:
+    path = folder / LABELS
+    if sha256(path) != manifest.labels_sha256:
+        raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
+    labels = np.load(path, allow_pickle=False)
+    return checked_labels(labels, manifest.count, manifest.num_classes, str(path))[0]
+
+
+def _mapped(path: Path, count: int, manifest: Manifest) -> np.ndarray:
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}, which the manifest names") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if images.dtype != np.uint8 or images.shape != (count, *manifest.image_shape):
+        raise UserError(
+            f"{path} has {images.dtype} {list(images.shape)}; the manifest says uint8 "
+            f"{[count, *manifest.image_shape]}"
+        )
+    return images

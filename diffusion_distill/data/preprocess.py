@@ -1,0 +1,124 @@
+"""From an image of any size to a square of a set size, as the paper's data sets were made.
+
+The published preprocessing: ImageNet a central square crop, then an area resize; LSUN a central
+square crop, then an antialiased resize.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from diffusion_distill.errors import UserError
+
+# Modes of Pillow that hold 8 bits a channel, and their channels; others are not 8-bit images.
+_CHANNELS = {"L": 1, "RGB": 3}
+_AS_COLOUR = ("L", "LA", "RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "1")
+
+
+def decode(path: str, channels: int) -> np.ndarray:
+    """The image in a file, uint8 [H, W, C]. EXIF orientation is not applied.
+
+    Args:
+        path: of an image that Pillow reads.
+        channels: 1 or 3: what is not of that kind is converted (grey to colour by repeating it,
+            colour to grey by luma), unless transparency would be lost. 0: nothing is converted.
+
+    Raises:
+        UserError: the file is no whole image, or not one that `channels` allows; names it.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(_converted(image, channels, path))
+        return pixels.reshape(*pixels.shape[:2], -1)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except Exception as error:  # Pillow raises errors of many kinds for damaged files
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _converted(image: Image.Image, channels: int, path: str) -> Image.Image:
+    if image.mode in _CHANNELS and channels in (0, _CHANNELS[image.mode]):
+        return image
+    if not channels or image.mode not in _AS_COLOUR:
+        raise UserError(
+            f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that "
+            "data.channels=3 turns into RGB"
+        )
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            raise UserError(f"{path} is transparent in places; its alpha channel must be opaque")
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def central_square(image: np.ndarray) -> np.ndarray:
+    """The central square [S, S, C] of an image [H, W, C], S the smaller side.
+
+    Where what is left over is odd, the smaller part is cut off above and to the left.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+@functools.lru_cache(maxsize=512)
+def _area_matrix(size: int, source: int) -> np.ndarray:
+    """float32 [size, source]: how much of each output pixel each input pixel covers."""
+    edges = np.arange(size + 1) * (source / size)
+    pixels = np.arange(source)
+    low = np.maximum(edges[:-1, None], pixels)
+    high = np.minimum(edges[1:, None], pixels + 1)
+    return (np.maximum(high - low, 0.0) * (size / source)).astype(np.float32)
+
+
+def area(image: np.ndarray, size: int) -> np.ndarray:
+    """A square image [S, S, C] as [size, size, C]: each pixel the mean of the area it covers.
+
+    Input pixels that lie in several output pixels count in each for the part that lies in it
+    (what TensorFlow calls AREA). uint8 in and out, by rounding.
+    """
+    rows = _area_matrix(size, image.shape[0])
+    flat = rows @ image.reshape(image.shape[0], -1).astype(np.float32)
+    flat = flat.reshape(size, image.shape[1], -1)
+    out = np.einsum("ows,vw->ovs", flat, _area_matrix(size, image.shape[1]), optimize=True)
+    return np.round(out).astype(np.uint8)
+
+
+def antialias(image: np.ndarray, size: int) -> np.ndarray:
+    """A square image [S, S, C] as [size, size, C] by Pillow's antialiased bilinear resize.
+
+    The triangle filter is widened by the scale, so that no input pixel is left out. uint8 in and
+    out.
+    """
+    grey = image.shape[-1] == 1
+    resized = Image.fromarray(image[..., 0] if grey else image).resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
+    out = np.asarray(resized)
+    return out[..., None] if grey else out
+
+
+RESIZES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"area": area, "antialias": antialias}
+
+
+def to_square(image: np.ndarray, size: int, resize: str) -> np.ndarray:
+    """A uint8 image [H, W, C] as [size, size, C]; as it is where it is that already, or size is 0.
+
+    Args:
+        image: of any size.
+        size: of the result; 0 to leave the image as it is.
+        resize: one of RESIZES.
+    """
+    if not size or image.shape[:2] == (size, size):
+        return image
+    return RESIZES[resize](central_square(image), size)
+
+
+def description(size: int, resize: str) -> str:
+    """What `to_square` does, as a manifest and reference statistics record it."""
+    return f"central square crop, {resize} resize to {size}" if size else ""

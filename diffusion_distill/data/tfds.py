@@ -1,0 +1,89 @@
+"""What TensorFlow Datasets prepared. Reading it needs no TensorFlow; preparing it does."""
+
+import concurrent.futures
+import hashlib
+import os
+
+import ml_collections
+import numpy as np
+
+from diffusion_distill.data import preprocess
+from diffusion_distill.data.folder import in_threads
+from diffusion_distill.data.source import Source
+from diffusion_distill.errors import UserError
+
+
+def load(config: ml_collections.ConfigDict) -> Source:
+    """The data set config.tfds_name ("cifar10", "lsun/church:3.1.0") in the folder config.path.
+
+    It must have been prepared in the file format array_record. Images come from its feature
+    "image". Labels come from its feature "label"; to learn them every record is read once, so a
+    large set is better turned into a prepared one first (data/prepare.py).
+
+    Raises:
+        UserError: it is not there, has no such split, or no images; says what to do.
+    """
+    name = config.tfds_name
+    records, info = _open(name, config.path, config.split)
+    if "image" not in info.features:
+        raise UserError(f"{name} has the features {', '.join(info.features)}; it must have image")
+    num_classes = info.features["label"].num_classes if "label" in info.features else 0
+    channels = config.channels or info.features["image"].shape[-1]
+
+    def prepared(index: int) -> np.ndarray:
+        image = np.asarray(records[index]["image"])
+        if (image.shape[-1], channels) == (1, 3):
+            image = np.repeat(image, 3, axis=-1)
+        return preprocess.to_square(image, config.image_size, config.resize)
+
+    shape = tuple(map(int, prepared(0).shape))
+
+    def one(index: int) -> np.ndarray:
+        image = prepared(index)
+        if image.shape != shape:
+            raise UserError(
+                f"{name}: image {index} is {'x'.join(map(str, image.shape))}, where image 0 is "
+                f"{'x'.join(map(str, shape))}; set data.image_size and data.channels"
+            )
+        return image
+
+    labels = np.zeros(len(records), np.int32)
+    if num_classes:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda index: records[index]["label"], range(len(records)))
+            labels = np.fromiter(found, np.int32, len(records))
+    identity = (info.full_name, config.split, len(records), shape, config.resize)
+    return Source(
+        name=name.split(":")[0].replace("/", "_"),
+        split=config.split,
+        image_shape=shape,
+        labels=labels,
+        num_classes=num_classes,
+        read=in_threads(one, shape),
+        preprocessing=preprocess.description(config.image_size, config.resize),
+        # A version names the content in TFDS; what was prepared is not read again.
+        fingerprint_of=lambda: hashlib.sha256(repr(identity).encode()).hexdigest(),
+        image_name=f"{name} {config.split} {{}}".format,
+    )
+
+
+def _open(name: str, path: str, split: str):
+    """The records of a split, by index, and the data set's DatasetInfo."""
+    import tensorflow_datasets as tfds
+
+    if not name:
+        raise UserError("config.data.tfds_name is ''; it must name a data set, such as cifar10")
+    try:
+        builder = tfds.builder(name, data_dir=path or None)
+        splits = list(builder.info.splits)
+        if not splits or split in splits:
+            return builder.as_data_source(split=split), builder.info
+    except Exception as error:  # tfds raises errors of many kinds, most of many lines
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        folder = f" --data_dir={path}" if path else ""
+        raise UserError(
+            f"{name} cannot be read from {path or 'the default folder of tfds'} ({reason}). Get it "
+            "with: pip install tensorflow-datasets tensorflow && "
+            f"tfds build {name} --file_format=array_record{folder}"
+        ) from None
+    raise UserError(f"config.data.split is {split!r}; {name} has {', '.join(splits)}")
