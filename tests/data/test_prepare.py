@@ -1,4 +1,4 @@
-"""A prepared set is what it was made from, whenever making it was stopped, or says what is wrong."""
+"""A prepared set is what it was made from, whenever it was stopped, or says what is wrong."""
 
 import json
 import os
