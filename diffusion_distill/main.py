@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from diffusion_distill import cli
 from diffusion_distill import config as configs
+from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import resident
 from diffusion_distill.errors import CheckpointError, Stopped, UserError
@@ -27,7 +28,6 @@ from diffusion_distill.models.build import build_unet
 from diffusion_distill.report.grid import grid, png
 from diffusion_distill.report.table import results_table
 from diffusion_distill.training import checkpoints
-from diffusion_distill.training.logs import duration, say
 from diffusion_distill.training.loop import StopSignal, train
 from diffusion_distill.training.sharding import check_divides, make_mesh, replicated
 from diffusion_distill.training.stages import Stage, plan

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
+from diffusion_distill.data import cifar10
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
 
@@ -28,7 +29,10 @@ def digits(config: ml_collections.ConfigDict | None = None) -> Source:
     return from_arrays(images, bunch.target, 10, name="digits")
 
 
-SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {"digits": digits}
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
+    "digits": digits,
+    "cifar10": cifar10.load,
+}
 
 
 def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:

@@ -2,30 +2,15 @@
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from diffusion_distill.console import duration, say
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_rows, write_rows
-
-
-def say(line: str) -> None:
-    """One line to standard output, at once, terminal or not."""
-    print(line, file=sys.stdout, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42s, 3m05s, 2h07m."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 class Progress:

@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill import config as configs
+from diffusion_distill.console import say
 from diffusion_distill.data.batches import batch_indices
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped
 from diffusion_distill.training import checkpoints
-from diffusion_distill.training.logs import MetricsLog, Progress, say
+from diffusion_distill.training.logs import MetricsLog, Progress
 from diffusion_distill.training.sharding import batched, replicated
 from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import TrainState
