@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 # Before JAX starts: programs compiled once are reused by later tests and by their child processes.
@@ -16,6 +18,23 @@ import pytest  # noqa: E402
 
 from configs import digits_distill  # noqa: E402
 from diffusion_distill.main import Run  # noqa: E402
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+# Real data and weights that some tests need, and skip without: a folder beside the checkout.
+ASSETS = Path(os.environ.get("DIFFUSION_DISTILL_ASSETS") or _ROOT.parent / "shared" / "assets")
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir():
+    """The folder cifar-10-batches-bin of the real release, unpacked once and kept."""
+    unpack = ASSETS / "unpack.py"
+    if not unpack.exists():
+        pytest.skip(f"there is no {unpack}")
+    cache = _ROOT / ".pytest_cache" / "cifar10"
+    # It leaves alone what is there with the right sums.
+    subprocess.run([sys.executable, unpack, cache], check=True, stdout=subprocess.DEVNULL)
+    return cache / "cifar-10-batches-bin"
 
 
 @pytest.fixture

@@ -1,0 +1,248 @@
+"""CIFAR-10 as its authors publish it, every file checked against its published checksum.
+
+Both of its versions for programs are read, unpacked or as the tar.gz: the binary one and the
+Python one. The latter's files are pickles, and are never unpickled. Both hold the same records,
+byte for byte and in the same order, so that a run may change from one to the other.
+
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
+https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
+"""
+
+import dataclasses
+import hashlib
+import pickletools
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from diffusion_distill.data.download import fetch
+from diffusion_distill.data.source import Source, from_arrays
+from diffusion_distill.errors import UserError
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVE_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"  # as its page has it
+ARCHIVE_SIZE = 170_052_171
+
+SPLITS = {
+    "train": tuple(f"data_batch_{n}" for n in range(1, 6)),
+    "test": ("test_batch",),
+}
+PIXELS = 3 * 32 * 32  # of a record, after its label: red, green, blue, each in rows
+
+# sha1 of each batch's 10,000 records, which is the binary version's file.
+RECORDS_SHA1 = {
+    "data_batch_1": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+    "data_batch_2": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+    "data_batch_3": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+    "data_batch_4": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+    "data_batch_5": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+    "test_batch": "67eb016db431130d61cd03c7ad570b013799c88c",
+}
+# md5 of the Python version's files.
+PICKLES_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+LARGEST = 2**25  # bytes; a file that goes on beyond is not one of these, and is not read further
+
+
+def load(config: ml_collections.ConfigDict) -> Source:
+    """CIFAR-10: 32x32 colour images, 10 labels; 50,000 to train on and 10,000 to test.
+
+    In the release's own order, unchanged.
+
+    Args:
+        config: a run's config.data. `path` is a folder with the batch files, a folder that holds
+            that folder or a tar.gz, or a tar.gz; `split` is "train" or "test".
+
+    Raises:
+        UserError: there is nothing of the kind at `path`, a file is missing or damaged, or a
+            field asks for what CIFAR-10 has not; names the file or the field.
+    """
+    if config.split not in SPLITS:
+        raise UserError(f"config.data.split is {config.split!r}; CIFAR-10 has train and test")
+    if config.image_size not in (0, 32):
+        raise UserError(
+            f"config.data.image_size is {config.image_size}; CIFAR-10's images are 32x32, and are "
+            "not resized: it must be 0 or 32"
+        )
+    batches = _batches(_find(config.path), SPLITS[config.split])
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return from_arrays(images, labels, 10, name="cifar10", split=config.split)
+
+
+def download(out: Path, url: str = URL) -> Path:
+    """Gets the binary version into the folder `out`, unless it is there and whole.
+
+    Returns:
+        The path of the tar.gz. A config's `data.path` may name it or `out`.
+
+    Raises:
+        UserError: see `data.download.fetch`; or a file inside is not the release's.
+    """
+    archive = Path(out) / BINARY.archive
+    if fetch(url, archive, checksum=ARCHIVE_CHECKSUM, size=ARCHIVE_SIZE):
+        try:
+            _batches(archive, RECORDS_SHA1)
+        except UserError:
+            archive.unlink()
+            raise
+    return archive
+
+
+@dataclasses.dataclass(frozen=True)
+class _Version:
+    """One way in which the release is packed.
+
+    Attributes:
+        archive: its tar.gz.
+        folder: what the tar.gz unpacks to.
+        suffix: of the batch files' names.
+        algorithm: of `sums`.
+        sums: the checksum of each batch's file.
+        records: a file's content -> its records, uint8 [N, 1 + PIXELS].
+    """
+
+    archive: str
+    folder: str
+    suffix: str
+    algorithm: str
+    sums: dict[str, str]
+    records: Callable[[bytes], np.ndarray]
+
+
+def _binary_records(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
+
+
+def _pickled_records(content: bytes) -> np.ndarray:
+    """The records of a file of the Python version, read off its opcodes; nothing is executed.
+
+    Python 2 pickled a dict there, whose keys are short strings. After "labels" come small
+    integers, one an image, until the next string. The pixels, an array [N, PIXELS], are the one
+    long string, just after the flag that says whether they are in Fortran order.
+    """
+    labels, pixels, order = [], b"", "C"
+    last_string = last_opcode = ""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "SHORT_BINSTRING":
+            last_string = argument
+        elif opcode.name == "BININT1" and last_string == "labels":
+            labels.append(argument)
+        elif opcode.name == "BINSTRING":
+            pixels = argument.encode("latin-1")  # genops gives each byte as one character
+            order = "F" if last_opcode == "NEWTRUE" else "C"
+        last_opcode = opcode.name
+    records = np.empty((len(labels), 1 + PIXELS), np.uint8)
+    records[:, 0] = labels
+    records[:, 1:] = np.frombuffer(pixels, np.uint8).reshape((-1, PIXELS), order=order)
+    return records
+
+
+BINARY = _Version(
+    "cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", "sha1", RECORDS_SHA1, _binary_records
+)
+PYTHON = _Version(
+    "cifar-10-python.tar.gz", "cifar-10-batches-py", "", "md5", PICKLES_MD5, _pickled_records
+)
+VERSIONS = (BINARY, PYTHON)
+
+
+def _find(path: str) -> Path:
+    """The folder with batch files, or the tar.gz, that config.data.path leads to."""
+    out = path or "data/cifar10"
+    get = f"this gets it: python -m diffusion_distill.data.prepare --dataset=cifar10 --out={out}"
+    if not path:
+        raise UserError(f"config.data.path is empty; it must say where CIFAR-10 is; {get}")
+    found = Path(path)
+    if not found.exists():
+        raise UserError(f"config.data.path: there is no {path} with CIFAR-10; {get}")
+    if found.is_file() or any(_has_batches(found, version) for version in VERSIONS):
+        return found
+    names = [version.folder for version in VERSIONS] + [version.archive for version in VERSIONS]
+    for name in names:
+        if (found / name).exists():
+            return found / name
+    files = [f"data_batch_1{version.suffix}" for version in VERSIONS]
+    raise UserError(
+        f"config.data.path: {path} holds none of {', '.join(names + files)}, and so no CIFAR-10; "
+        f"{get}"
+    )
+
+
+def _has_batches(folder: Path, version: _Version) -> bool:
+    return any((folder / f"{name}{version.suffix}").exists() for name in version.sums)
+
+
+def _batches(place: Path, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(images uint8 [N, 32, 32, 3], labels uint8 [N]) of each batch, in the order of `names`."""
+    names = list(names)
+    read = _folder_files if place.is_dir() else _archive_files
+    found = {
+        name: _checked_batch(file, version, name, content)
+        for file, version, name, content in read(place, names)
+    }
+    for name in names:
+        if name not in found:
+            raise UserError(f"{place}: CIFAR-10's {name} is not in it")
+    return [found[name] for name in names]
+
+
+def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, _Version, str, bytes]]:
+    """(what to call a file, its version, its batch, its content) of those there are."""
+    version = BINARY if _has_batches(folder, BINARY) else PYTHON
+    for name in names:
+        path = folder / f"{name}{version.suffix}"
+        if not path.exists():
+            raise UserError(f"{path} is missing; the other files of CIFAR-10 are there")
+        with open(path, "rb") as file:
+            yield str(path), version, name, file.read(LARGEST)
+
+
+def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, _Version, str, bytes]]:
+    """As `_folder_files`, of a tar.gz of either version and any name; nothing is unpacked."""
+    wanted = {
+        f"{version.folder}/{name}{version.suffix}": (version, name)
+        for version in VERSIONS
+        for name in names
+    }
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if member.name in wanted and member.isfile():
+                    content = tar.extractfile(member).read(LARGEST)
+                    yield f"{archive}: {member.name}", *wanted[member.name], content
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise UserError(f"{archive} is damaged, or not a tar.gz: {error}") from error
+
+
+def _checked_batch(
+    file: str, version: _Version, name: str, content: bytes
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels) of one file's content; `file` is what messages call it.
+
+    Raises:
+        UserError: the file, or what was read from it, has another checksum than the release.
+    """
+    _check(file, version.algorithm, content, version.sums[name])
+    records = version.records(content)
+    if version is not BINARY:
+        _check(f"what was read from {file}", "sha1", records, RECORDS_SHA1[name])
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), records[:, 0]
+
+
+def _check(what: str, algorithm: str, content: bytes | np.ndarray, expected: str) -> None:
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{what} is damaged, or not CIFAR-10's: its {algorithm} is {found}, not {expected}"
+        )
