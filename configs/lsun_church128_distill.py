@@ -1,0 +1,25 @@
+"""LSUN church 128x128, unconditional: the paper's teacher, then 1024 -> ... -> 2 -> 1 steps.
+
+    python -m diffusion_distill.data.prepare --dataset=lsun_church128 --path=lsun/church_train \
+        --out=data/lsun_church128
+    python -m diffusion_distill.main --config=configs/lsun_church128_distill.py \
+        --workdir=runs/church
+
+With --config.distill.teacher=WHERE (a workdir, a published checkpoint) no teacher is trained.
+
+Hardware: the paper used 64 TPU v4 chips. The teacher takes 439 EFLOP, the 10 rounds 805 (600,000
+updates of 2,048 images, five forward passes each): 38 and 70 hours on 64 chips at 50 TFLOP a
+second each. Computed, not measured. `:fast` (8 rounds of 10,000 updates, from 256 steps) takes 107
+EFLOP for its rounds, 9 hours at that speed.
+
+Result: not measured here. The paper shows curves only.
+
+Settings: section 5 and the appendix of the paper, as in diffusion_distill/paper.py; the number of
+the teacher's updates is from memory. `:tiny` runs the same code in minutes on two cores.
+"""
+
+from diffusion_distill import paper
+
+
+def get_config(variant: str = ""):
+    return paper.with_variant(paper.lsun128("church"), variant)

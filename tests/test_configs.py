@@ -1,0 +1,96 @@
+"""The configs that a person starts from hold the paper's settings, and are valid."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from diffusion_distill import config as configs
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.training.stages import plan
+from diffusion_distill.training.state import init_params
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+PAPER = ("cifar10", "imagenet64", "lsun_bedroom128", "lsun_church128")
+
+
+def load(name, variant=""):
+    path = ROOT / "configs" / f"{name}.py"
+    return configs.from_file(f"{path}:{variant}" if variant else str(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("variant", ["", "tiny"])
+def test_every_config_is_valid_and_says_what_to_expect(path, variant):
+    configs.validate(load(path.stem, variant))
+    docstring = path.read_text().split('"""')[1]
+    assert f"--config=configs/{path.name}" in docstring
+    assert "measured" in docstring.lower()
+    assert ":tiny" in docstring
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "batch", "parameterization", "learning_rates", "dropout"),
+    [
+        ("cifar10", 8192, 128, "x", (2e-4, 5e-5), 0.2),
+        ("imagenet64", 1024, 2048, "both", (3e-4, 1e-4), 0.1),
+        ("lsun_bedroom128", 1024, 2048, "both", (3e-4, 1e-4), 0.1),
+        ("lsun_church128", 1024, 2048, "both", (3e-4, 1e-4), 0.1),
+    ],
+)
+def test_the_paper_settings(name, steps, batch, parameterization, learning_rates, dropout):
+    config = load(f"{name}_distill")
+    stages = plan(config)
+    assert [s.num_steps for s in stages] == [steps >> n for n in range(steps.bit_length())]
+    assert {s.updates for s in stages[1:-2]} == {50_000}
+    assert {s.updates for s in stages[-2:]} == {100_000}
+    assert {s.dropout for s in stages[1:]} == {0.0}
+    assert {s.weight_decay for s in stages[1:]} == {0.0}
+    assert {s.lr_schedule for s in stages[1:]} == {"linear"}
+    assert (stages[0].learning_rate, stages[1].learning_rate) == learning_rates
+    assert (stages[0].dropout, stages[0].warmup, stages[0].ema_decay) == (dropout, 1000, 0.9999)
+    assert stages[0].weight_decay == (0.001 if name == "cifar10" else 0.0)
+    assert stages[0].updates == (800_000 if name == "cifar10" else 550_000)
+    assert config.train.batch_size == batch
+    assert config.train.grad_clip_norm == 1.0
+    assert config.data.random_flip
+    assert config.diffusion.parameterization == parameterization
+    assert config.diffusion.weighting == "truncated_snr"
+    assert config.model.class_conditional == (name == "imagenet64")
+    assert (config.model.resample_blocks, config.model.time_input) == (True, "arctan")
+    assert (config.diffusion.logsnr_min, config.diffusion.logsnr_max) == (-20.0, 20.0)
+    assert (config.eval.num_images, config.eval.features) == (50_000, "inception")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("cifar10", 60.0), ("imagenet64", 295.9), ("lsun_church128", 139.6)]
+)
+def test_networks_have_the_papers_number_of_parameters(name, millions):
+    config = load(f"{name}_teacher")
+    size = config.data.image_size
+    model = build_unet(config, 3, 1000 if config.model.class_conditional else 0)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), (size, size, 3)))
+    assert round(sum(x.size for x in jax.tree.leaves(shapes)) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("variant", ["", "tiny"])
+def test_a_teacher_config_is_its_distill_config_without_the_rounds(name, variant):
+    teacher, distill = load(f"{name}_teacher", variant), load(f"{name}_distill", variant)
+    lines = configs.differences(configs.to_dict(teacher), configs.to_dict(distill))
+    assert [line.split(":")[0] for line in lines] == ["distill.end_steps"]
+    assert [stage.name for stage in plan(teacher)] == ["teacher"]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_fast_has_fewer_rounds_of_ten_thousand_updates(name):
+    stages = plan(load(f"{name}_distill", "fast"))
+    assert [s.num_steps for s in stages] == [256, 128, 64, 32, 16, 8, 4, 2, 1]
+    assert {s.updates for s in stages[1:]} == {10_000}
+
+
+def test_an_unknown_variant_is_refused():
+    for name in ("cifar10_distill", "digits_distill", "cifar10_hour"):
+        with pytest.raises(ValueError, match="not huge"):
+            load(name, "huge")
