@@ -18,11 +18,14 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=10,<14",
+        "safetensors>=0.4,<1",
         "scikit-learn>=1.5,<2",
+        "tensorflow-datasets>=4.9.9,<5",  # to read what it prepared; TensorFlow stays out
         "tensorboardX>=2.6.5,<3",
     ],
     extras_require={
         "test": ["pytest>=8", "ruff>=0.17,<0.18", "scipy>=1.14"],
+        "tfds_prepare": ["tensorflow>=2.18,<3"],  # to prepare data sets with `tfds build`
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     },

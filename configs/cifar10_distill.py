@@ -11,8 +11,8 @@ second. Computed, not measured. `:fast` (8 rounds of 10,000 updates, from 256 st
 EFLOP for its rounds, 10 hours at that speed; most quality that it loses it loses at few steps.
 
 Result: not measured here. The paper's table of FID after distillation has 9.12 / 4.51 / 3.00 / 2.57
-at 1 / 2 / 4 / 8 steps; its teacher with DDIM 2.51 at 8192 steps, and 13.36 / 6.84 / 4.67 at 10 / 20 /
-50. They are of the full schedule; for `:fast` its appendix shows curves only.
+at 1 / 2 / 4 / 8 steps; its teacher with DDIM 2.51 at 8192 steps, and 13.36 / 6.84 / 4.67 at 10 / 20
+/ 50. They are of the full schedule; for `:fast` its appendix shows curves only.
 
 Settings: section 5 and the appendix of the paper, as in diffusion_distill/paper.py; the number of
 the teacher's updates is from memory. `:tiny` runs the same code in minutes on two cores.
