@@ -9,6 +9,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import pickletools
 import tarfile
@@ -118,6 +119,10 @@ class _Version:
     sums: dict[str, str]
     records: Callable[[bytes], np.ndarray]
 
+    def file(self, name: str) -> str:
+        """The file name of a batch."""
+        return f"{name}{self.suffix}"
+
 
 def _binary_records(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
@@ -158,28 +163,22 @@ VERSIONS = (BINARY, PYTHON)
 
 def _find(path: str) -> Path:
     """The folder with batch files, or the tar.gz, that config.data.path leads to."""
-    out = path or "data/cifar10"
-    get = f"this gets it: python -m diffusion_distill.data.prepare --dataset=cifar10 --out={out}"
-    if not path:
-        raise UserError(f"config.data.path is empty; it must say where CIFAR-10 is; {get}")
     found = Path(path)
+    get = f"this gets it: python -m diffusion_distill.data.prepare --dataset=cifar10 --out={found}"
     if not found.exists():
-        raise UserError(f"config.data.path: there is no {path} with CIFAR-10; {get}")
+        raise UserError(f"config.data.path: there is no {found}; {get}")
     if found.is_file() or any(_has_batches(found, version) for version in VERSIONS):
         return found
     names = [version.folder for version in VERSIONS] + [version.archive for version in VERSIONS]
     for name in names:
         if (found / name).exists():
             return found / name
-    files = [f"data_batch_1{version.suffix}" for version in VERSIONS]
-    raise UserError(
-        f"config.data.path: {path} holds none of {', '.join(names + files)}, and so no CIFAR-10; "
-        f"{get}"
-    )
+    names += [version.file("data_batch_1") for version in VERSIONS]
+    raise UserError(f"config.data.path: {found} holds none of {', '.join(names)}; {get}")
 
 
 def _has_batches(folder: Path, version: _Version) -> bool:
-    return any((folder / f"{name}{version.suffix}").exists() for name in version.sums)
+    return any((folder / version.file(name)).exists() for name in version.sums)
 
 
 def _batches(place: Path, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -197,10 +196,10 @@ def _batches(place: Path, names: Iterable[str]) -> list[tuple[np.ndarray, np.nda
 
 
 def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, _Version, str, bytes]]:
-    """(what to call a file, its version, its batch, its content) of those there are."""
+    """(what to call a file, its version, its batch, its content) of each batch in a folder."""
     version = BINARY if _has_batches(folder, BINARY) else PYTHON
     for name in names:
-        path = folder / f"{name}{version.suffix}"
+        path = folder / version.file(name)
         if not path.exists():
             raise UserError(f"{path} is missing; the other files of CIFAR-10 are there")
         with open(path, "rb") as file:
@@ -210,7 +209,7 @@ def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, _Versio
 def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, _Version, str, bytes]]:
     """As `_folder_files`, of a tar.gz of either version and any name; nothing is unpacked."""
     wanted = {
-        f"{version.folder}/{name}{version.suffix}": (version, name)
+        f"{version.folder}/{version.file(name)}": (version, name)
         for version in VERSIONS
         for name in names
     }
@@ -220,7 +219,7 @@ def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, _Vers
                 if member.name in wanted and member.isfile():
                     content = tar.extractfile(member).read(LARGEST)
                     yield f"{archive}: {member.name}", *wanted[member.name], content
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is damaged, or not a tar.gz: {error}") from error
 
 
@@ -236,8 +235,8 @@ def _checked_batch(
     records = version.records(content)
     if version is not BINARY:
         _check(f"what was read from {file}", "sha1", records, RECORDS_SHA1[name])
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), records[:, 0]
+    planes = np.split(records[:, 1:], 3, axis=1)  # stacking them is twice as fast as transposing
+    return np.stack(planes, axis=-1).reshape(-1, 32, 32, 3), records[:, 0]
 
 
 def _check(what: str, algorithm: str, content: bytes | np.ndarray, expected: str) -> None:

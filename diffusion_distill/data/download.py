@@ -94,8 +94,6 @@ def _complete(url: str, part: Path, size: int) -> None:
         UserError: the server refuses, or attempt after attempt brings nothing more.
     """
     opener = _opener()
-    if part.stat().st_size > size:
-        os.truncate(part, 0)
     had, failures = part.stat().st_size, 0
     say(f"{url}: {size / 1e6:,.1f} MB" + (f", {had / 1e6:,.1f} of them here already" * (had > 0)))
     while part.stat().st_size < size:

@@ -1,5 +1,6 @@
 """CIFAR-10 is read from each of its forms, and nothing that is not it is."""
 
+import gzip
 import hashlib
 import io
 import pickle
@@ -207,7 +208,7 @@ def test_a_missing_batch_is_named(release, files, version):
     assert len(load(folder, split="test")) == len(load(archive, split="test")) == COUNT
 
 
-@pytest.mark.parametrize("damage", ["cut", "bits", "text", "empty", "tar"])
+@pytest.mark.parametrize("damage", ["cut", "bits", "gzip", "text", "empty", "tar"])
 def test_a_damaged_archive_is_named(release, tmp_path, damage):
     archive = release("binary", "archive")
     good = archive.read_bytes()
@@ -216,6 +217,7 @@ def test_a_damaged_archive_is_named(release, tmp_path, damage):
         {
             "cut": good[:middle],
             "bits": good[:middle] + bytes(100) + good[middle + 100 :],
+            "gzip": gzip.compress(gzip.decompress(good)[:50_000], 1)[:-8] + bytes(8),  # its sum
             "text": b"<html>Please log in</html>" * 1000,
             "empty": b"",
             "tar": tarfile.TarInfo("x").tobuf() + bytes(10_000),

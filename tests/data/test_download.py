@@ -233,10 +233,12 @@ def test_only_the_web_is_read(fetch, tmp_path, answer):
     refused(fetch, "302")
 
 
-def test_redirects_are_followed(fetch, server, path, answer):
+def test_redirects_are_followed(fetch, server, path, part, answer):
+    part.write_bytes(CONTENT[:300_000])
     answer({"location": server.url})
     fetch()
     assert_whole(path)
+    assert server.asked == ["bytes=300000-"] * 2
 
 
 def test_two_downloads_of_one_file_do_not_mix(fetch, part):
