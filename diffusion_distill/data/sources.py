@@ -37,7 +37,7 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
     "prepared": prepared.load,
     "tfds": tfds.load,
 }
-_NEED_PATH = ("folder", "npz", "prepared")
+_NEED_PATH = ("cifar10", "folder", "npz", "prepared")
 
 
 def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:

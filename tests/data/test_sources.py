@@ -106,7 +106,7 @@ def test_an_empty_folder(tmp_path):
 
 
 def test_a_path_that_is_not_given():
-    for name in ("folder", "npz", "prepared"):
+    for name in ("folder", "npz", "prepared", "cifar10"):
         with pytest.raises(UserError, match="config.data.path is ''"):
             sources.load(data(name))
 
