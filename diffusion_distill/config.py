@@ -60,7 +60,6 @@ def base() -> ml_collections.ConfigDict:
     model.resample_blocks = True
     model.time_input = "arctan"  # arctan, linear, sigmoid
     model.dtype = "float32"  # what to compute in: float32, bfloat16
-    model.remat = False  # recompute activations in the backward pass, to save memory
 
     config.train = train = ml_collections.ConfigDict()  # the same in every stage
     train.batch_size = 128
@@ -103,6 +102,8 @@ def base() -> ml_collections.ConfigDict:
 
     config.runtime = runtime = ml_collections.ConfigDict()
     runtime.data_on_device = "auto"  # auto: where it has at most a GiB; always, never: read ahead
+    runtime.accumulation = 1  # parts in which a batch is computed, to save memory
+    runtime.remat = False  # recompute activations in the backward pass, to save memory; not on CPU
     runtime.updates_per_call = 0  # updates in one compiled call; 0: 1 on CPU, 10 elsewhere
     runtime.sampler_loop = "auto"  # auto: outside the compiled step on CPU, inside elsewhere
     runtime.sampler_batch_size = 256  # images sampled at once
@@ -145,7 +146,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "train.batch_size train.checkpoint_every teacher.updates "
         "distill.updates distill.updates_last_rounds eval.grid_images "
         "model.channels model.num_blocks model.emb_channels model.num_groups "
-        "runtime.sampler_batch_size runtime.log_every_updates"
+        "runtime.sampler_batch_size runtime.log_every_updates runtime.accumulation"
     ).split():
         _at_least(config, name, 1)
     for name in "train.checkpoints_kept eval.num_images".split():

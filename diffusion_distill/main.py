@@ -57,7 +57,8 @@ class Run:
         configs.validate(config)
         self.config = config
         self.mesh = make_mesh()
-        check_divides(self.mesh, "train.batch_size", config.train.batch_size)
+        parts = config.runtime.accumulation
+        check_divides(self.mesh, "train.batch_size", config.train.batch_size, parts)
         self.source = sources.load(config.data)
         self.image_shape = self.source.image_shape
         if config.model.class_conditional and not self.source.num_classes:

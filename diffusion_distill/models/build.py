@@ -38,11 +38,11 @@ def build_unet(
         logsnr_min=config.diffusion.logsnr_min,
         logsnr_max=config.diffusion.logsnr_max,
         dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
+        remat=config.runtime.remat,
     )
 
 
-def make_denoiser(model: UNet, params, labels, config, dropout_key=None) -> Denoiser:
+def make_denoiser(model: UNet, params, labels, config, dropout_keys=None) -> Denoiser:
     """The network with weights and labels bound: (z, logsnr) -> Prediction."""
 
     def denoiser(z, logsnr):
@@ -51,8 +51,7 @@ def make_denoiser(model: UNet, params, labels, config, dropout_key=None) -> Deno
             z,
             logsnr,
             labels if model.num_classes else None,
-            train=dropout_key is not None,
-            rngs=None if dropout_key is None else {"dropout": dropout_key},
+            dropout_keys,
         )
         return predict(output, z, logsnr, config.diffusion.parameterization)
 

@@ -5,6 +5,7 @@ attention compute in. Normalisation, softmax and the output are float32 whatever
 """
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,7 @@ class ResnetBlock(nn.Module):
     resample: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, emb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         h = nn.swish(Normalize(self.num_groups, name="norm1")(x))
         if self.resample is not None:
             h, x = RESAMPLE[self.resample](h), RESAMPLE[self.resample](x)
@@ -91,13 +92,33 @@ class ResnetBlock(nn.Module):
         scale, shift = jnp.split(scale_shift[:, None, None, :], 2, axis=-1)
         h = Normalize(self.num_groups, name="norm2")(h)
         h = nn.swish(h * (1.0 + scale) + shift)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        if dropout_keys is not None and self.dropout:
+            h = dropout(h, self.dropout, dropout_keys, self.name)
         h = nn.Conv(
             self.channels, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2"
         )(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="nin_shortcut")(x)
         return x + h
+
+
+def dropout(h: jax.Array, rate: float, keys: jax.Array, layer: str) -> jax.Array:
+    """Zeros each value with probability `rate`, and scales the others by 1 / (1 - rate).
+
+    What is zeroed in an example is a function of its own key and the layer alone, so that it is
+    the same however a batch is split over devices or in time.
+
+    Args:
+        h: [B, ...].
+        keys: [B].
+        layer: its name, which tells its draws from those of other layers.
+    """
+    number = zlib.crc32(layer.encode())
+
+    def kept(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - rate, h.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(keys), h / (1.0 - rate), 0.0)
 
 
 class AttentionBlock(nn.Module):
@@ -174,7 +195,7 @@ class UNet(nn.Module):
         head_dim: channels of a head. Exactly one of the two is given.
         num_classes: number of labels; 0 for a network without labels.
         num_groups: groups of GroupNorm; every channel count must be a multiple.
-        dropout: rate, when called with train=True.
+        dropout: rate, when called with dropout_keys.
         resample_blocks: whether resampling is done by residual blocks, as in the paper, or by
             plain convolutions.
         time_input: one of TIME_INPUTS.
@@ -203,7 +224,11 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: jax.Array, logsnr: jax.Array, labels: jax.Array | None = None, train: bool = False
+        self,
+        z: jax.Array,
+        logsnr: jax.Array,
+        labels: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         """The network's output for noisy images.
 
@@ -211,7 +236,7 @@ class UNet(nn.Module):
             z: noisy images, [B, H, W, C]; H and W divisible by 2 for each halving.
             logsnr: their logSNR in nats, [B].
             labels: int32 [B] in 0..num_classes - 1; None where num_classes is 0.
-            train: whether dropout acts; it then needs the rng "dropout".
+            dropout_keys: one for each example, [B], where dropout acts; None where it does not.
 
         Returns:
             [B, H, W, out_channels], float32.
@@ -228,22 +253,22 @@ class UNet(nn.Module):
         skips = [h]
         for level in range(levels):
             for block in range(self.num_blocks):
-                h = self._block(h, emb, train, width[level], f"down_{level}", block)
+                h = self._block(h, emb, dropout_keys, width[level], f"down_{level}", block)
                 skips.append(h)
             if level < levels - 1:
-                h = self._resample(h, emb, train, "down", f"down_{level}.downsample")
+                h = self._resample(h, emb, dropout_keys, "down", f"down_{level}.downsample")
                 skips.append(h)
 
-        h = self._resnet(width[-1], name="mid.block_1")(h, emb, train)
+        h = self._resnet(width[-1], name="mid.block_1")(h, emb, dropout_keys)
         h = self._attention(name="mid.attn_1")(h)
-        h = self._resnet(width[-1], name="mid.block_2")(h, emb, train)
+        h = self._resnet(width[-1], name="mid.block_2")(h, emb, dropout_keys)
 
         for level in reversed(range(levels)):
             for block in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(h, emb, train, width[level], f"up_{level}", block)
+                h = self._block(h, emb, dropout_keys, width[level], f"up_{level}", block)
             if level > 0:
-                h = self._resample(h, emb, train, "up", f"up_{level}.upsample")
+                h = self._resample(h, emb, dropout_keys, "up", f"up_{level}.upsample")
 
         h = nn.swish(Normalize(self.num_groups, name="norm_out")(h))
         return nn.Conv(
@@ -265,22 +290,22 @@ class UNet(nn.Module):
         return emb
 
     def _resnet(self, channels, name, resample=None):
-        block = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
+        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
         return block(channels, self.num_groups, self.dropout, self.dtype, resample, name=name)
 
     def _attention(self, name):
         block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
         return block(self.num_heads, self.head_dim, self.num_groups, self.dtype, name=name)
 
-    def _block(self, h, emb, train, channels, level, block):
-        h = self._resnet(channels, name=f"{level}.block_{block}")(h, emb, train)
+    def _block(self, h, emb, dropout_keys, channels, level, block):
+        h = self._resnet(channels, name=f"{level}.block_{block}")(h, emb, dropout_keys)
         if h.shape[1] in self.attention_resolutions:
             h = self._attention(name=f"{level}.attn_{block}")(h)
         return h
 
-    def _resample(self, h, emb, train, resample, name):
+    def _resample(self, h, emb, dropout_keys, resample, name):
         if self.resample_blocks:
-            return self._resnet(h.shape[-1], name, resample)(h, emb, train)
+            return self._resnet(h.shape[-1], name, resample)(h, emb, dropout_keys)
         return Resample(resample, self.dtype, name=name)(h)
 
     def _check(self, z, logsnr, labels):

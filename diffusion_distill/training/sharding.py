@@ -26,9 +26,10 @@ def batched(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, "data"))
 
 
-def check_divides(mesh: Mesh, field: str, size: int) -> None:
-    """Raises UserError where a batch does not split evenly over the mesh."""
-    if size % mesh.size:
+def check_divides(mesh: Mesh, field: str, size: int, parts: int = 1) -> None:
+    """Raises UserError where a batch in so many parts does not split evenly over the mesh."""
+    if size % (mesh.size * parts):
+        times = f" times config.runtime.accumulation, {parts}" if parts > 1 else ""
         raise UserError(
-            f"config.{field} is {size}; it must be a multiple of the {mesh.size} devices"
+            f"config.{field} is {size}; it must be a multiple of the {mesh.size} devices{times}"
         )

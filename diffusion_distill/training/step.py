@@ -4,12 +4,14 @@ The teacher is an argument, and what differs between rounds of distillation is t
 that one compilation serves all of them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -64,8 +66,103 @@ def learning_rate(
     return peak * rise * fall
 
 
+class Examples(NamedTuple):
+    """The examples of one update and all that is drawn for them, each with a leading axis B.
+
+    Attributes:
+        x: images in [-1, 1], [B, H, W, C].
+        labels: [B].
+        eps: noise, of x's shape.
+        t: times, [B].
+        i: for a student, t = i / num_steps; None for the teacher.
+        dropout_keys: [B]; None without dropout.
+    """
+
+    x: jax.Array
+    labels: jax.Array
+    eps: jax.Array
+    t: jax.Array
+    i: jax.Array | None
+    dropout_keys: jax.Array | None
+
+
+class Parts(NamedTuple):
+    """The train step in three pure functions; see `make_parts`."""
+
+    draw: Callable
+    gradient: Callable
+    apply: Callable
+
+
+def make_parts(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> Parts:
+    """The step of a stage in three parts, between which a batch may be split.
+
+    Returns:
+        draw(step, batch, key, round) -> Examples, where step counts the stage's updates;
+        gradient(params, teacher_params, examples, round) -> (gradient of the examples' mean loss,
+        their losses [B]); and apply(state, gradient, losses, t, round) -> (state, metrics).
+    """
+    schedule = make_schedule(config)
+    weighting = WEIGHTINGS[config.diffusion.weighting]
+    optimizer = make_optimizer(config, stage)
+
+    def draw(step, batch: Batch, key: jax.Array, round: Round) -> Examples:
+        keys = jax.random.split(jax.random.fold_in(key, step), 4)
+        flip_key, time_key, eps_key, dropout_key = keys
+        x = to_network(batch.images, flip_key, config.data.random_flip)
+        size = x.shape[0]
+        if stage.teacher is None:
+            t, i = jax.random.uniform(time_key, (size,)), None
+        else:
+            i = jax.random.randint(time_key, (size,), 1, round.num_steps + 1)
+            t = i / round.num_steps
+        eps = jax.random.normal(eps_key, x.shape)
+        dropout_keys = jax.random.split(dropout_key, size) if stage.dropout else None
+        return Examples(x, batch.labels, eps, t, i, dropout_keys)
+
+    def gradient(params, teacher_params, examples: Examples, round: Round):
+        logsnr = schedule(examples.t)
+        z = q_sample(examples.x, examples.eps, logsnr)
+        x = examples.x
+        if teacher_params is not None:
+            teacher = make_denoiser(model, teacher_params, examples.labels, config)
+            x = distillation_target(teacher, z, examples.i, round.num_steps, schedule)
+        target = from_x(x, z, logsnr)
+
+        def mean_loss(params):
+            denoiser = make_denoiser(model, params, examples.labels, config, examples.dropout_keys)
+            losses = weighting(target, denoiser(z, logsnr))
+            return losses.mean(), losses
+
+        return jax.grad(mean_loss, has_aux=True)(params)
+
+    def apply(state: TrainState, grads, losses: jax.Array, t: jax.Array, round: Round):
+        rate = learning_rate(
+            state.step, round.updates, stage.learning_rate, stage.warmup, stage.lr_schedule
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        decay = stage.ema_decay
+        ema_params = jax.tree.map(
+            lambda e, p: decay * e + (1.0 - decay) * p, state.ema_params, params
+        )
+        metrics = {
+            "loss": losses.mean(),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": rate * optax.tree.norm(updates),
+            "learning_rate": rate,
+            **loss_by_quarter(losses, t),
+        }
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return Parts(draw, gradient, apply)
+
+
 def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> Callable:
     """The step of a stage: algorithm 1 of the paper for the teacher, algorithm 2 for a student.
+
+    With config.runtime.accumulation the batch is computed in so many parts, one after another; the
+    noise and the dropout of each example are the same, and so, but for rounding, is the result.
 
     Args:
         model: the network, with the stage's dropout.
@@ -79,59 +176,33 @@ def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage
         loss_q1 to loss_q4, the loss over the examples with t in each quarter of [0, 1] (NaN where
         the batch has none there).
     """
-    schedule = make_schedule(config)
-    weighting = WEIGHTINGS[config.diffusion.weighting]
-    optimizer = make_optimizer(config, stage)
-
-    def times(key, batch_size, num_steps):
-        """t for each example; for a student also i with t = i / num_steps."""
-        if stage.teacher is None:
-            return jax.random.uniform(key, (batch_size,)), None
-        i = jax.random.randint(key, (batch_size,), 1, num_steps + 1)
-        return i / num_steps, i
-
-    def losses(params, teacher_params, batch, key, round):
-        """The loss of each example, and its t."""
-        flip_key, time_key, eps_key, dropout_key = jax.random.split(key, 4)
-        x = to_network(batch.images, flip_key, config.data.random_flip)
-        t, i = times(time_key, x.shape[0], round.num_steps)
-        logsnr = schedule(t)
-        z = q_sample(x, jax.random.normal(eps_key, x.shape), logsnr)
-        if teacher_params is not None:
-            teacher = make_denoiser(model, teacher_params, batch.labels, config)
-            x = distillation_target(teacher, z, i, round.num_steps, schedule)
-        denoiser = make_denoiser(
-            model, params, batch.labels, config, dropout_key if stage.dropout else None
-        )
-        return weighting(from_x(x, z, logsnr), denoiser(z, logsnr)), t
+    parts, count = make_parts(model, config, stage), config.runtime.accumulation
 
     def step(state: TrainState, teacher_params, batch: Batch, key: jax.Array, round: Round):
-        key = jax.random.fold_in(key, state.step)
+        examples = parts.draw(state.step, batch, key, round)
+        if count == 1:
+            grads, losses = parts.gradient(state.params, teacher_params, examples, round)
+            return parts.apply(state, grads, losses, examples.t, round)
 
-        def mean_loss(params):
-            loss, t = losses(params, teacher_params, batch, key, round)
-            return loss.mean(), (loss, t)
+        def add(total, part):
+            grads, losses = parts.gradient(state.params, teacher_params, part, round)
+            return jax.tree.map(lambda a, g: a + g / count, total, grads), losses
 
-        (loss, (each, t)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        rate = learning_rate(
-            state.step, round.updates, stage.learning_rate, stage.warmup, stage.lr_schedule
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        decay = stage.ema_decay
-        ema_params = jax.tree.map(
-            lambda e, p: decay * e + (1.0 - decay) * p, state.ema_params, params
-        )
-        metrics = {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
-            "update_norm": rate * optax.tree.norm(updates),
-            "learning_rate": rate,
-            **loss_by_quarter(each, t),
-        }
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        examples = split(examples, count)
+        grads, losses = jax.lax.scan(add, zeros, examples)
+        return parts.apply(state, grads, losses.reshape(-1), examples.t.reshape(-1), round)
 
     return step
+
+
+def split(examples: Examples, count: int) -> Examples:
+    """Examples [B, ...] as `count` parts [count, B / count, ...].
+
+    Part k has the examples k, k + count, ...: each device, which holds neighbours, then has its
+    share of every part.
+    """
+    return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0), examples)
 
 
 def loss_by_quarter(loss: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
@@ -161,25 +232,77 @@ def make_update(
         update for each row, and returns metrics of shape [K]. `data` is a resident data set and
         rows are int32 indices [K, B] into it; or `data` is None and rows are a Batch with a
         leading axis K (training/feed.py). The state is donated. Where K is 1 there is no loop in
-        the program: XLA on CPU runs convolutions inside one about 20 times slower.
+        the program: XLA on CPU runs convolutions inside one about 20 times slower. For the same
+        reason the parts of an accumulated batch are separate calls there.
     """
+    whole, rows = replicated(mesh), batched(mesh, leading=1)
+
+    def batch_of(data, row) -> Batch:
+        batch = row if data is None else gather(data, row)
+        return jax.lax.with_sharding_constraint(batch, batched(mesh))
+
+    if config.runtime.accumulation > 1 and jax.default_backend() == "cpu":
+        return _update_in_calls(make_parts(model, config, stage), config, batch_of, mesh)
     step = make_train_step(model, config, stage)
 
     def update(state, teacher_params, data, rows, key, round):
         def one(state, row):
-            batch = row if data is None else gather(data, row)
-            batch = jax.lax.with_sharding_constraint(batch, batched(mesh))
-            return step(state, teacher_params, batch, key, round)
+            return step(state, teacher_params, batch_of(data, row), key, round)
 
         if jax.tree.leaves(rows)[0].shape[0] == 1:
             state, metrics = one(state, jax.tree.map(lambda r: r[0], rows))
             return state, jax.tree.map(lambda m: m[None], metrics)
         return jax.lax.scan(one, state, rows)
 
-    whole, rows = replicated(mesh), batched(mesh, leading=1)
     return jax.jit(
         update,
         in_shardings=(whole, whole, whole, rows, whole, whole),
         out_shardings=whole,
         donate_argnums=0,
     )
+
+
+def _update_in_calls(parts: Parts, config, batch_of: Callable, mesh: Mesh) -> Callable:
+    """`make_update` with each part of a batch, and what is before and after, a call of its own."""
+    count = config.runtime.accumulation
+    whole, split_rows = replicated(mesh), batched(mesh, leading=1)
+
+    @functools.partial(jax.jit, out_shardings=split_rows)
+    def draw(step, data, rows, k, key, round):
+        batch = batch_of(data, jax.tree.map(lambda r: r[k], rows))
+        return split(parts.draw(step, batch, key, round), count)
+
+    @functools.partial(jax.jit, out_shardings=(whole, split_rows))
+    def start(params, t):
+        return jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(t)
+
+    @functools.partial(jax.jit, out_shardings=(whole, split_rows), donate_argnums=(0, 1))
+    def add(total, losses, params, teacher_params, examples, k, round):
+        part = jax.tree.map(lambda a: a[k], examples)
+        grads, part_losses = parts.gradient(params, teacher_params, part, round)
+        total = jax.tree.map(lambda a, g: a + g / count, total, grads)
+        return total, losses.at[k].set(part_losses)
+
+    @functools.partial(jax.jit, out_shardings=whole, donate_argnums=0)
+    def apply(state, grads, losses, t, round):
+        return parts.apply(state, grads, losses.reshape(-1), t.reshape(-1), round)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def stack(metrics):
+        return jax.tree.map(lambda *m: jnp.stack(m), *metrics)
+
+    def numbers(size):
+        return [jax.device_put(np.int32(k), whole) for k in range(size)]
+
+    def update(state, teacher_params, data, rows, key, round):
+        metrics = []
+        for row in numbers(jax.tree.leaves(rows)[0].shape[0]):
+            examples = draw(state.step, data, rows, row, key, round)
+            grads, losses = start(state.params, examples.t)
+            for k in numbers(count):
+                grads, losses = add(grads, losses, state.params, teacher_params, examples, k, round)
+            state, row_metrics = apply(state, grads, losses, examples.t, round)
+            metrics.append(row_metrics)
+        return state, stack(metrics)
+
+    return update

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_distill.models import unet
-from diffusion_distill.models.unet import UNet
+from diffusion_distill.models.unet import UNet, dropout
 
 SMALL = UNet(
     out_channels=3,
@@ -128,12 +128,30 @@ def test_dropout_acts_in_training_only(small):
     params, _ = small
     model = dataclasses.replace(SMALL, dropout=0.5)
     arguments = inputs()
-    apply = jax.jit(model.apply, static_argnames="train")
+    apply = jax.jit(model.apply)
     np.testing.assert_allclose(apply(params, *arguments), small[1](params, *arguments), atol=1e-6)
-    a, b = (
-        apply(params, *arguments, train=True, rngs={"dropout": jax.random.key(k)}) for k in (0, 1)
-    )
+    keys = jax.random.split(jax.random.key(0), 2)
+    a, b, c = (apply(params, *arguments, dropout_keys=k) for k in (keys, keys[::-1], keys))
     assert np.abs(a - b).max() > 1e-3
+    np.testing.assert_array_equal(a, c)
+
+
+def test_dropout_zeros_its_share_and_keeps_the_mean():
+    h = jnp.ones((4, 50, 50, 2))
+    out = np.asarray(dropout(h, 0.2, jax.random.split(jax.random.key(0), 4), "down_0.block_1"))
+    assert set(np.unique(out)) == {0.0, np.float32(1.0 / 0.8)}
+    # 20,000 draws: the share's standard deviation is 0.0028.
+    assert np.mean(out == 0.0) == pytest.approx(0.2, abs=0.012)
+    assert out.mean() == pytest.approx(1.0, abs=0.015)
+
+
+def test_dropout_of_an_example_is_a_function_of_its_key_and_the_layer():
+    keys = jax.random.split(jax.random.key(0), 4)
+    h = jnp.ones((4, 8, 8, 2))
+    whole = dropout(h, 0.5, keys, "a")
+    np.testing.assert_array_equal(dropout(h[2:3], 0.5, keys[2:3], "a")[0], whole[2])
+    assert np.any(np.asarray(whole[0]) != whole[1])
+    assert np.any(np.asarray(dropout(h, 0.5, keys, "b")) != whole)
 
 
 @pytest.mark.parametrize("resample_blocks", [True, False])

@@ -14,6 +14,7 @@ import pytest
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.diffusion.samplers import SAMPLERS, sample
 from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
+from diffusion_distill.models.unet import dropout
 from diffusion_distill.training import step as steps
 from diffusion_distill.training.sharding import make_mesh
 from diffusion_distill.training.stages import plan
@@ -36,7 +37,7 @@ class Toy(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(self, z, logsnr, labels=None, train=False):
+    def __call__(self, z, logsnr, labels=None, dropout_keys=None):
         level = self.param("level", nn.initializers.constant(0.3), ())
         return jnp.full_like(z, level)
 
@@ -265,6 +266,54 @@ def test_several_updates_in_one_call_are_the_updates_one_by_one(real):
     assert several.step == one.step == 4
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["teacher", "student"])
+def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which):
+    """With dropout, in both ways: parts in one program, and parts in calls of their own."""
+
+    class Small(Toy):
+        @nn.compact
+        def __call__(self, z, logsnr, labels=None, dropout_keys=None):
+            h = nn.Dense(8, name="in")(jnp.concatenate([z, z * logsnr[:, None, None, None]], -1))
+            h = nn.swish(h + nn.Embed(10, 8, name="label")(labels)[:, None, None])
+            h = h if dropout_keys is None else dropout(h, 0.3, dropout_keys, "h")
+            return nn.Dense(1, name="out")(h)
+
+    tiny_config.train.adam_eps = 1e-3  # large, so that a gradient near 0 stays a small step
+    tiny_config.teacher.dropout = tiny_config.distill.dropout = 0.3
+    tiny_config.runtime.updates_per_call = 2
+    stage, mesh = plan(tiny_config)[which], make_mesh()
+    model, rng = Small(num_classes=10), np.random.default_rng(0)
+    params = init_params(model, jax.random.key(0), (8, 8, 1))
+    teacher_params = jax.tree.map(lambda p: p * 0.9, params) if stage.teacher else None
+    data = Batch(rng.integers(0, 256, (64, 8, 8, 1), np.uint8), rng.integers(0, 10, 64, np.int32))
+    rows, round = rng.integers(0, 64, (2, 16), np.int32), Round(jnp.int32(2), jnp.int32(6))
+    key = jax.random.key(1)
+
+    def in_calls(parts):
+        tiny_config.runtime.accumulation = parts
+        update = steps.make_update(model, tiny_config, stage, mesh)
+        state = new_state(params, steps.make_optimizer(tiny_config, stage))
+        return update(jax.tree.map(jnp.copy, state), teacher_params, data, rows, key, round)
+
+    def in_one_program(parts):
+        tiny_config.runtime.accumulation = parts
+        step = jax.jit(steps.make_train_step(model, tiny_config, stage))
+        state = new_state(params, steps.make_optimizer(tiny_config, stage))
+        metrics = []
+        for row in rows:
+            state, row_metrics = step(
+                state, teacher_params, Batch(data.images[row], data.labels[row]), key, round
+            )
+            metrics.append(row_metrics)
+        return state, jax.tree.map(lambda *m: jnp.stack(m), *metrics)
+
+    state, metrics = in_one_program(1)
+    for other_state, other_metrics in (in_calls(4), in_one_program(4)):
+        for name in metrics:
+            np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-4, atol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_state, state)
+
+
 def test_the_state_is_donated_and_the_teacher_is_not(tiny_config):
     mesh = make_mesh()
     teacher_params = {"level": jax.device_put(jnp.float32(0.2))}
@@ -295,7 +344,7 @@ def test_eight_devices_make_the_updates_of_one():
         from diffusion_distill.training.state import new_state
 
         class Linear(Toy):
-            def __call__(self, z, logsnr, labels=None, train=False):
+            def __call__(self, z, logsnr, labels=None, dropout_keys=None):
                 return z @ self.variables["params"]["matrix"] + logsnr[:, None, None, None] * 0.01
 
         config, mesh = tiny_config(), make_mesh()
