@@ -59,7 +59,7 @@ def _unwrapped(path: Path) -> bytes:
                 inside = [name for name in archive.namelist() if name.endswith("/default_1.pt")]
                 if inside:
                     return archive.read(inside[0])
-    except (KeyError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"it is damaged, or another archive ({error})") from error
     return path.read_bytes()
 

@@ -240,6 +240,10 @@ def test_a_graph_alone_and_in_its_archive(tmp_path):
         archive.addfile(entry, io.BytesIO(data))
     for file in ("graph.pb", "inception.tgz"):
         assert set(convert.convert(tmp_path / file)) == set(values)
+    packed = (tmp_path / "inception.tgz").read_bytes()
+    (tmp_path / "inception.tgz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match="inception.tgz: it is damaged, or another archive"):
+        convert.convert(tmp_path / "inception.tgz")
 
 
 def test_files_of_torch_are_refused_by_their_checksum_before_they_are_read(tmp_path):
