@@ -1,29 +1,11 @@
 """Feature networks: what distances compare. A mapping from name to loader, so others can join."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-
-@dataclasses.dataclass(frozen=True)
-class FeatureNetwork:
-    """A network that turns images into features.
-
-    Attributes:
-        name: its key in FEATURES.
-        params: its weights, a pytree of arrays; {} for none.
-        apply: (params, uint8 images [B, H, W, C]) -> (features float32 [B, D], logits float32
-            [B, K] of a classifier or None). A pure function, to be jitted and sharded by the batch.
-        fingerprint: tells these weights from others: a sha256; "" for none.
-    """
-
-    name: str
-    params: Any
-    apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
-    fingerprint: str = ""
+from diffusion_distill.metrics import inception
+from diffusion_distill.metrics.feature_network import FeatureNetwork
 
 
 def pixels(weights: str = "") -> FeatureNetwork:
@@ -40,7 +22,10 @@ def pixels(weights: str = "") -> FeatureNetwork:
 
 
 # Each: the path of its weights ("" for where they usually are) -> the network.
-FEATURES: dict[str, Callable[[str], FeatureNetwork]] = {"pixels": pixels}
+FEATURES: dict[str, Callable[[str], FeatureNetwork]] = {
+    "pixels": pixels,
+    "inception": inception.load,
+}
 
 
 def metric_name(features: str, count: int, split: str) -> str:

