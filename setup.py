@@ -18,6 +18,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=10,<14",
+        "safetensors>=0.4,<1",
         "scikit-learn>=1.5,<2",
         "tensorboardX>=2.6.5,<3",
     ],
