@@ -154,7 +154,10 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     run = Workdir.open(cli.required("workdir", flags.FLAGS.workdir))
     out = cli.required("out", flags.FLAGS.out)
-    stage = run.finished_stage(flags.FLAGS.num_steps, flags.FLAGS.stage)
+    num_steps, name = flags.FLAGS.num_steps, flags.FLAGS.stage
+    if num_steps is not None and name is not None:
+        raise UserError(f"give one of --num_steps and --stage, not --num_steps={num_steps} too")
+    stage = run.finished_stage(num_steps, name)
     write(from_stage(run, stage, make_mesh()), out)
     size = (Path(out) / WEIGHTS).stat().st_size
     say(f"{stage.name} of {run.path}, {stage.num_steps} steps, {size / 1e6:.1f} MB: {out}")
