@@ -66,7 +66,7 @@ def test_other_files_are_refused_by_name(tmp_path, published_file):
         whole[:-1]: "damaged or cut off",
         whole[: len(whole) // 2]: "damaged or cut off",
         whole + b"\0": "damaged or cut off",
-        serialization.msgpack_serialize({"step": 3, "params": {}}): "no ema_params.* has params, step",
+        serialization.msgpack_serialize({"step": 3, "x": {}}): "no ema_params.*; it has step, x",
         serialization.msgpack_serialize([1, 2]): "has no ema_params",
         serialization.msgpack_serialize({"ema_params": {"w": 1}}): "ema_params/w is int, not an",
         serialization.msgpack_serialize({"ema_params": {"w": {"b": np.arange(3)}}}):
