@@ -149,11 +149,14 @@ class Workdir:
             )
         return matches[0]
 
-    def put_teacher(self, params: dict) -> None:
+    def put_teacher(self, params: dict) -> bool:
         """Makes weights that were trained elsewhere the finished stage "teacher".
 
         Leaves a whole copy that is there already as it is; sets a damaged one aside. The caller
         holds the lock.
+
+        Returns:
+            Whether they were written: False where there was a copy.
 
         Raises:
             CheckpointError: they could not be written.
@@ -162,11 +165,12 @@ class Workdir:
         directory = checkpoints.folder(self.path, stage.name)
         with contextlib.suppress(CheckpointError):
             checkpoints.verify(directory, stage.updates)
-            return
+            return False
         checkpoints.set_aside_newer(directory, None)
         with contextlib.closing(checkpoints.Writer(directory, kept=1)) as writer:
             fields = {"config": configs.to_dict(self.config), "stage": vars(stage)}
             writer.save_ema_params(params, fields | {"seconds": 0.0})
+        return True
 
     def results(self) -> list[dict]:
         """The rows of results.jsonl, one for each stage that was measured, in order."""

@@ -163,7 +163,10 @@ def main(argv: list[str]) -> None:
         path, config, network.image_shape, network.num_classes, network.num_steps
     )
     with run.lock():
-        run.put_teacher(network.params)
+        written = run.put_teacher(network.params)
+    if not written:
+        say(f"{run.path}: it has a copy of {argv[1]} already, and keeps it")
+        return
     known = "" if network.num_steps else ", by config.distill.start_steps"
     say(f"{run.path}: its teacher is {argv[1]}, of {config.distill.start_steps} steps{known}")
 

@@ -1,6 +1,7 @@
 """The commands as a person types them."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ load = diffusion_distill.load_sampler
 def made(published_file, tmp_path_factory):
     """A workdir made of a published file that is gone."""
     folder = tmp_path_factory.mktemp("commands")
-    file = shutil.copy(published_file, folder / "digits_2")
+    file = Path(shutil.copy(published_file, folder / "digits_2"))
     done = run("interop.published", file, *CONFIG, f"--workdir={folder / 'run'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"run: its teacher is {file}, of 2 steps\n")
+    again = run("interop.published", file, *CONFIG, f"--workdir={folder / 'run'}")
+    assert again.stdout.endswith(f"it has a copy of {file} already, and keeps it\n")
     file.unlink()
     return folder / "run"
 
