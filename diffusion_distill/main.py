@@ -148,7 +148,9 @@ class Run:
             return params, checkpoints.load_meta(directory, stage.updates)["seconds"]
         whole = checkpoints.newest_whole(directory, say)
         if stage.updates == 0:
-            return teachers.copy(self.teacher, self.network, self.workdir, self.mesh), 0.0
+            params = teachers.copy(self.teacher, self.network, self.workdir, self.mesh)
+            self.teacher = dataclasses.replace(self.teacher, params=None)  # frees the devices
+            return params, 0.0
         teacher_params = None
         if stage.teacher is not None:
             teacher_params, _ = self._trained(self.stages[stage.teacher], stop)
