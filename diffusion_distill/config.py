@@ -5,8 +5,10 @@ paper has one. Fields under `runtime` say how to run and change no result beyond
 may differ between two starts of one workdir, and so may data.path; every other field may not.
 """
 
+import importlib.util
 import math
 import numbers
+from pathlib import Path
 
 import ml_collections
 
@@ -80,6 +82,10 @@ def base() -> ml_collections.ConfigDict:
     teacher.dropout = 0.2
 
     config.distill = distill = ml_collections.ConfigDict()
+    # Where the averaged weights of a teacher are, if none is to be trained: a workdir (its last
+    # finished stage), a stage's folder in one, an exported folder, or a published file. They are
+    # copied. The steps that they are made for, where known, stand in place of start_steps.
+    distill.teacher = ""
     distill.start_steps = 8192  # steps as which the teacher is first distilled; a power of 2
     distill.end_steps = 1  # steps of the last student; a power of 2
     distill.updates = 50_000  # a round
@@ -203,6 +209,27 @@ def from_dict(fields: dict) -> ml_collections.ConfigDict:
             for section, values in fields.items()
         }
     )
+    validate(config)
+    return config
+
+
+def from_file(path: str) -> ml_collections.ConfigDict:
+    """The config of a file in configs/, validated; "FILE.py:VARIANT" works as for --config.
+
+    Raises:
+        UserError: there is no such file, it cannot be run, or its config is not valid.
+    """
+    name, _, variant = str(path).partition(".py:")
+    file = Path(f"{name}.py" if variant else path)
+    if not file.is_file():
+        raise UserError(f"there is no config file {file}")
+    try:
+        spec = importlib.util.spec_from_file_location("_config", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except Exception as error:  # of any kind: it is the user's code
+        raise UserError(f"config file {path}: {error!r}") from error
     validate(config)
     return config
 

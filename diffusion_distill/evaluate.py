@@ -8,7 +8,7 @@ from absl import flags
 
 from diffusion_distill import cli
 from diffusion_distill.data import sources
-from diffusion_distill.generate import load_sampler
+from diffusion_distill.load import load_sampler
 from diffusion_distill.metrics.evaluator import Evaluator
 from diffusion_distill.workdir import Workdir
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,9 @@ from diffusion_distill.diffusion.samplers import (
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
+from diffusion_distill.models.build import make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training import checkpoints
-from diffusion_distill.training.sharding import batched, make_mesh, replicated
-from diffusion_distill.training.stages import Stage, plan
-from diffusion_distill.training.state import abstract_params
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.training.sharding import batched, replicated
 
 # (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
 SampleFn = Callable[[dict, jax.Array, jax.Array, jax.Array, int], jax.Array]
@@ -209,64 +204,3 @@ class Sampler:
             z, keys, batch = jax.device_put((z, keys, labels[indices]), rows)
             images.append(self._sample_fn(self._params, z, keys, batch, self.num_steps))
         return np.concatenate([np.asarray(x) for x in images])[: len(labels)]
-
-
-def load_sampler(
-    workdir: str | Path,
-    num_steps: int | None = None,
-    stage: str | None = None,
-    sampler: str = "ddim",
-) -> Sampler:
-    """The sampler of a finished stage; only its averaged weights are loaded, and verified first.
-
-    Args:
-        workdir: of a run.
-        num_steps: of the stage wanted; None for the last that is finished. With stage="teacher",
-            any number: a teacher knows all times.
-        stage: a stage's name, in place of num_steps.
-        sampler: one of "ddim", "ancestral", "dpmpp_2m", "heun". Students are made for "ddim".
-
-    Raises:
-        UserError: there is no such workdir or stage, or it is not finished.
-        CheckpointError: its checkpoint is damaged.
-    """
-    run = Workdir.open(workdir)
-    chosen = _choose(run, num_steps, stage)
-    config, mesh = run.config, make_mesh()
-    model = build_unet(config, run.image_shape[-1], run.num_classes)
-    directory = checkpoints.folder(run.path, chosen.name)
-    abstract = abstract_params(model, run.image_shape, mesh)
-    params = checkpoints.load_ema_params(directory, chosen.updates, abstract)
-    return Sampler(
-        make_sample_fn(model, config, sampler, mesh),
-        params,
-        num_steps if num_steps is not None else chosen.num_steps,
-        run.image_shape,
-        model.num_classes,
-        mesh,
-        config.runtime.sampler_batch_size,
-    )
-
-
-def _choose(run: Workdir, num_steps: int | None, name: str | None) -> Stage:
-    stages = plan(run.config)
-    finished = [s for s in stages if run.is_finished(s)]
-    there = ", ".join(f"{s.name} ({s.num_steps} steps)" for s in finished) or "none"
-    if num_steps is not None and num_steps < 1:
-        raise UserError(f"num_steps is {num_steps}; it must be at least 1")
-    if name is None and num_steps is None:
-        if not finished:
-            raise UserError(f"{run.path} has no finished stage yet")
-        return finished[-1]
-    matches = [s for s in stages if name in (None, s.name) and num_steps in (None, s.num_steps)]
-    if name == "teacher" and num_steps is not None:
-        matches = stages[:1]
-    if not matches:
-        asked = f"named {name}" if name else ""
-        asked += f" of {num_steps} steps" if num_steps is not None else ""
-        raise UserError(f"{run.path} has no stage {asked.strip()}; finished stages: {there}")
-    if matches[0] not in finished:
-        raise UserError(
-            f"{matches[0].name} in {run.path} is not finished; finished stages: {there}"
-        )
-    return matches[0]

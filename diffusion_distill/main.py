@@ -6,6 +6,7 @@ The same command continues a run that was stopped. `--config.train.batch_size=64
 """
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from diffusion_distill.data import sources
 from diffusion_distill.errors import CheckpointError, Stopped, UserError
 from diffusion_distill.files import write_atomically
 from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.interop import teacher as teachers
+from diffusion_distill.interop.network import Network, abstract_weights
 from diffusion_distill.metrics.evaluator import Evaluator
 from diffusion_distill.models.build import build_unet
 from diffusion_distill.report.grid import grid, png
@@ -30,10 +33,9 @@ from diffusion_distill.training import checkpoints
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, train
 from diffusion_distill.training.sharding import check_divides, make_mesh
-from diffusion_distill.training.stages import Stage, plan
+from diffusion_distill.training.stages import Stage, plan, started_from
 from diffusion_distill.training.state import (
     TrainState,
-    abstract_params,
     abstract_state,
     init_student,
     init_teacher,
@@ -70,10 +72,29 @@ class Run:
                 "config.eval.label_agreement is True; it must be False for a model without labels "
                 "(config.model.class_conditional is False)"
             )
-        self.stages = {stage.name: stage for stage in plan(config)}
-        self.abstract = self._abstract_states()
+        num_classes = self._model().num_classes
+        params = abstract_weights(config, self.image_shape, num_classes, self.mesh)
+        network = Network(config, self.image_shape, num_classes, 0, params)
+        self.teacher = teachers.find(network, workdir, self.mesh)  # None: this run trains its own
+        if self.teacher is not None:
+            self.config = started_from(config, self.teacher.path, self.teacher.num_steps)
+            if self.config.distill.start_steps != config.distill.start_steps:
+                say(
+                    f"{self.teacher.path} is made for {self.teacher.num_steps} steps: distillation "
+                    f"starts there, not at config.distill.start_steps {config.distill.start_steps}"
+                )
+        self.network = dataclasses.replace(network, config=self.config)
+        self.stages = {stage.name: stage for stage in plan(self.config)}
+        self.abstract = {
+            name: abstract_state(params, make_optimizer(self.config, stage), self.mesh)
+            for name, stage in self.stages.items()
+        }
         self.workdir = Workdir.create_or_continue(
-            workdir, config, self.image_shape, self.source.num_classes
+            workdir,
+            self.config,
+            self.image_shape,
+            num_classes,
+            self.teacher.num_steps if self.teacher else 0,
         )
         self._updates = {}  # compiled steps: one for the teacher, one for all students
         self._sample_fns = {}  # compiled samplers, by name
@@ -127,6 +148,10 @@ class Run:
             params = checkpoints.load_ema_params(directory, stage.updates, abstract.ema_params)
             return params, checkpoints.load_meta(directory, stage.updates)["seconds"]
         whole = checkpoints.newest_whole(directory, say)
+        if stage.updates == 0:
+            params = teachers.copy(self.teacher, self.network, self.workdir, self.mesh)
+            self.teacher = dataclasses.replace(self.teacher, params=None)  # frees the devices
+            return params, 0.0
         teacher_params = None
         if stage.teacher is not None:
             teacher_params, _ = self._trained(self.stages[stage.teacher], stop)
@@ -217,17 +242,6 @@ class Run:
     def _model(self, dropout: float = 0.0):
         channels, num_classes = self.image_shape[-1], self.source.num_classes
         return build_unet(self.config, channels, num_classes, dropout)
-
-    def _abstract_states(self) -> dict[str, TrainState]:
-        """Shapes of every stage's state; finds out whether the network fits the data."""
-        try:
-            params = abstract_params(self._model(), self.image_shape, self.mesh)
-        except ValueError as error:
-            raise UserError(f"config.model does not fit the data: {error}") from error
-        return {
-            name: abstract_state(params, make_optimizer(self.config, stage), self.mesh)
-            for name, stage in self.stages.items()
-        }
 
     def _update(self, stage: Stage):
         """The compiled step; all students share one."""

@@ -16,7 +16,7 @@ from absl import flags
 from diffusion_distill import cli
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import write_atomically
-from diffusion_distill.generate import load_sampler
+from diffusion_distill.load import load_sampler
 from diffusion_distill.report.grid import grid, png
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")

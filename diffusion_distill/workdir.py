@@ -8,6 +8,7 @@ workdir/
   student_0016/    ...
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -16,10 +17,10 @@ from pathlib import Path
 import ml_collections
 
 from diffusion_distill import config as configs
-from diffusion_distill.errors import UserError
+from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.files import locked, read_json, read_rows, write_atomically, write_rows
 from diffusion_distill.training import checkpoints
-from diffusion_distill.training.stages import Stage
+from diffusion_distill.training.stages import Stage, plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +31,16 @@ class Workdir:
         path: the folder.
         config: the run's config, as this start wants it.
         image_shape: (H, W, C) of the run's images.
-        num_classes: labels of the run's data; 0 for none.
+        num_classes: labels that the run's network knows; 0 for none.
+        teacher_num_steps: sampling steps that its teacher is made for, where config.distill.teacher
+            says so by what it names; 0 for a teacher trained in continuous time.
     """
 
     path: Path
     config: ml_collections.ConfigDict
     image_shape: tuple[int, int, int]
     num_classes: int
+    teacher_num_steps: int = 0
 
     @classmethod
     def open(cls, path: str | Path) -> "Workdir":
@@ -53,7 +57,13 @@ class Workdir:
         fields = read_json(path / "config.json")
         try:
             config = configs.from_dict(fields["config"])
-            return cls(path, config, tuple(fields["image_shape"]), fields["num_classes"])
+            return cls(
+                path,
+                config,
+                tuple(fields["image_shape"]),
+                fields["num_classes"],
+                fields["teacher_num_steps"],
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path / 'config.json'} is damaged: {error!r}") from None
         except UserError as error:
@@ -66,6 +76,7 @@ class Workdir:
         config: ml_collections.ConfigDict,
         image_shape: tuple[int, int, int],
         num_classes: int,
+        teacher_num_steps: int = 0,
     ) -> "Workdir":
         """The run of this config in `path`: a new one, or the one that is there already.
 
@@ -74,7 +85,7 @@ class Workdir:
             OSError: the folder cannot be written to.
         """
         path = Path(path)
-        run = cls(path, config, tuple(image_shape), num_classes)
+        run = cls(path, config, tuple(image_shape), num_classes, teacher_num_steps)
         if (path / "config.json").exists():
             lines = configs.differences(_fields(cls.open(path)), _fields(run))
             if lines:
@@ -104,6 +115,63 @@ class Workdir:
         """Whether the stage made all its updates; says nothing about damage since then."""
         return checkpoints.is_finished(checkpoints.folder(self.path, stage.name), stage.updates)
 
+    def made_for(self, stage: Stage) -> int:
+        """The sampling steps that a stage's network is made for; 0 where any number will do."""
+        return stage.num_steps if stage.teacher else self.teacher_num_steps
+
+    def finished_stage(self, num_steps: int | None = None, name: str | None = None) -> Stage:
+        """The finished stage of that number of steps, or of that name; the last one for None.
+
+        A teacher asked for by its name may have any num_steps, if it knows all times.
+
+        Raises:
+            UserError: there is no such stage, or it is not finished.
+        """
+        stages = plan(self.config)
+        finished = [s for s in stages if self.is_finished(s)]
+        there = ", ".join(f"{s.name} ({s.num_steps} steps)" for s in finished) or "none"
+        if num_steps is not None and num_steps < 1:
+            raise UserError(f"num_steps is {num_steps}; it must be at least 1")
+        if name is None and num_steps is None:
+            if not finished:
+                raise UserError(f"{self.path} has no finished stage yet")
+            return finished[-1]
+        matches = [s for s in stages if name in (None, s.name) and num_steps in (None, s.num_steps)]
+        if name == "teacher" and not self.teacher_num_steps:
+            matches = stages[:1]
+        if not matches:
+            asked = f"named {name}" if name else ""
+            asked += f" of {num_steps} steps" if num_steps is not None else ""
+            raise UserError(f"{self.path} has no stage {asked.strip()}; finished stages: {there}")
+        if matches[0] not in finished:
+            raise UserError(
+                f"{matches[0].name} in {self.path} is not finished; finished stages: {there}"
+            )
+        return matches[0]
+
+    def put_teacher(self, params: dict) -> bool:
+        """Makes weights that were trained elsewhere the finished stage "teacher".
+
+        Leaves a whole copy that is there already as it is; sets a damaged one aside. The caller
+        holds the lock.
+
+        Returns:
+            Whether they were written: False where there was a copy.
+
+        Raises:
+            CheckpointError: they could not be written.
+        """
+        stage = plan(self.config)[0]
+        directory = checkpoints.folder(self.path, stage.name)
+        with contextlib.suppress(CheckpointError):
+            checkpoints.verify(directory, stage.updates)
+            return False
+        checkpoints.set_aside_newer(directory, None)
+        with contextlib.closing(checkpoints.Writer(directory, kept=1)) as writer:
+            fields = {"config": configs.to_dict(self.config), "stage": vars(stage)}
+            writer.save_ema_params(params, fields | {"seconds": 0.0})
+        return True
+
     def results(self) -> list[dict]:
         """The rows of results.jsonl, one for each stage that was measured, in order."""
         return read_rows(self.path / "results.jsonl")
@@ -122,4 +190,5 @@ def _fields(run: Workdir) -> dict:
         "config": configs.to_dict(run.config),
         "image_shape": list(run.image_shape),
         "num_classes": run.num_classes,
+        "teacher_num_steps": run.teacher_num_steps,
     }

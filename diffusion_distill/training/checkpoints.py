@@ -181,15 +181,26 @@ class Writer:
         Raises:
             CheckpointError: this one, or the one before, could not be written.
         """
-        self.wait()
-        self._step = step
-        items = ocp.args.Composite(
+        self._save(
+            step,
             state=ocp.args.StandardSave(_without_ema(state)),
             ema_params=ocp.args.StandardSave(state.ema_params),
             meta=ocp.args.JsonSave(meta),
         )
+
+    def save_ema_params(self, ema_params: dict, meta: dict) -> None:
+        """As `save`, of averaged weights alone: a stage of 0 updates, trained elsewhere."""
+        self._save(
+            0,
+            ema_params=ocp.args.StandardSave(ema_params),
+            meta=ocp.args.JsonSave(meta),
+        )
+
+    def _save(self, step: int, **items) -> None:
+        self.wait()
+        self._step = step
         with self._explained():
-            self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._pending = self._thread.submit(self._finish, step)
 
     @contextlib.contextmanager

@@ -4,6 +4,8 @@ import dataclasses
 
 import ml_collections
 
+from diffusion_distill.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -15,7 +17,7 @@ class Stage:
             those that distillation starts from.
         teacher: name of the stage whose averaged weights it starts from and learns from; None for
             the teacher itself.
-        updates: how many it makes.
+        updates: how many it makes; 0 for a teacher that was trained elsewhere.
         learning_rate, warmup, lr_schedule: see `learning_rate` in training/step.py.
         weight_decay, ema_decay, dropout: as in the config.
     """
@@ -41,13 +43,14 @@ def plan(config: ml_collections.ConfigDict) -> list[Stage]:
     """The stages of a config in the order they run: a function of the config alone.
 
     A round from 2N to N steps makes `distill.updates` updates, and the rounds to 2 and to 1
-    `distill.updates_last_rounds` (the paper's schedule).
+    `distill.updates_last_rounds` (the paper's schedule). Where `distill.teacher` is given, the
+    teacher makes none.
     """
     teacher = Stage(
         name="teacher",
         num_steps=config.distill.start_steps,
         teacher=None,
-        updates=config.teacher.updates,
+        updates=0 if config.distill.teacher else config.teacher.updates,
         **_schedule(config.teacher),
     )
     stages = [teacher]
@@ -65,6 +68,37 @@ def plan(config: ml_collections.ConfigDict) -> list[Stage]:
         )
         num_steps //= 2
     return stages
+
+
+def started_from(
+    config: ml_collections.ConfigDict, teacher: str, num_steps: int
+) -> ml_collections.ConfigDict:
+    """The config of a run whose chain starts from a teacher that was trained elsewhere.
+
+    Args:
+        config: as the user gave it; stays as it is.
+        teacher: where the teacher's weights are, for `distill.teacher`.
+        num_steps: the sampling steps that it is made for: believed, whatever `distill.start_steps`
+            says. 0 for a teacher trained in continuous time.
+
+    Raises:
+        UserError: no chain of halvings starts at num_steps, or ends at `distill.end_steps`.
+    """
+    config = config.copy_and_resolve_references()
+    config.distill.teacher = teacher
+    if num_steps:
+        if num_steps & (num_steps - 1):
+            raise UserError(
+                f"{teacher} is made for {num_steps} steps; to distil from it they must be a power "
+                "of 2"
+            )
+        if config.distill.end_steps > num_steps:
+            raise UserError(
+                f"config.distill.end_steps is {config.distill.end_steps}; {teacher} is made for "
+                f"{num_steps} steps, and it must be at most those"
+            )
+        config.distill.start_steps = num_steps
+    return config
 
 
 def _schedule(fields: ml_collections.ConfigDict) -> dict:

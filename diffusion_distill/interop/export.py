@@ -1,0 +1,172 @@
+"""A finished stage as two files that need nothing else: averaged weights, and what they are.
+
+    python -m diffusion_distill.interop.export --workdir=runs/digits --num_steps=4 --out=digits_4
+
+OUT/
+  model.safetensors  float32 arrays, by the network's names joined by "/"
+  model.json         the architecture, the diffusion, the images and labels, the sampler, and the
+                     sha256 of model.safetensors
+
+`load_sampler(OUT)` gives the images that `load_sampler` of the workdir gives, to the bit.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from absl import flags
+from jax.sharding import Mesh
+
+from diffusion_distill import cli
+from diffusion_distill import config as configs
+from diffusion_distill.console import say
+from diffusion_distill.errors import UserError
+from diffusion_distill.files import read_json, write_atomically
+from diffusion_distill.interop.network import (
+    Network,
+    abstract_weights,
+    flatten,
+    from_stage,
+    place,
+)
+from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.workdir import Workdir
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT_VERSION = 1
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a folder is one that `write` wrote, or what is left of it."""
+    return any((Path(path) / name).exists() for name in (WEIGHTS, DESCRIPTION))
+
+
+def write(network: Network, out: str | Path) -> None:
+    """Writes a network to the folder `out`, which is made; what was exported there is replaced.
+
+    Raises:
+        UserError: `out` is a file, or a folder that has other files.
+        OSError: it cannot be written.
+    """
+    out = Path(out)
+    if out.is_file():
+        raise UserError(f"{out} is a file; name a folder")
+    if out.is_dir():
+        others = sorted(p.name for p in out.iterdir() if p.name not in (WEIGHTS, DESCRIPTION))
+        if others:
+            raise UserError(f"{out} has other files, {others[0]} for one; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    weights = flatten(jax.device_get(network.params))
+    content = safetensors.numpy.save({n: np.ascontiguousarray(w) for n, w in weights.items()})
+    write_atomically(out / WEIGHTS, content)
+    # Written last: until it is, the sha256 of an older one refuses the new weights.
+    description = _description(network) | {"sha256": hashlib.sha256(content).hexdigest()}
+    write_atomically(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+
+
+def read(path: str | Path, mesh: Mesh) -> Network:
+    """The network in a folder that `write` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, the two do not belong together, or they are of a
+            later version.
+    """
+    path = Path(path)
+    fields = read_json(path / DESCRIPTION)
+    try:
+        network = _network(fields)
+        expected = fields["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{path / DESCRIPTION} cannot be used: {reason}") from None
+    try:
+        content = (path / WEIGHTS).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no {path / WEIGHTS}") from None
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise UserError(
+            f"{path / WEIGHTS} is damaged, or of another export: its SHA-256 is not the one in "
+            f"{DESCRIPTION}"
+        )
+    try:
+        weights = safetensors.numpy.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path / WEIGHTS} is not a safetensors file: {error}") from None
+    abstract = abstract_weights(network.config, network.image_shape, network.num_classes, mesh)
+    params = place(weights, abstract, str(path), mesh)
+    return Network(**{**vars(network), "params": params})
+
+
+def _description(network: Network) -> dict:
+    config = configs.to_dict(network.config)
+    return {
+        "format_version": FORMAT_VERSION,
+        "image_shape": list(network.image_shape),
+        "num_classes": network.num_classes,
+        "num_steps": network.num_steps or network.config.distill.start_steps,
+        "continuous_time": not network.num_steps,
+        "sampler": {
+            "name": "ddim",
+            "ancestral_variance": config["eval"]["ancestral_variance"],
+            "batch_size": config["runtime"]["sampler_batch_size"],
+            "loop": config["runtime"]["sampler_loop"],
+        },
+        "model": config["model"],
+        "diffusion": config["diffusion"],
+    }
+
+
+def _network(fields: dict) -> Network:
+    """The network, without weights, that a description describes; checks every field."""
+    if fields["format_version"] != FORMAT_VERSION:
+        raise UserError(f"format_version is {fields['format_version']!r}, not {FORMAT_VERSION}")
+    config = configs.to_dict(configs.base())
+    config["model"], config["diffusion"] = fields["model"], fields["diffusion"]
+    sampler = fields["sampler"]
+    config["eval"]["ancestral_variance"] = sampler["ancestral_variance"]
+    config["runtime"]["sampler_batch_size"] = sampler["batch_size"]
+    config["runtime"]["sampler_loop"] = sampler["loop"]
+    num_steps, continuous = fields["num_steps"], fields["continuous_time"]
+    if continuous:
+        config["distill"]["start_steps"] = num_steps
+    for name, value, low in [
+        ("num_steps", num_steps, 1),
+        ("num_classes", fields["num_classes"], 0),
+        *(("image_shape", size, 1) for size in fields["image_shape"]),
+    ]:
+        if type(value) is not int or value < low:
+            raise UserError(f"{name} has {value!r}; it must be an integer of at least {low}")
+    height, width, channels = fields["image_shape"]
+    return Network(
+        config=configs.from_dict(config),
+        image_shape=(height, width, channels),
+        num_classes=fields["num_classes"],
+        num_steps=0 if continuous else num_steps,
+        params={},
+    )
+
+
+def main(argv: list[str]) -> None:
+    cli.no_arguments(argv)
+    run = Workdir.open(cli.required("workdir", flags.FLAGS.workdir))
+    out = cli.required("out", flags.FLAGS.out)
+    num_steps, name = flags.FLAGS.num_steps, flags.FLAGS.stage
+    if num_steps is not None and name is not None:
+        raise UserError(f"give one of --num_steps and --stage, not --num_steps={num_steps} too")
+    stage = run.finished_stage(num_steps, name)
+    write(from_stage(run, stage, make_mesh()), out)
+    size = (Path(out) / WEIGHTS).stat().st_size
+    say(f"{stage.name} of {run.path}, {stage.num_steps} steps, {size / 1e6:.1f} MB: {out}")
+
+
+if __name__ == "__main__":
+    # Not above: the commands that import this module have flags of the same names.
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_integer("num_steps", None, "The stage of these steps; default: the last finished.")
+    flags.DEFINE_string("stage", None, "A stage by name, in place of --num_steps.")
+    flags.DEFINE_string("out", None, "Folder to write; made if it is not there.")
+    cli.run(main)

@@ -1,0 +1,180 @@
+"""Checkpoints that the paper's authors published: samples, measures, distils on from them.
+
+    python -m diffusion_distill.interop.published cifar_8 --config=configs/cifar10_distill.py \\
+        --config.data.image_size=32 --workdir=runs/cifar_8
+
+makes a workdir of one, for sample, evaluate, and main, which goes on distilling from it. There are
+32 of them at gs://gresearch/diffusion-distillation: {cifar, imagenet, bedroom, church}_{original,
+64, 32, 16, 8, 4, 2, 1}. Each is one message of Flax's serialisation: msgpack, in which arrays are
+extension types of shape, dtype and bytes, so that reading one runs no code of the file's.
+
+    ema_params        the averaged weights, by the names of models/unet.py
+    num_sample_steps  sampling steps that they are made for; 0 or missing: not known
+"""
+
+import dataclasses
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from absl import flags
+from flax import serialization
+from jax.sharding import Mesh
+
+from diffusion_distill import cli
+from diffusion_distill import config as configs
+from diffusion_distill.console import say
+from diffusion_distill.errors import UserError
+from diffusion_distill.interop.network import Network, abstract_weights, place
+from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.training.stages import started_from
+from diffusion_distill.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What is used of a published file.
+
+    Attributes:
+        path: the file.
+        weights: the averaged weights by name, "down_0.block_0/conv1/kernel".
+        num_steps: sampling steps that they are made for; 0 where the file does not say.
+    """
+
+    path: Path
+    weights: dict[str, np.ndarray]
+    num_steps: int
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of its images, from the first convolution."""
+        return self.weights["conv_in/kernel"].shape[-2]
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels it knows, from the layer that takes them; 0 where there is none."""
+        kernel = self.weights.get("class_emb/kernel")
+        return 0 if kernel is None else kernel.shape[0]
+
+
+def read(path: str | Path) -> Published:
+    """The averaged weights of a published file.
+
+    They may stand below one more level, "params". GroupNorm's scale and bias, which older Flax
+    kept as [1, 1, 1, C], become [C].
+
+    Raises:
+        UserError: there is no such file, or it is no such file, damaged or cut off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    content = path.read_bytes()
+    try:
+        fields = serialization.msgpack_restore(content)
+    except Exception as error:  # of any kind: the bytes may be of anything
+        raise UserError(
+            f"{path} is not a published checkpoint, or is damaged or cut off: its "
+            f"{len(content):,} bytes are no message of Flax's ({_reason(error)})"
+        ) from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("ema_params"), dict):
+        found = ", ".join(map(str, fields)) if isinstance(fields, dict) else type(fields).__name__
+        raise UserError(f"{path} has no ema_params, the averaged weights; it has {found}")
+    params = fields["ema_params"]
+    if isinstance(params.get("params"), dict):
+        params = params["params"]
+    weights = _weights(params, path)
+    if "conv_in/kernel" not in weights or weights["conv_in/kernel"].ndim != 4:
+        raise UserError(
+            f"{path} does not hold the weights of this U-Net: conv_in/kernel, of shape "
+            f"[3, 3, C, channels], is not in ema_params; there are {', '.join(list(params)[:3])}"
+        )
+    return Published(path, weights, _num_steps(fields.get("num_sample_steps"), path))
+
+
+def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Network:
+    """The network of a published file; its channels and labels are read off the weights.
+
+    Args:
+        config: its architecture and diffusion. data.image_size is the side of its images.
+
+    Raises:
+        UserError: the file cannot be read, the weights are not those of config.model, or
+            config.data.image_size is not given.
+    """
+    published = read(path)
+    side = config.data.image_size
+    if side < 1:
+        raise UserError(
+            f"config.data.image_size is {side}; {path} does not say how large its images are: set "
+            "config.data.image_size to the pixels of a side"
+        )
+    image_shape = (side, side, published.image_channels)
+    if config.model.class_conditional and not published.num_classes:
+        raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
+    abstract = abstract_weights(config, image_shape, published.num_classes, mesh)
+    params = place(published.weights, abstract, str(path), mesh)
+    return Network(config, image_shape, published.num_classes, published.num_steps, params)
+
+
+def _weights(tree: dict, path: Path, above: str = "") -> dict[str, np.ndarray]:
+    """The leaves of a tree from a file, by name, once each is known to be an array of floats."""
+    weights = {}
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        if isinstance(value, dict):
+            weights |= _weights(value, path, f"{name}/")
+        elif isinstance(value, np.ndarray) and _is_float(value):
+            is_norm = above.rstrip("/").rpartition("/")[2].startswith("norm")
+            old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
+            weights[name] = value.reshape(-1) if old else value
+        else:
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise UserError(f"{path}: ema_params/{name} is {kind}, not an array of floats")
+    return weights
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def _num_steps(value, path: Path) -> int:
+    if value is None:
+        return 0
+    number = np.asarray(value)
+    if number.size != 1 or number.dtype.kind not in "iu" or number.item() < 0:
+        raise UserError(f"{path}: num_sample_steps is {value!r}; it must be an integer, 0 or more")
+    return number.item()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise UserError(f"one FILE must be given, and {len(argv) - 1} were")
+    config = cli.required("config", flags.FLAGS.config)
+    path = cli.required("workdir", flags.FLAGS.workdir)
+    configs.validate(config)
+    network = load(argv[1], config, make_mesh())
+    config = started_from(config, argv[1], network.num_steps)
+    run = Workdir.create_or_continue(
+        path, config, network.image_shape, network.num_classes, network.num_steps
+    )
+    with run.lock():
+        written = run.put_teacher(network.params)
+    if not written:
+        say(f"{run.path}: it has a copy of {argv[1]} already, and keeps it")
+        return
+    known = "" if network.num_steps else ", by config.distill.start_steps"
+    say(f"{run.path}: its teacher is {argv[1]}, of {config.distill.start_steps} steps{known}")
+
+
+if __name__ == "__main__":
+    # Not above: the commands that import this module have flags of the same names.
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "A file in configs/; FILE:VARIANT works.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+    cli.run(main)

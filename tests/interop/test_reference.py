@@ -1,0 +1,54 @@
+"""The network computes what the published one computes from the same weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_distill.diffusion.process import output_channels, predict
+from diffusion_distill.models.unet import UNet
+from tests.interop import reference
+
+# (parameterization, multipliers, blocks, attention at, heads, head_dim, labels)
+NETWORKS = {
+    "like-cifar": ("x", (1, 1, 1), 2, (4, 2), 1, None, 0),
+    "like-imagenet": ("both", (1, 2, 2), 1, (4, 2), None, 4, 5),
+    "eps": ("eps", (1, 2), 1, (), 2, None, 0),
+    "v-with-labels": ("v", (1, 2), 1, (8,), 1, None, 3),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_is_the_published_one(name):
+    parameterization, multipliers, blocks, attention, heads, head_dim, classes = NETWORKS[name]
+    model = UNet(
+        out_channels=output_channels(parameterization, 3),
+        channels=8,
+        channel_multipliers=multipliers,
+        num_blocks=blocks,
+        emb_channels=16,
+        attention_resolutions=attention,
+        num_heads=heads,
+        head_dim=head_dim,
+        num_classes=classes,
+        num_groups=4,
+    )
+    logsnr = np.float32([-20.0, -4.0, -0.7, 0.3, 4.0, 20.0])
+    z = np.float32(np.random.default_rng(1).normal(size=(6, 8, 8, 3)))
+    labels = np.arange(6) % classes if classes else None
+    arguments = (z, logsnr, labels if labels is None else jnp.asarray(labels))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments)["params"])
+    weights = reference.random_weights(shapes)
+    output = jax.jit(model.apply)({"params": weights}, *arguments)
+    expected = reference.unet(
+        weights, z, np.float64(logsnr), labels, 8, multipliers, blocks, groups=4
+    )
+    assert np.asarray(expected).shape == output.shape
+    assert expected.std() > 0.3  # it is something that could differ
+    np.testing.assert_allclose(output, expected, atol=1e-5 * np.abs(expected).max())
+
+    # As an image, where neither alpha nor sigma, which are divided by, is near 0.
+    middle = slice(1, 5)
+    got = predict(output[middle], z[middle], logsnr[middle], parameterization).x
+    image = reference.x_hat(expected[middle], z[middle], logsnr[middle], parameterization)
+    np.testing.assert_allclose(got, image, atol=1e-5 * np.abs(image).max())
