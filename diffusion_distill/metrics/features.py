@@ -41,12 +41,3 @@ def pixels(weights: str = "") -> FeatureNetwork:
 
 # Each: the path of its weights ("" for where they usually are) -> the network.
 FEATURES: dict[str, Callable[[str], FeatureNetwork]] = {"pixels": pixels}
-
-
-def metric_name(features: str, count: int, split: str) -> str:
-    """The name of a Frechet distance, which says what was measured.
-
-    `fd_pixels1k_train`: on pixels, 1,000 generated images, against all of the training split.
-    """
-    number = f"{count // 1000}k" if count % 1000 == 0 else str(count)
-    return f"fd_{features}{number}_{split}"

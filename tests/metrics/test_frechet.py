@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from diffusion_distill.metrics.features import metric_name, pixels
+from diffusion_distill.metrics.features import pixels
 from diffusion_distill.metrics.frechet import Statistics, frechet_distance, statistics
+from diffusion_distill.metrics.names import metric_name
 
 
 def random_statistics(seed, dim=12, rank=40):
@@ -61,5 +62,5 @@ def test_pixels_are_in_minus_one_to_one():
 
 
 def test_names_say_what_was_measured():
-    assert metric_name("pixels", 50_000, "train") == "fd_pixels50k_train"
-    assert metric_name("pixels", 1797, "test") == "fd_pixels1797_test"
+    assert metric_name("fd", "pixels", 50_000, "train") == "fd_pixels50k_train"
+    assert metric_name("fd", "pixels", 1797, "test") == "fd_pixels1797_test"
