@@ -61,7 +61,7 @@ def _metric_columns(teacher: dict):
         header = f"teacher, {name}" if of == first else f"teacher, {name}: {of}"
         yield header, _baseline(of, baselines[name])
     for metric in others:
-        yield metric, _own(metric)
+        yield metric, _other(metric)
     if "label_agreement" in teacher:
         yield "label agreement", _agreement
 
@@ -73,6 +73,10 @@ def _own(metric: str):
         return text if steps == row["num_steps"] else f"{text} at {steps} steps"
 
     return cell
+
+
+def _other(metric: str):
+    return lambda row: value_text(metric, row.get(metric), row.get(f"{metric}_std"))
 
 
 def _baseline(metric: str, values: dict[str, float]):
@@ -94,6 +98,9 @@ def _legend(rows: list[dict]) -> str:
     for metric in others:
         meaning = _MEANINGS.get(_kind(metric), "Frechet distance to the data; lower is better.")
         lines.append(f"{metric}: {meaning}")
+    steps = teacher.get("measured_steps", teacher["num_steps"])
+    if steps != teacher["num_steps"]:
+        lines.append(f"teacher: everything is measured at {steps} steps.")
     lines += [f"{row['stage']}: not measured: {row['not_measured']}." for row in rows
               if "not_measured" in row]  # fmt: skip
     notes = [f"{what}: {note}." for row in rows for what, note in row.get("notes", {}).items()]
