@@ -178,7 +178,7 @@ class Run:
         remove(folder)
         table = results_table(self.workdir.results())
         write_atomically(self.workdir.path / "results.txt", table + "\n")
-        say(f"{stage.name}: {_summary(row)}, in {duration(time.monotonic() - began)}")
+        say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
 
     def _check_stop(self) -> None:
         if self._stop.signum is not None:
@@ -242,7 +242,7 @@ def _summary(row: dict) -> str:
     if "not_measured" in row:
         return f"not measured: {row['not_measured']}"
     metric = row["metric"]
-    return f"{metric} {value_text(metric, row[metric])} at {row['measured_steps']} steps, measured"
+    return f"{metric} {value_text(metric, row[metric])} at {row['measured_steps']} steps"
 
 
 def main(argv: list[str]) -> None:
