@@ -18,7 +18,9 @@ from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
 from diffusion_distill.diffusion.samplers import SAMPLERS
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics.evaluator import METRICS
 from diffusion_distill.metrics.features import FEATURES
+from diffusion_distill.metrics.names import check_count
 from diffusion_distill.models.unet import TIME_INPUTS
 
 DTYPES = ("float32", "bfloat16")
@@ -98,10 +100,16 @@ def base() -> ml_collections.ConfigDict:
     distill.dropout = 0.0
 
     config.eval = evaluation = ml_collections.ConfigDict()
-    evaluation.num_images = 50_000  # generated for each distance; the count is in its name
+    evaluation.metrics = ("fd",)  # of metrics/evaluator.py; baselines are compared by the first
+    evaluation.num_images = 50_000  # generated for each metric; the count is in its name
     evaluation.seed = 1  # of the generated images
-    evaluation.features = "pixels"  # what distances are measured on: one of metrics/features.py
+    evaluation.features = "pixels"  # what is compared: one of metrics/features.py
+    evaluation.split = ""  # of the data, all of which is the reference; "": data.split
+    evaluation.reference = ""  # in its place: an npz of another project's mu and sigma
+    evaluation.allow_biased = False  # measure fewer images than a Frechet distance takes
+    evaluation.max_steps = 256  # no sampling of more steps is measured: 8192 would take days
     evaluation.baselines = ("ddim", "ancestral")  # samplers of the undistilled teacher
+    evaluation.baseline_images = 0  # generated for each baseline; 0: num_images
     evaluation.ancestral_variance = 0.0  # log-variance coefficient: 0 small, 1 large
     evaluation.label_agreement = False  # judge labels by a classifier fitted on the data's pixels
     evaluation.grid_images = 40  # in samples.png, from the same noise in every stage
@@ -113,6 +121,8 @@ def base() -> ml_collections.ConfigDict:
     runtime.updates_per_call = 0  # updates in one compiled call; 0: 1 on CPU, 10 elsewhere
     runtime.sampler_loop = "auto"  # auto: outside the compiled step on CPU, inside elsewhere
     runtime.sampler_batch_size = 256  # images sampled at once
+    runtime.feature_weights = ""  # file of the feature network's weights; "": its usual place
+    runtime.cache_dir = ""  # "": $DIFFUSION_DISTILL_CACHE, else ~/.cache/diffusion_distill
     runtime.log_every_seconds = 5.0  # between two lines of progress
     runtime.log_every_updates = 10  # between two rows of metrics.jsonl
     return config
@@ -133,7 +143,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _one_of(config, "diffusion.weighting", WEIGHTINGS)
     _one_of(config, "model.time_input", TIME_INPUTS)
     _one_of(config, "model.dtype", DTYPES)
-    _one_of(config, "eval.features", FEATURES)
     _one_of(config, "runtime.data_on_device", DATA_ON_DEVICE)
     _one_of(config, "runtime.sampler_loop", SAMPLER_LOOPS)
     for stage in ("teacher", "distill"):
@@ -142,15 +151,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _in_range(config, f"{stage}.ema_decay", 0.0, 1.0)
         for name in ("learning_rate", "warmup", "weight_decay"):
             _at_least(config, f"{stage}.{name}", 0)
-    for name in config.eval.baselines:
-        if name not in SAMPLERS:
-            _reject("eval.baselines", tuple(config.eval.baselines), f"names of {list(SAMPLERS)}")
+    _check_eval(config)
     for name in ("adam_b1", "adam_b2"):
         _in_range(config, f"train.{name}", 0.0, 1.0)
     _in_range(config, "eval.ancestral_variance", 0.0, 1.0, closed=True)
     for name in (
         "train.batch_size train.checkpoint_every teacher.updates "
-        "distill.updates distill.updates_last_rounds eval.grid_images "
+        "distill.updates distill.updates_last_rounds eval.grid_images eval.max_steps "
         "model.channels model.num_blocks model.emb_channels model.num_groups "
         "runtime.sampler_batch_size runtime.log_every_updates runtime.accumulation"
     ).split():
@@ -165,7 +172,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             _reject(name, _get(config, name), "an integer from 0 to 2**31 - 1")
     for name in (
         "train.adam_eps train.grad_clip_norm runtime.updates_per_call runtime.log_every_seconds "
-        "model.num_heads model.head_dim"
+        "model.num_heads model.head_dim eval.baseline_images"
     ).split():
         _at_least(config, name, 0)
     if (config.model.num_heads == 0) == (config.model.head_dim == 0):
@@ -178,6 +185,22 @@ def validate(config: ml_collections.ConfigDict) -> None:
             _reject(f"distill.{name}", steps, "a power of 2")
     if config.distill.end_steps > config.distill.start_steps:
         _reject("distill.end_steps", config.distill.end_steps, "at most distill.start_steps")
+
+
+def _check_eval(config):
+    _one_of(config, "eval.features", FEATURES)
+    evaluation = config.eval
+    for name, known in (("metrics", METRICS), ("baselines", SAMPLERS)):
+        if any(n not in known for n in evaluation[name]):
+            _reject(f"eval.{name}", tuple(evaluation[name]), f"names of {list(known)}")
+    if not evaluation.metrics:
+        _reject("eval.metrics", (), f"one or more of {', '.join(METRICS)}")
+    if evaluation.baseline_images == 1:
+        _reject("eval.baseline_images", 1, "at least 2, or 0 for eval.num_images")
+    for name in ("num_images", "baseline_images"):
+        if "fd" in evaluation.metrics and evaluation[name]:
+            what = f"config.eval.{name}"
+            check_count(evaluation.features, evaluation[name], evaluation.allow_biased, what)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """Images from trained weights: every image a function of (seed, its index) alone."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,7 +10,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill.data.batches import to_uint8
+from diffusion_distill.data.batches import to_uint8_on_device
 from diffusion_distill.diffusion.process import clip_x
 from diffusion_distill.diffusion.samplers import (
     SAMPLERS,
@@ -93,6 +94,9 @@ def _start(seed, indices, image_shape):
     return image_noise(keys, 0, image_shape), keys
 
 
+_to_uint8 = jax.jit(to_uint8_on_device)
+
+
 class Sampler:
     """Images from one network in a set number of steps.
 
@@ -130,9 +134,30 @@ class Sampler:
             UserError: an argument is out of range.
         """
         labels = self.check(seed, num_images, labels)
-        return to_uint8(
-            self._in_batches(lambda indices: _start(seed, indices, self.image_shape), labels)
-        )
+        return self._in_batches(lambda indices: self.on_devices(seed, indices, labels), num_images)
+
+    def on_devices(self, seed: int, indices: np.ndarray, labels: np.ndarray) -> jax.Array:
+        """The images of these indices, uint8 [B, H, W, C], on the devices and split over them.
+
+        Args:
+            seed: as in a call.
+            indices: int [B], B a multiple of the devices; see `batch_size`.
+            labels: of all images, int32 [N], by index; see `image_labels`.
+        """
+        z, keys = _start(seed, indices, self.image_shape)
+        return _to_uint8(self._images(z, keys, labels[indices]))
+
+    def fingerprint(self) -> str:
+        """A sha256 that tells the weights from any others."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self._params):
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+        return digest.hexdigest()
+
+    def batch_size(self, num_images: int) -> int:
+        """How many of num_images to sample at once: a multiple of the devices."""
+        size = min(self._batch_size, num_images)
+        return -(-size // self._mesh.size) * self._mesh.size
 
     def check(self, seed: int, num_images: int, labels: Labels = None) -> np.ndarray:
         """The labels of the images that a call with these arguments gives, int32 [N].
@@ -165,7 +190,11 @@ class Sampler:
                 f"{', '.join(map(str, self.image_shape))}]"
             )
         labels = self.image_labels(len(z), labels)
-        return self._in_batches(lambda indices: (z[indices], image_keys(0, indices)), labels)
+
+        def batch_fn(indices):
+            return self._images(z[indices], image_keys(0, indices), labels[indices])
+
+        return self._in_batches(batch_fn, len(z))
 
     def image_labels(self, num_images: int, labels: Labels = None) -> np.ndarray:
         """The label of each of N images: int32 [N], all 0 for a network without labels.
@@ -189,18 +218,18 @@ class Sampler:
             raise UserError(f"label {bad[0]} is out of range 0 to {self.num_classes - 1}")
         return np.resize(labels, num_images).astype(np.int32)
 
-    def _in_batches(self, start, labels: np.ndarray) -> np.ndarray:
-        """float32 [N, H, W, C]; start(indices) gives the batch's noise and keys."""
-        devices = self._mesh.size
-        size = min(self._batch_size, len(labels))
-        size = -(-size // devices) * devices
-        rows = batched(self._mesh)
-        images = []
-        for first in range(0, len(labels), size):
-            # The last batch is filled up, with images that are then dropped, so that all batches
-            # have one shape and run one program.
-            indices = np.minimum(np.arange(first, first + size), len(labels) - 1)
-            z, keys = start(indices)
-            z, keys, batch = jax.device_put((z, keys, labels[indices]), rows)
-            images.append(self._sample_fn(self._params, z, keys, batch, self.num_steps))
-        return np.concatenate([np.asarray(x) for x in images])[: len(labels)]
+    def _images(self, z, keys, labels: np.ndarray) -> jax.Array:
+        """float32 [B, H, W, C] of one batch, on the devices."""
+        z, keys, labels = jax.device_put((z, keys, labels), batched(self._mesh))
+        return self._sample_fn(self._params, z, keys, labels, self.num_steps)
+
+    def _in_batches(self, batch_fn, num_images: int) -> np.ndarray:
+        """Images of indices 0 to N - 1, on the host; batch_fn(indices) gives a batch of them."""
+        size = self.batch_size(num_images)
+        # The last batch is filled up, with images that are then dropped, so that all batches have
+        # one shape and run one program.
+        images = [
+            batch_fn(np.minimum(np.arange(first, first + size), num_images - 1))
+            for first in range(0, num_images, size)
+        ]
+        return np.concatenate([np.asarray(x) for x in images])[:num_images]

@@ -25,10 +25,11 @@ from diffusion_distill.files import write_atomically
 from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.interop import teacher as teachers
 from diffusion_distill.interop.network import Network, abstract_weights
-from diffusion_distill.metrics.evaluator import Evaluator
+from diffusion_distill.measure import Measurer, remove
+from diffusion_distill.measure_stage import first_images, stage_row
 from diffusion_distill.models.build import build_unet
 from diffusion_distill.report.grid import grid, png
-from diffusion_distill.report.table import results_table
+from diffusion_distill.report.table import results_table, value_text
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, train
@@ -72,6 +73,8 @@ class Run:
                 "config.eval.label_agreement is True; it must be False for a model without labels "
                 "(config.model.class_conditional is False)"
             )
+        self._stop = StopSignal()
+        self._measurer = Measurer(config, self.source, self.mesh, self._check_stop)
         num_classes = self._model().num_classes
         params = abstract_weights(config, self.image_shape, num_classes, self.mesh)
         network = Network(config, self.image_shape, num_classes, 0, params)
@@ -109,8 +112,8 @@ class Run:
             CheckpointError: a checkpoint could not be written.
             NonFiniteError: a loss or gradient was not finite.
         """
-        evaluator = None
-        with self.workdir.lock(), StopSignal() as stop:
+        self._stop = StopSignal()
+        with self.workdir.lock(), self._stop as stop:
             measured = {row["stage"] for row in self.workdir.results()}
             for number, stage in enumerate(self.stages.values(), 1):
                 if stage.name in measured and self._is_settled(stage):
@@ -118,8 +121,7 @@ class Run:
                 say(f"{stage.name}: stage {number} of {len(self.stages)}, {stage.updates} updates")
                 params, seconds = self._trained(stage, stop)
                 if stage.name not in measured:
-                    evaluator = evaluator or Evaluator(self.config.eval, self.source)
-                    self._measure(stage, params, seconds, evaluator, stop)
+                    self._measure(stage, params, seconds)
 
     def _is_settled(self, stage: Stage) -> bool:
         """Whether nothing is to be done for a measured stage: it has no damage that can be mended.
@@ -177,57 +179,36 @@ class Run:
         )
         return state.ema_params, seconds
 
-    def _measure(
-        self,
-        stage: Stage,
-        params: dict,
-        seconds: float,
-        evaluator: Evaluator,
-        stop: StopSignal,
-    ) -> None:
+    def _measure(self, stage: Stage, params: dict, seconds: float) -> None:
         """Adds the stage's row to the results, and its samples.png."""
         began = time.monotonic()
-        say(f"{stage.name}: measuring {evaluator.metric}")
-        count, seed = self.config.eval.num_images, self.config.eval.seed
+        say(f"{stage.name}: measuring")
+        directory = self.workdir.path / stage.name
 
-        def measure(sampler_name: str, num_steps: int):
-            if stop.signum is not None:
-                raise Stopped(stop.signum)
-            sampler = self._sampler(sampler_name, params, num_steps)
-            images = sampler(seed, count)
-            return evaluator.measure(images, sampler.image_labels(count)), images
+        def sampler_of(name: str, num_steps: int) -> Sampler:
+            return self._sampler(name, params, num_steps)
 
-        metrics, images = measure("ddim", stage.num_steps)
+        images = first_images(self._measurer, sampler_of, stage, self.config.eval.grid_images)
+        write_atomically(directory / "samples.png", png(grid(images)))
+        all_steps = [s.num_steps for s in self.stages.values()]
+        folder = directory / "measuring"
         row = {
             "stage": stage.name,
             "num_steps": stage.num_steps,
             "updates": stage.updates,
             "images_seen": stage.updates * self.config.train.batch_size,
             "seconds": seconds,
-            "metric": evaluator.metric,
-            **metrics,
+            **stage_row(self._measurer, stage, all_steps, sampler_of, folder),
         }
-        if stage.teacher is None:
-            row["baselines"] = {name: {} for name in self.config.eval.baselines}
-            for name, values in row["baselines"].items():
-                for num_steps in (s.num_steps for s in self.stages.values()):
-                    again = name == "ddim" and num_steps == stage.num_steps
-                    result = metrics if again else measure(name, num_steps)[0]
-                    values[str(num_steps)] = result[evaluator.metric]
-                    say(f"teacher: {name}, {num_steps} steps: {result[evaluator.metric]:.2f}")
-            if evaluator.judge is not None:
-                row["judge_accuracy"] = evaluator.judge.held_out_accuracy
-        write_atomically(
-            self.workdir.path / stage.name / "samples.png",
-            png(grid(images[: self.config.eval.grid_images])),
-        )
         self.workdir.add_result(row)
+        remove(folder)
         table = results_table(self.workdir.results())
         write_atomically(self.workdir.path / "results.txt", table + "\n")
-        say(
-            f"{stage.name}: {evaluator.metric} {row[evaluator.metric]:.2f} at {stage.num_steps} "
-            f"steps, measured in {duration(time.monotonic() - began)}"
-        )
+        say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
+
+    def _check_stop(self) -> None:
+        if self._stop.signum is not None:
+            raise Stopped(self._stop.signum)
 
     def _start(self, stage: Stage, teacher_params: dict | None) -> TrainState:
         optimizer = make_optimizer(self.config, stage)
@@ -270,6 +251,13 @@ class Run:
         on_device = self.config.runtime.data_on_device
         self._feed = self._feed or Feed(self.source, self.mesh, on_device)
         return self._feed
+
+
+def _summary(row: dict) -> str:
+    if "not_measured" in row:
+        return f"not measured: {row['not_measured']}"
+    metric = row["metric"]
+    return f"{metric} {value_text(metric, row[metric])} at {row['measured_steps']} steps"
 
 
 def main(argv: list[str]) -> None:

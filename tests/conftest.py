@@ -1,10 +1,12 @@
 """What tests share."""
 
+import atexit
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # Before JAX starts: programs compiled once are reused by later tests and by their child processes.
@@ -12,6 +14,10 @@ _CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "xla")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Reference statistics of tests stay out of the person's own cache, and of the next start's.
+_REFERENCES = tempfile.mkdtemp(prefix="diffusion_distill_cache_")
+atexit.register(shutil.rmtree, _REFERENCES, ignore_errors=True)
+os.environ["DIFFUSION_DISTILL_CACHE"] = _REFERENCES
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

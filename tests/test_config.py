@@ -9,6 +9,7 @@ import pytest
 from configs.digits_distill import get_config
 from diffusion_distill.config import base, differences, from_dict, to_dict, validate
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics.features import FEATURES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -53,6 +54,10 @@ def test_a_config_survives_json():
         ("teacher.learning_rate", float("inf"), r"learning_rate is inf; .* float, and finite"),
         ("eval.seed", -1, r"config.eval.seed is -1; it must be an integer from 0"),
         ("eval.features", "vgg", r"config.eval.features is 'vgg'; it must be one of pixels"),
+        ("eval.metrics", ("fd", "fid"), r"is \('fd', 'fid'\); it must be names of \['fd', 'kid'"),
+        ("eval.metrics", (), r"config.eval.metrics is \(\); it must be one or more of fd, kid"),
+        ("eval.max_steps", 0, r"config.eval.max_steps is 0; it must be at least 1"),
+        ("eval.baseline_images", 1, r"baseline_images is 1; it must be at least 2, or 0"),
         ("runtime.sampler_loop", "both", r"'both'; it must be one of auto, inside, outside"),
     ],
 )
@@ -64,6 +69,18 @@ def test_a_wrong_value_is_named_with_what_would_do(field, value, message):
     with pytest.raises(UserError, match=message) as error:
         validate(config)
     assert "\n" not in str(error.value)
+
+
+def test_too_few_images_for_fid_must_be_asked_for(monkeypatch):
+    monkeypatch.setitem(FEATURES, "inception", FEATURES["pixels"])
+    config = base()
+    config.eval.features = "inception"
+    validate(config)
+    config.eval.baseline_images = 2048
+    with pytest.raises(UserError, match="config.eval.baseline_images is 2048; .* at least 2049"):
+        validate(config)
+    config.eval.allow_biased = True
+    validate(config)
 
 
 def test_unknown_and_missing_fields():

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from diffusion_distill.data import sources
-from diffusion_distill.errors import CheckpointError, NonFiniteError, UserError
-from diffusion_distill.files import read_rows
+from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
+from diffusion_distill.files import read_rows, write_rows
+from diffusion_distill.generate import Sampler
 from diffusion_distill.main import Run
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.loop import StopSignal
@@ -151,6 +152,31 @@ def test_two_processes_do_not_share_a_workdir(workdir):
     run = Run(tiny_config(), workdir)
     with run.workdir.lock(), pytest.raises(UserError, match="in use by another process"):
         run.finish()
+
+
+def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(workdir, monkeypatch):
+    rows = read_rows(workdir / "results.jsonl")
+    write_rows(workdir / "results.jsonl", rows[:2])
+    grid = (workdir / "student_0001/samples.png").read_bytes()
+    run, made, on_devices = Run(tiny_config(), workdir), [], Sampler.on_devices
+
+    def stopping(sampler, *arguments):
+        made.append(arguments)
+        if len(made) == 2:  # the first batch is of samples.png
+            run._stop.signum = 15
+        return on_devices(sampler, *arguments)
+
+    monkeypatch.setattr(Sampler, "on_devices", stopping)
+    with pytest.raises(Stopped, match="signal 15"):
+        run.finish()
+    assert len(made) == 2
+    assert read_rows(workdir / "results.jsonl") == rows[:2]
+    run.finish()
+    again = read_rows(workdir / "results.jsonl")
+    again[2]["seconds"] = rows[2]["seconds"]  # of training, from the checkpoint: not quite its end
+    assert again == rows
+    assert (workdir / "student_0001/samples.png").read_bytes() == grid
+    assert not (workdir / "student_0001/measuring").exists()
 
 
 def test_a_damaged_log_is_set_aside_and_not_in_the_way(workdir, capsys):

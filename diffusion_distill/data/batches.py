@@ -68,3 +68,8 @@ def to_network(images: jax.Array, key: jax.Array, random_flip: bool) -> jax.Arra
 def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
     """float images in [-1, 1] -> uint8 by rounding, values outside clipped."""
     return np.clip(np.round((np.asarray(x, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def to_uint8_on_device(x: jax.Array) -> jax.Array:
+    """`to_uint8` inside a compiled program: the same levels, to the bit."""
+    return jnp.clip(jnp.round((x.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -14,7 +14,7 @@ from diffusion_distill.errors import UserError
 def load(config: ml_collections.ConfigDict) -> Source:
     """The arrays in config.path: `images` uint8 [N, H, W, C] and, where there are, `labels` [N].
 
-    As in sample files of other projects, an only array may have any name. config.split says what
+    As in sample files of other projects, they may be `arr_0`, and an only array have any name. config.split says what
     to call them. All are kept in memory.
 
     Raises:
@@ -22,8 +22,8 @@ def load(config: ml_collections.ConfigDict) -> Source:
     """
     path = Path(config.path)
     arrays = read_arrays(path)
-    if "images" not in arrays and len(arrays) == 1:
-        arrays = {"images": next(iter(arrays.values()))}
+    if "images" not in arrays and ("arr_0" in arrays or len(arrays) == 1):
+        arrays = {"images": arrays.get("arr_0", next(iter(arrays.values())))}
     if "images" not in arrays:
         raise UserError(f"{path} has the arrays {', '.join(arrays) or 'none'}; it must have images")
     return from_arrays(arrays["images"], arrays.get("labels"), name=str(path), split=config.split)

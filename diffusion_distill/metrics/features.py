@@ -21,17 +21,25 @@ def pixels(weights: str = "") -> FeatureNetwork:
     return FeatureNetwork("pixels", {}, apply)
 
 
+def thumbnails(weights: str = "") -> FeatureNetwork:
+    """Images averaged down to 8x8, in [-1, 1], as features [B, 64 C]. `weights` is not used.
+
+    For a quick look at images of any size, and for tests: of what is in an image, it sees where it
+    is light. Height and width must be multiples of 8.
+    """
+    del weights
+
+    def apply(params, images):
+        batch, height, width, channels = images.shape
+        x = images.reshape(batch, 8, height // 8, 8, width // 8, channels).astype(jnp.float32)
+        return x.mean(axis=(2, 4)).reshape(batch, -1) / 127.5 - 1.0, None
+
+    return FeatureNetwork("thumbnails", {}, apply)
+
+
 # Each: the path of its weights ("" for where they usually are) -> the network.
 FEATURES: dict[str, Callable[[str], FeatureNetwork]] = {
     "pixels": pixels,
+    "thumbnails": thumbnails,
     "inception": inception.load,
 }
-
-
-def metric_name(features: str, count: int, split: str) -> str:
-    """The name of a Frechet distance, which says what was measured.
-
-    `fd_pixels1k_train`: on pixels, 1,000 generated images, against all of the training split.
-    """
-    number = f"{count // 1000}k" if count % 1000 == 0 else str(count)
-    return f"fd_{features}{number}_{split}"

@@ -1,43 +1,116 @@
 """The table of a run: what each number of steps costs and gives."""
 
+# Digits behind the point of what a metric's name begins with; 2 for the others.
+_DIGITS = {"kid": 5, "precision": 3, "recall": 3}
+
+_MEANINGS = {
+    "kid": "kernel distance, mean ± spread over subsets; lower is better.",
+    "precision": "share of images that look like the data; higher is better.",
+    "recall": "share of the data that the images cover; higher is better.",
+    "is": "Inception Score, mean ± spread over splits; higher is better.",
+}
+
 
 def results_table(rows: list[dict]) -> str:
     """The rows of results.jsonl as a Markdown table with its legend.
 
-    A column for each sampler of the undistilled teacher follows the student's own; a column
-    with label agreement stands where it was measured.
+    The first metric that was asked for stands next to what the stage costs, a column for each
+    sampler of the undistilled teacher follows, and then the other metrics. A stage that was not
+    measured has empty cells, and the legend says why.
     """
     if not rows:
         return "no stage is measured yet"
     teacher = rows[0]
+    columns = [*_cost_columns(), *_metric_columns(teacher)]
+    body = [[cell(row) for _, cell in columns] for row in rows]
+    return _markdown([name for name, _ in columns], body) + "\n\n" + _legend(rows)
+
+
+def value_text(
+    metric: str, value: float | None, spread: float | None = None, more_digits: int = 0
+) -> str:
+    """A metric's value, and its spread, as a person reads it; "" for None."""
+    if value is None:
+        return ""
+    digits = _DIGITS.get(_kind(metric), 2) + more_digits
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def _kind(metric: str) -> str:
+    """What a metric's name begins with: kid of kid50k_train and of kid_pixels1k_train."""
+    return metric.split("_")[0].rstrip("k").rstrip("0123456789")
+
+
+def _cost_columns():
+    return [
+        ("stage", lambda row: row["stage"]),
+        ("steps", lambda row: str(row["num_steps"])),
+        ("updates", lambda row: f"{row['updates']:,}"),
+        ("images seen", lambda row: f"{row['images_seen']:,}"),
+        ("seconds", lambda row: f"{row['seconds']:.0f}"),
+    ]
+
+
+def _metric_columns(teacher: dict):
+    """(header, row -> cell) of each column with something measured."""
+    first, *others = teacher.get("metrics", [teacher["metric"]])
     baselines = teacher["baselines"]
-    metric = teacher["metric"]
-    judged = "label_agreement" in teacher
-    header = ["stage", "steps", "updates", "images seen", "seconds", metric]
-    header += [f"teacher, {name}" for name in baselines]
-    header += ["label agreement"] if judged else []
-    body = []
-    for row in rows:
-        steps = str(row["num_steps"])
-        cells = [row["stage"], steps, f"{row['updates']:,}", f"{row['images_seen']:,}"]
-        cells += [f"{row['seconds']:.0f}", _number(row[metric])]
-        cells += [_number(baselines[name].get(steps)) for name in baselines]
-        cells += [f"{row['label_agreement']:.1%}"] if judged else []
-        body.append(cells)
-    legend = (
-        f"{metric}: Frechet distance to the data of the stage at its steps; the columns after it, "
-        "of the undistilled teacher at as many. Lower is better."
-    )
-    if judged:
-        legend += (
-            " Label agreement: how often a classifier fitted on real images sees the label asked "
+    yield first, _own(first)
+    of = teacher.get("baseline_metric", first)
+    for name in baselines:
+        header = f"teacher, {name}" if of == first else f"teacher, {name}: {of}"
+        yield header, _baseline(of, baselines[name])
+    for metric in others:
+        yield metric, _other(metric)
+    if "label_agreement" in teacher:
+        yield "label agreement", _agreement
+
+
+def _own(metric: str):
+    def cell(row):
+        text = value_text(metric, row.get(metric), row.get(f"{metric}_std"))
+        steps = row.get("measured_steps", row["num_steps"])
+        return text if steps == row["num_steps"] else f"{text} at {steps} steps"
+
+    return cell
+
+
+def _other(metric: str):
+    return lambda row: value_text(metric, row.get(metric), row.get(f"{metric}_std"))
+
+
+def _baseline(metric: str, values: dict[str, float]):
+    return lambda row: value_text(metric, values.get(str(row["num_steps"])))
+
+
+def _agreement(row):
+    return f"{row['label_agreement']:.1%}" if "label_agreement" in row else ""
+
+
+def _legend(rows: list[dict]) -> str:
+    teacher = rows[0]
+    first, *others = teacher.get("metrics", [teacher["metric"]])
+    meaning = _MEANINGS.get(_kind(first), "Frechet distance to the data; lower is better.")
+    lines = [
+        f"{first}: {meaning} Of the stage at its steps; the columns after it, of the undistilled "
+        "teacher at as many."
+    ]
+    for metric in others:
+        meaning = _MEANINGS.get(_kind(metric), "Frechet distance to the data; lower is better.")
+        lines.append(f"{metric}: {meaning}")
+    steps = teacher.get("measured_steps", teacher["num_steps"])
+    if steps != teacher["num_steps"]:
+        lines.append(f"teacher: everything is measured at {steps} steps.")
+    lines += [f"{row['stage']}: not measured: {row['not_measured']}." for row in rows
+              if "not_measured" in row]  # fmt: skip
+    notes = [f"{what}: {note}." for row in rows for what, note in row.get("notes", {}).items()]
+    lines += dict.fromkeys(notes)
+    if "label_agreement" in teacher:
+        lines.append(
+            "Label agreement: how often a classifier fitted on real images sees the label asked "
             f"for; on real images it was not fitted on it is right {teacher['judge_accuracy']:.1%}."
         )
-    return _markdown(header, body) + "\n\n" + legend
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    return "\n".join(lines)
 
 
 def _markdown(header: list[str], body: list[list[str]]) -> str:

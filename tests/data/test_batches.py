@@ -7,7 +7,14 @@ import pytest
 
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
-from diffusion_distill.data.batches import batch_indices, gather, resident, to_network, to_uint8
+from diffusion_distill.data.batches import (
+    batch_indices,
+    gather,
+    resident,
+    to_network,
+    to_uint8,
+    to_uint8_on_device,
+)
 from diffusion_distill.errors import UserError
 
 
@@ -90,3 +97,21 @@ def test_unknown_source_lists_those_there_are():
 def test_digits_have_one_split():
     with pytest.raises(UserError, match="config.data.split is 'test'; digits have only 'train'"):
         sources.load(base().data, split="test")
+
+
+def test_on_the_device_images_are_rounded_to_the_same_levels():
+    """At every half step and the floats beside it, at every level, and outside the range."""
+    halves = (np.arange(-4, 516) / 255.0 - 1.0).astype(np.float32)
+    x = np.concatenate(
+        [
+            halves,
+            np.nextafter(halves, np.float32(-9)),
+            np.nextafter(halves, np.float32(9)),
+            np.random.default_rng(0).uniform(-1.2, 1.2, 100_000).astype(np.float32),
+        ]
+    )
+    expected = to_uint8(x)
+    assert len(np.unique(expected)) == 256
+    np.testing.assert_array_equal(jax.jit(to_uint8_on_device)(x), expected)
+    np.testing.assert_array_equal(to_uint8_on_device(jnp.asarray(x)), expected)
+    assert np.mean(expected != np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8)) > 0.3

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from diffusion_distill.metrics.features import metric_name, pixels
+from diffusion_distill.metrics.features import pixels, thumbnails
 from diffusion_distill.metrics.frechet import Statistics, frechet_distance, statistics
+from diffusion_distill.metrics.names import metric_name
 
 
 def random_statistics(seed, dim=12, rank=40):
@@ -55,11 +56,21 @@ def test_of_a_set_to_itself_is_zero_even_when_singular():
     assert frechet_distance(singular, singular) == pytest.approx(0.0, abs=1e-6 * scale)
 
 
+def test_thumbnails_are_means_of_blocks():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+    features, logits = thumbnails().apply({}, images)
+    means = [images[:, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3].astype(float).mean(axis=(1, 2))
+             for i in range(8) for j in range(8)]  # fmt: skip
+    expected = np.stack(means, axis=1).reshape(2, -1) / 127.5 - 1
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+    assert logits is None
+
+
 def test_pixels_are_in_minus_one_to_one():
     images = np.array([[[[0], [255]], [[51], [204]]]], np.uint8)
     np.testing.assert_allclose(pixels().apply({}, images)[0], [[-1.0, 1.0, -0.6, 0.6]], rtol=1e-6)
 
 
 def test_names_say_what_was_measured():
-    assert metric_name("pixels", 50_000, "train") == "fd_pixels50k_train"
-    assert metric_name("pixels", 1797, "test") == "fd_pixels1797_test"
+    assert metric_name("fd", "pixels", 50_000, "train") == "fd_pixels50k_train"
+    assert metric_name("fd", "pixels", 1797, "test") == "fd_pixels1797_test"

@@ -38,6 +38,37 @@ def test_table_of_a_run_without_labels_has_no_such_column():
     assert "agreement" not in results_table(rows)
 
 
+def test_table_of_several_metrics_and_of_what_was_not_measured():
+    many = {
+        "metric": "fid50k_train", "metrics": ["fid50k_train", "kid50k_train", "precision50k_train"],
+        "kid50k_train": 0.00123, "kid50k_train_std": 0.0002, "precision50k_train": 0.6789,
+        "notes": {"inception_score": "the network gives no logits"},
+    }  # fmt: skip
+    cost = {"updates": 9, "images_seen": 9, "seconds": 1.0}
+    rows = [
+        {
+            "stage": "teacher", "num_steps": 512, "measured_steps": 256, "fid50k_train": 2.514,
+            "baselines": {"ddim": {"256": 3.0}}, "baseline_metric": "fid10k_train", **cost, **many,
+        },
+        {"stage": "student_0512", "num_steps": 512, "not_measured": "of many steps", **cost},
+        {
+            "stage": "student_0256", "num_steps": 256, "measured_steps": 256, "fid50k_train": 2.6,
+            **cost, **many,
+        },
+    ]  # fmt: skip
+    lines = results_table(rows).splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
+    assert [row[5:] for row in table if "---" not in row[0]] == [
+        ["fid50k_train", "teacher, ddim: fid10k_train", "kid50k_train", "precision50k_train"],
+        ["2.51 at 256 steps", "", "0.00123 ± 0.00020", "0.679"],
+        ["", "", "", ""],
+        ["2.60", "3.00", "0.00123 ± 0.00020", "0.679"],
+    ]
+    assert "teacher: everything is measured at 256 steps." in lines
+    assert "student_0512: not measured: of many steps." in lines
+    assert lines.count("inception_score: the network gives no logits.") == 1
+
+
 def test_table_of_nothing():
     assert results_table([]) == "no stage is measured yet"
 

@@ -1,0 +1,49 @@
+"""Anybody's images, by the path of a folder or a file: for measuring."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from diffusion_distill.data import folder, npz
+from diffusion_distill.data.source import Source
+from diffusion_distill.errors import UserError
+
+_LOSSY = (".jpg", ".jpeg", ".webp")
+
+
+def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
+    """The images in a folder, at any depth, or in an .npz (data/folder.py, data/npz.py).
+
+    They are read as they are: nothing is resized, cropped or converted.
+
+    Args:
+        path: of the folder or the .npz.
+        say: where it is said that files are lossy.
+
+    Raises:
+        UserError: there is nothing there. Reading images of several sizes raises it, too.
+    """
+    path = Path(path)
+    fields = {"image_size": 0, "resize": "area", "channels": 0, "folder_labels": False}
+    config = ml_collections.ConfigDict({"path": str(path), "split": "all", **fields})
+    if path.is_dir():
+        source = folder.load(config)
+        _warn_of_loss(source, path, say)
+    elif path.suffix == ".npz" and path.is_file():
+        source = npz.load(config)
+    else:
+        raise UserError(f"{path} is neither a folder of images nor an .npz")
+    return dataclasses.replace(source, name=str(path))
+
+
+def _warn_of_loss(source: Source, path: Path, say: Callable[[str], None]) -> None:
+    lossy = [
+        n for n in map(source.image_name, range(len(source))) if Path(n).suffix.lower() in _LOSSY
+    ]
+    if lossy:
+        say(
+            f"warning: {len(lossy)} files in {path} are lossy, like {Path(lossy[0]).name}: "
+            "compression alone moves FID, by as much as methods differ"
+        )

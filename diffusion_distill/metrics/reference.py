@@ -1,0 +1,208 @@
+"""What generated images are compared with: statistics and features of real ones, computed once."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_distill import __version__
+from diffusion_distill.data.source import Source
+from diffusion_distill.errors import UserError
+from diffusion_distill.files import locked
+from diffusion_distill.metrics.arrays import load_arrays, read_npz, save_arrays
+from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
+from diffusion_distill.metrics.features import FeatureNetwork
+from diffusion_distill.metrics.frechet import Statistics, merge, moments, to_statistics
+
+KEPT = 50_000  # features at most, for what compares with features
+FORMAT = 1  # raised whenever the same images would give other arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """One set of real images, as distances need it.
+
+    Attributes:
+        name: as metric names have it: a split, or "vs_NAME" for what is no split of the data set.
+        statistics: of the features of all its images.
+        features: float32 [M, D] of a fixed random subset, M at most KEPT; None where only
+            statistics are known.
+        count: images it is made of; None where that is not known.
+        made_of: plain JSON values that tell it from any other.
+    """
+
+    name: str
+    statistics: Statistics
+    features: np.ndarray | None
+    count: int | None
+    made_of: dict
+
+    @property
+    def size(self) -> int:
+        """D, the length of a feature."""
+        return len(self.statistics.mean)
+
+
+def reference_of(
+    source: Source,
+    network: FeatureNetwork,
+    batch_size: int,
+    cache_dir: Path,
+    name: str = "",
+    say: Callable[[str], None] = print,
+    on_batch: OnBatch = lambda done, count: None,
+) -> Reference:
+    """The reference of all images of a source: from the cache, or computed and put there.
+
+    It is taken from the cache only where everything that it was computed from is the same, and its
+    arrays match their checksum. Where computing it was stopped, it goes on.
+
+    Args:
+        source: at least 2 images.
+        network: what features are; its `apply` takes batches of batch_size.
+        batch_size: images at once.
+        cache_dir: folder of the cache; a source without a fingerprint is not cached.
+        name: see `Reference`; "" for the source's split.
+        say: where progress is spoken of.
+        on_batch: see `OnBatch`.
+
+    Raises:
+        UserError: there are too few images, or another process computes the same reference.
+    """
+    if len(source) < 2:
+        raise UserError(f"{source.name} has {len(source)} images; a reference takes at least 2")
+    made_of = _made_of(source, network)
+    if not source.fingerprint:
+        arrays = _compute(source, network, batch_size, None, on_batch)
+    else:
+        arrays = _cached(cache_dir, made_of, say)
+        if arrays is None:
+            arrays = _compute_and_cache(
+                source, network, batch_size, cache_dir, made_of, say, on_batch
+            )
+    statistics = Statistics(arrays["mean"], arrays["covariance"])
+    return Reference(name or source.split, statistics, arrays["features"], len(source), made_of)
+
+
+def reference_from_file(path: str | Path) -> Reference:
+    """The statistics that another project left in an npz: `mu` [D] and `sigma` [D, D].
+
+    Raises:
+        UserError: there is no such file, or it does not hold these.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path} of reference statistics")
+    arrays = read_npz(path)
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise UserError(
+            f"{path} has the arrays {', '.join(sorted(arrays)) or 'none'}; statistics are mu and "
+            "sigma"
+        )
+    try:
+        mean, covariance = (np.asarray(arrays[n], np.float64) for n in ("mu", "sigma"))
+    except ValueError as error:
+        raise UserError(f"{path}: mu and sigma are not numbers: {error}") from None
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise UserError(
+            f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}; they must be "
+            "[D] and [D, D]"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path}: mu or sigma has a value that is not finite")
+    if not np.allclose(covariance, covariance.T, atol=1e-6 * np.abs(covariance).max()):
+        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
+    covariance = (covariance + covariance.T) / 2
+    digest = hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()
+    made_of = {"statistics": digest}
+    return Reference(vs_name(path), Statistics(mean, covariance), None, None, made_of)
+
+
+def has_statistics(path: str | Path) -> bool:
+    """Whether a path is an npz with the array `mu`: statistics, not images."""
+    path = Path(path)
+    return path.suffix == ".npz" and path.is_file() and "mu" in read_npz(path)
+
+
+def vs_name(path: str | Path) -> str:
+    """What metric names call a reference that is a file or a folder: "vs_" and its name."""
+    return "vs_" + re.sub(r"[^A-Za-z0-9.-]+", "-", Path(path).resolve().stem)
+
+
+def _made_of(source: Source, network: FeatureNetwork) -> dict:
+    return {
+        "data": source.name,
+        "split": source.split,
+        "count": len(source),
+        "image_shape": list(source.image_shape),
+        "preprocessing": source.preprocessing,
+        "fingerprint": source.fingerprint,
+        "features": network.name,
+        "network": network.fingerprint,
+        "features_kept": KEPT,
+        "format": FORMAT,
+        "version": __version__,
+    }
+
+
+def _path(cache_dir: Path, made_of: dict) -> Path:
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    readable = "-".join(str(made_of[field]) for field in ("data", "split", "features"))
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", readable)[:80]
+    return cache_dir / "references" / f"{readable}-{key[:16]}.npz"
+
+
+def _cached(cache_dir: Path, made_of: dict, say: Callable[[str], None]) -> dict | None:
+    path = _path(cache_dir, made_of)
+    try:
+        arrays, found = load_arrays(path)
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        say(f"warning: {error}; it is computed again")
+        return None
+    return arrays if found == made_of else None
+
+
+def _compute_and_cache(source, network, batch_size, cache_dir, made_of, say, on_batch) -> dict:
+    path = _path(cache_dir, made_of)
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        say(
+            f"reference: {len(source):,} images of {source.name}, {source.split}, "
+            f"by {network.name}: kept in {path}"
+        )
+        store = BlockStore(folder, made_of, say)
+        arrays = _compute(source, network, batch_size, store, on_batch)
+        save_arrays(path, arrays, made_of)
+        store.clear()
+    return arrays
+
+
+def _compute(source, network, batch_size, store, on_batch) -> dict:
+    def batch_fn(indices):
+        return {"features": network.apply(network.params, source.images(indices))[0]}
+
+    kept = _subset(len(source))
+    all_moments, features, first = None, [], 0
+    for block in in_blocks(batch_fn, len(source), batch_size, store, on_batch):
+        block = block["features"]
+        new = moments(block)
+        all_moments = new if all_moments is None else merge(all_moments, new)
+        here = kept[(kept >= first) & (kept < first + len(block))]
+        features.append(block[here - first])
+        first += len(block)
+    statistics = to_statistics(all_moments)
+    return statistics._asdict() | {"features": np.concatenate(features)}
+
+
+def _subset(count: int) -> np.ndarray:
+    """Indices of the images whose features are kept: all, or KEPT drawn once and for all."""
+    if count <= KEPT:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, KEPT, replace=False))
