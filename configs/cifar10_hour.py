@@ -51,6 +51,7 @@ def get_config(variant: str = ""):
     config.distill.ema_decay = 0.998
 
     config.eval.num_images = 10_000
+    config.eval.metrics = ("fd",)
     config.eval.baselines = ("ddim",)
     if variant == "fast":
         raise ValueError("this config has the variant tiny, not fast")

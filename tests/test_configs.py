@@ -61,6 +61,7 @@ def test_the_paper_settings(name, steps, batch, parameterization, learning_rates
     assert (config.model.resample_blocks, config.model.time_input) == (True, "arctan")
     assert (config.diffusion.logsnr_min, config.diffusion.logsnr_max) == (-20.0, 20.0)
     assert (config.eval.num_images, config.eval.features) == (50_000, "inception")
+    assert config.eval.metrics[0] == "fd"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from diffusion_distill.errors import UserError
 def load(config: ml_collections.ConfigDict) -> Source:
     """The arrays in config.path: `images` uint8 [N, H, W, C] and, where there are, `labels` [N].
 
-    As in sample files of other projects, they may be `arr_0`, and an only array have any name. config.split says what
-    to call them. All are kept in memory.
+    As in sample files of other projects, images may be `arr_0`, and an only array have any name.
+    config.split says what to call them. All are kept in memory.
 
     Raises:
         UserError: the file is missing, damaged, or has other arrays; names file and array.
