@@ -126,7 +126,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.train.checkpoint_every = 5
 
     config.teacher.updates = 10
-    config.teacher.warmup = 5
+    config.teacher.warmup = 0
+    config.teacher.learning_rate = config.distill.learning_rate = 1e-3
+    config.teacher.ema_decay = config.distill.ema_decay = 0.5
 
     config.distill.start_steps = 4
     config.distill.updates = 5
@@ -134,6 +136,8 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
     config.eval.num_images = 64
     config.eval.features = "thumbnails"  # Inception would take longer than all the rest
+    config.eval.metrics = ("fd", "kid")
+    config.eval.baselines = ("ddim",)
     config.eval.grid_images = 16
     config.runtime.sampler_batch_size = 32
 

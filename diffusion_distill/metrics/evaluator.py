@@ -68,7 +68,9 @@ def _kid(sample, reference):
 
 
 def _precision_recall(sample, reference):
-    precision, recall = precision_recall(sample.arrays["features"], reference.features)
+    precision, recall = precision_recall(
+        sample.arrays["features"], reference.features, reference.radii
+    )
     return {"precision": precision, "recall": recall}
 
 

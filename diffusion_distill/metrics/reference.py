@@ -1,6 +1,7 @@
 """What generated images are compared with: statistics and features of real ones, computed once."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ from diffusion_distill.metrics.arrays import load_arrays, read_npz, save_arrays
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Statistics, merge, moments, to_statistics
+from diffusion_distill.metrics.precision_recall import radii
 
 KEPT = 50_000  # features at most, for what compares with features
 FORMAT = 1  # raised whenever the same images would give other arrays
@@ -40,6 +42,11 @@ class Reference:
     features: np.ndarray | None
     count: int | None
     made_of: dict
+
+    @functools.cached_property
+    def radii(self) -> np.ndarray:
+        """Of its features, for precision and recall; see `precision_recall`."""
+        return radii(self.features)
 
     @property
     def size(self) -> int:

@@ -28,7 +28,7 @@ def test_agrees_with_a_double_loop(k, rows):
     expected = direct(generated, real, k), direct(real, generated, k)
     assert min(expected) > 0.1
     assert max(expected) < 0.99
-    assert precision_recall(generated, real, k, rows) == pytest.approx(expected, abs=1e-12)
+    assert precision_recall(generated, real, None, k, rows) == pytest.approx(expected, abs=1e-12)
 
 
 def test_of_a_set_to_itself_both_are_one():
