@@ -63,15 +63,12 @@ status() {
 
 # A second SIGTERM would cut the save short, so only the first call sends one.
 stop() {
-    local seconds
+    local end=$((SECONDS + $1))
     if is_running && [[ ! -e .run/stopped ]]; then
         touch .run/stopped
         kill -TERM -- "-$(cat .run/pid)"
     fi
-    for ((seconds = 0; seconds < $1; seconds++)); do
-        is_running || break
-        sleep 1
-    done
+    while is_running && [[ $SECONDS -lt $end ]]; do sleep 0.2; done
     ! is_running || fail "it runs still, $1 s after SIGTERM: process group $(cat .run/pid)"
     status
 }
