@@ -27,6 +27,7 @@ is_running() {
 }
 
 start() {
+    [[ -x .venv/bin/python ]] || fail "nothing is installed here; \`setup\` comes first"
     ! is_running || fail "a command runs already; stop it first"
     mkdir -p .run
     rm -f .run/pid .run/ended .run/stopped
@@ -73,4 +74,7 @@ stop() {
     status
 }
 
-"$@"
+case ${1:-} in
+    install | start | supervise | status | stop) "$@" ;;
+    *) fail "there is no command \"${1:-}\": install, start, status or stop" ;;
+esac

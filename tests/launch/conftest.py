@@ -1,8 +1,8 @@
 """Stand-ins for the programs that launch scripts call, and a way to run a script among them."""
 
+import ast
 import contextlib
 import dataclasses
-import json
 import os
 import shlex
 import signal
@@ -14,11 +14,11 @@ import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
-# Records its own call, then does what the file beside it says.
+# Records its own call, before whatever else it does.
 RECORDER = """#!{python} -S
-import json, os, sys
+import os, sys
 with open({calls!r}, "a") as file:
-    file.write(json.dumps([{name!r}, *sys.argv[1:]]) + "\\n")
+    file.write(repr([{name!r}, *sys.argv[1:]]) + "\\n")
 """
 
 
@@ -39,7 +39,7 @@ class Bench:
     def calls(self) -> list[list[str]]:
         """Each call of a stand-in so far: its name and arguments."""
         file = self.path / "calls"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [ast.literal_eval(x) for x in file.read_text().splitlines()] if file.exists() else []
 
     def start(self, script: str, *args: str, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -55,7 +55,7 @@ class Bench:
     def run(self, script: str, *args: str, **environment: str) -> subprocess.CompletedProcess:
         """Runs a launch script to its end."""
         process = self.start(script, *args, **environment)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

@@ -1,7 +1,7 @@
 """A stand-in for gcloud: one project, one zone, one slice at a time, two workers that are folders.
 
-It runs after its call was recorded, with json, os and sys imported; what few calls need is imported
-there, because the tests make hundreds. In the folder CLOUD:
+It runs after its call was recorded, with os and sys imported. What few calls need is imported
+there: the tests make hundreds. In the folder CLOUD:
 
     resource      the name of the queued resource, where there is one
     states        its states, one for each `describe`; the last one stays

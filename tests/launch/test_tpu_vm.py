@@ -52,7 +52,9 @@ def cloud(bench):
     )
     bench.stand_in("gcloud", GCLOUD.read_text())
     bench.stand_in("uv", UV)
-    bench.stand_in("hostname", 'print(os.environ["WORKER"])')
+    hostname = bench.path / "bin/hostname"
+    hostname.write_text('#!/bin/sh\necho "$WORKER"\n')
+    hostname.chmod(0o755)
     return folder
 
 
@@ -71,7 +73,7 @@ def ready(bench, cloud):
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60  # seldom a second; the machine may be busy
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -360,6 +362,15 @@ def test_a_slice_that_is_not_up_yet_is_said_so(bench, cloud):
         assert "is PROVISIONING, not ACTIVE" in line
 
 
+def test_a_command_before_setup_is_said_so(bench, ready):
+    for number in range(2):
+        (ready / f"worker-{number}/diffusion_distill/.venv/bin/python").unlink()
+    done = bench.run("tpu_vm.sh", "run", "true")
+    assert done.returncode == 2
+    assert done.stderr.count("nothing is installed here; `setup` comes first") == 2
+    assert "not started on all workers" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("words", [[], ["one", "two"], ["--force"], ["Not-A-Name"], ["another"]])
 def test_only_what_is_named_is_deleted(bench, ready, words):
     # The name in the environment is not enough.
@@ -393,7 +404,7 @@ def test_a_preempted_run_is_started_again_on_a_new_slice(bench, ready, how):
     assert [call[-1] for call in created(bench)] == ["--spot"]
     stopped = bench.run("tpu_vm.sh", "stop")
     assert stopped.returncode == 0, stopped.stderr
-    output, errors = keeper.communicate(timeout=20)
+    output, errors = keeper.communicate(timeout=60)
     assert keeper.returncode == 0, errors
     assert f'"diffusion-distill" is {how}; requesting it anew' in output
     assert "stopped by hand" in output
@@ -412,7 +423,7 @@ def test_a_slice_that_somebody_deleted_stays_deleted(bench, ready):
     keeper = bench.start("tpu_vm.sh", *KEEP, "python", "-c", UNTIL_STOPPED)
     wait_for(lambda: "running []" in log(ready, 0))
     assert bench.run("tpu_vm.sh", "delete", "diffusion-distill").returncode == 0
-    _, errors = keeper.communicate(timeout=20)
+    _, errors = keeper.communicate(timeout=60)
     assert keeper.returncode == 2
     assert "was deleted by somebody else" in errors
     assert created(bench) == []
@@ -445,5 +456,5 @@ def test_keep_goes_on_watching_what_runs_already(bench, ready):
     keeper = bench.start("tpu_vm.sh", *KEEP, *command)
     wait_for(lambda: sum("worker.sh status" in call[-1] for call in bench.calls()) > 2)
     assert bench.run("tpu_vm.sh", "stop").returncode == 0
-    assert keeper.wait(timeout=20) == 0
+    assert keeper.wait(timeout=60) == 0
     assert sum("worker.sh start" in call[-1] for call in bench.calls()) == 1
