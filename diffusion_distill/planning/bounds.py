@@ -1,0 +1,116 @@
+"""What a program's cost means on a chip: the least time it takes, hours, and whether it fits."""
+
+import dataclasses
+import math
+
+from diffusion_distill.planning.hardware import Chip
+from diffusion_distill.planning.programs import Cost
+from diffusion_distill.training.stages import Stage
+
+TIGHT = 0.92  # of a chip's memory: above it a run may fail where a plan fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Seconds of one unit of a program, were each of these all that it had to wait for.
+
+    Attributes:
+        compute: for its matrix multiplications and convolutions, at the chip's peak.
+        memory: for the bytes that it reads and writes; 0 where they are not known.
+        network: for what each device sends, over all its links at once.
+    """
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """The least that a unit takes."""
+        return max(dataclasses.astuple(self))
+
+    @property
+    def by(self) -> str:
+        """What it waits for most: "compute", "memory" or "network"."""
+        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+
+
+def bound(cost: Cost, chip: Chip, dtype: str) -> Bound:
+    """The least time of one unit of a program; dtype is config.model.dtype."""
+    return Bound(
+        compute=cost.flops / chip.flops[dtype],
+        memory=(cost.accessed or 0) / chip.bandwidth,
+        network=sum(c.sent for c in cost.collectives) / chip.network,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """What a stage takes.
+
+    Attributes:
+        name, updates: of the stage.
+        images: that it sees.
+        hours: at the least.
+        chip_hours: the same of all chips together.
+        estimate: hours, by the compiler's own model; None where it has none.
+    """
+
+    name: str
+    updates: int
+    images: int
+    hours: float
+    chip_hours: float
+    estimate: float | None
+
+
+def stage_cost(stage: Stage, cost: Cost, seconds: float) -> StageCost:
+    """The cost of a stage whose updates take `seconds` each."""
+    hours = stage.updates * seconds / 3600
+    return StageCost(
+        name=stage.name,
+        updates=stage.updates,
+        images=stage.updates * cost.images,
+        hours=hours,
+        chip_hours=hours * cost.devices,
+        estimate=None if cost.estimate is None else stage.updates * cost.estimate / 3600,
+    )
+
+
+def verdict(costs: list[Cost], chip: Chip) -> str:
+    """ "fits", "fits, but only just", or "does not fit"."""
+    if not all(cost.fits and cost.memory <= chip.memory for cost in costs):
+        return "does not fit"
+    return "fits" if max(c.memory for c in costs) <= TIGHT * chip.memory else "fits, but only just"
+
+
+def advice(cost: Cost, chip: Chip, runtime) -> list[str]:
+    """What to change so that a program that is too large for a chip fits, the cheapest first.
+
+    Args:
+        cost: of an update, or of the sampler.
+        chip: of the topology.
+        runtime: config.runtime.
+    """
+    free, share = TIGHT * chip.memory - cost.arguments, cost.images // cost.devices
+    if cost.name == "sampler":
+        return [f"--config.runtime.sampler_batch_size={max(cost.images // 2, cost.devices)}"]
+    if free <= 0:
+        if "fsdp" in runtime:
+            return ["--config.runtime.fsdp=8: weights are split, not copied", "a larger chip"]
+        return ["a larger chip: weights and optimiser alone are too large for this one"]
+    parts = 2 ** math.ceil(math.log2(max(cost.temporaries / free, 2)))
+    wanted = runtime.accumulation * parts
+    lines = []
+    if share % wanted == 0:
+        lines.append(f"--config.runtime.accumulation={wanted}: the same result, a little slower")
+    if not runtime.remat:
+        lines.append("--config.runtime.remat=True: a third more computation")
+    if "fsdp" in runtime and runtime.fsdp == 1 and cost.devices > 1:
+        lines.append("--config.runtime.fsdp=8: weights are split, not copied")
+    if share > 1:
+        lines.append(f"about {cost.devices * parts} chips instead of {cost.devices}")
+    if share >= parts:
+        batch = cost.images // parts
+        lines.append(f"--config.train.batch_size={batch}: another result, and more updates to it")
+    return lines or ["a larger chip"]
