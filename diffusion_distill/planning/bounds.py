@@ -84,6 +84,21 @@ def verdict(costs: list[Cost], chip: Chip) -> str:
     return "fits" if max(c.memory for c in costs) <= TIGHT * chip.memory else "fits, but only just"
 
 
+_FASTER = {
+    "compute": "more chips make it faster",
+    "memory": "computing in bfloat16 (config.model.dtype) moves less",
+    "network": "more chips will not make it faster, a larger batch on each would",
+}
+
+
+def slowest(cost: Cost, limits: Bound, dtype: str) -> str:
+    """What a program waits for, and what would help, in words."""
+    helps = _FASTER[limits.by]
+    if limits.by == "memory" and dtype == "bfloat16":
+        helps = _FASTER["compute"]
+    return f"{cost.name}: waits for {limits.by} most; {helps}."
+
+
 def advice(cost: Cost, chip: Chip, runtime) -> list[str]:
     """What to change so that a program that is too large for a chip fits, the cheapest first.
 

@@ -46,9 +46,9 @@ def _dot(equation) -> float:
 def _convolution(equation) -> float:
     kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
     out_features = kernel[numbers.rhs_spec[0]]
-    # rhs_spec's second axis is the input features of one group, so groups need no factor of theirs.
-    flops = 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_features
-    return flops / equation.params["batch_group_count"]
+    # Of groups the shapes tell: the kernel has the input features of one, the output has all images
+    # or features.
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_features
 
 
 _COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from importlib import metadata
 
 import jax
 from jax.experimental import topologies
@@ -21,7 +22,7 @@ class Chip:
 
     Attributes:
         platform: "tpu" or "gpu".
-        memory: bytes.
+        memory: bytes that a program may have.
         flops: operations a second by config.model.dtype, at JAX's default precision: on TPUs that
             of float32 is bfloat16 multiplication with float32 sums, on GPUs TensorFloat-32.
         bandwidth: of its memory, bytes a second.
@@ -57,14 +58,15 @@ def _gpu(memory, tensorfloat32, bfloat16, bandwidth, network, most=8) -> Chip:
 
 # TPUs: https://docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, sections "System architecture". Its
 # interconnect figures count both directions; a chip sends half of that. For v4, which has none
-# there: six links of 50 GB/s each way (Jouppi et al. 2023, arXiv:2304.01433).
+# there: six links of 50 GB/s each way (Jouppi et al. 2023, arXiv:2304.01433). Their memory is of
+# 32, 16, 95 and 32 GB; here stands what libtpu 0.0.42 leaves to programs, by its own messages.
 # GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and L4, without sparsity; NVLink,
 # for the L4 PCIe, in one direction.
 CHIPS: dict[str, Chip] = {
-    "v4": _tpu(32 * GIB, 275e12, 1200e9, 300e9, most=4096, axes=3),
-    "v5e": _tpu(16 * GIB, 197e12, 819e9, 200e9, most=256, axes=2),
-    "v5p": _tpu(95 * GIB, 459e12, 2765e9, 600e9, most=6144, axes=3),
-    "v6e": _tpu(32 * GIB, 918e12, 1638e9, 400e9, most=256, axes=2),
+    "v4": _tpu(int(30.75 * GIB), 275e12, 1200e9, 300e9, most=4096, axes=3),
+    "v5e": _tpu(int(15.75 * GIB), 197e12, 819e9, 200e9, most=256, axes=2),
+    "v5p": _tpu(int(95.74 * GIB), 459e12, 2765e9, 600e9, most=6144, axes=3),
+    "v6e": _tpu(int(31.25 * GIB), 918e12, 1638e9, 400e9, most=256, axes=2),
     "a100": _gpu(80 * GIB, 156e12, 312e12, 2039e9, 300e9),
     "h100": _gpu(80 * GIB, 494e12, 989e12, 3350e9, 450e9),
     "h200": _gpu(int(141e9), 494e12, 989e12, 4800e9, 450e9),
@@ -78,6 +80,17 @@ ACCEPTED = (
     f"GPUs of one host as h100:8 ({', '.join(n for n in CHIPS if CHIPS[n].axes == 1)}; gpu is "
     f"{ALIASES['gpu']}), or cpu:8"
 )
+
+# libtpu is only to compile: it is neither to ask the network, for minutes, what machine it is on,
+# nor to wait for another process that has it, nor to say what it did not find.
+_LIBTPU = {
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +165,8 @@ def devices(topology: Topology) -> Sequence[jax.Device]:
 
 
 def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
-    # Else libtpu asks the network, for minutes, what machine it is on.
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
     try:
         import libtpu  # noqa: F401
     except ImportError:
@@ -167,8 +177,8 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
     options = {}
     if topology.kind == "v4":  # without it each of a chip's two cores is a device
         options["chip_config_name"] = "megacore"
-    if topology.size < 4 or any(n % 2 for n in topology.shape[:2]):
-        options["chips_per_host_bounds"] = (*topology.shape[:2], 1)
+    if topology.size < 4:  # less than the host of 2x2 that libtpu takes for granted
+        options["chips_per_host_bounds"] = topology.shape
     try:
         found = topologies.get_topology_desc(str(topology), "tpu", **options).devices
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError among them
@@ -181,8 +191,6 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
 
 def libtpu_version() -> str:
     """The version of the installed libtpu; "" where there is none."""
-    from importlib import metadata
-
     try:
         return metadata.version("libtpu")
     except metadata.PackageNotFoundError:

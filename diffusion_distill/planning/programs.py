@@ -265,7 +265,7 @@ def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         arguments = program.argument_bytes()
-        temporaries = max(memory_wanted(str(error)) - arguments, 0)
+        temporaries = temporaries_wanted(str(error), arguments)
         seconds = time.monotonic() - began
         return Cost(
             **fields, accessed=None, collectives=[], arguments=arguments, temporaries=temporaries,
@@ -295,7 +295,14 @@ def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float
     )
 
 
-def memory_wanted(message: str) -> int:
-    """The bytes that a program wants, from what the compiler says of too little memory; else 0."""
+def temporaries_wanted(message: str, arguments: int) -> int:
+    """Bytes of temporaries, from what libtpu says of too little memory; 0 where it does not."""
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
+    if found:
+        return _bytes(*found.groups())
     found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " "))) if found else 0
+    return max(_bytes(*found.groups()) - arguments, 0) if found else 0
+
+
+def _bytes(number: str, prefix: str) -> int:
+    return int(float(number) * 1024 ** " KMGT".index(prefix or " "))
