@@ -8,6 +8,7 @@ from diffusion_distill.planning.programs import Cost
 from diffusion_distill.training.stages import Stage
 
 TIGHT = 0.92  # of a chip's memory: above it a run may fail where a plan fits
+SIZES = tuple(2**n for n in range(3, 11))  # chips that a plan is extrapolated to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,11 @@ class StageCost:
     estimate: float | None
 
 
+def program_of(stage: Stage) -> str:
+    """The name of the program of a stage's updates."""
+    return "teacher" if stage.teacher is None else "student"
+
+
 def stage_cost(stage: Stage, cost: Cost, seconds: float) -> StageCost:
     """The cost of a stage whose updates take `seconds` each."""
     hours = stage.updates * seconds / 3600
@@ -75,6 +81,80 @@ def stage_cost(stage: Stage, cost: Cost, seconds: float) -> StageCost:
         chip_hours=hours * cost.devices,
         estimate=None if cost.estimate is None else stage.updates * cost.estimate / 3600,
     )
+
+
+def extrapolated(cost: Cost, devices: int) -> Cost:
+    """The cost of an update on another number of devices, from that on some: not compiled.
+
+    What goes with the batch is divided, what goes with the weights is not: arguments, and that they
+    are read and written once. A ring of other length sends (n - 1) / n of the same bytes.
+    """
+    share = cost.devices / devices
+    accessed = cost.accessed
+    if accessed is not None:
+        weights = min(2 * cost.arguments, accessed)
+        accessed = weights + (accessed - weights) * share
+    return dataclasses.replace(
+        cost,
+        devices=devices,
+        flops=cost.flops * share,
+        accessed=accessed,
+        collectives=[
+            dataclasses.replace(c, group=devices) if c.group == cost.devices else c
+            for c in cost.collectives
+        ],
+        temporaries=round(cost.temporaries * share),
+        estimate=None,
+        fits=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What all stages take on some number of chips.
+
+    Attributes:
+        chips: how many.
+        compiled: False where it is extrapolated.
+        verdict: of `verdict`.
+        waits_for: what the student's update (the teacher's, without one) waits for most.
+        seconds: of that update, at the least.
+        hours, chip_hours: of all stages, at the least.
+    """
+
+    chips: int
+    compiled: bool
+    verdict: str
+    waits_for: str
+    seconds: float
+    hours: float
+    chip_hours: float
+
+
+def sizes(
+    stages: list[Stage], costs: dict[str, Cost], chip: Chip, dtype: str, parts: int
+) -> list[Size]:
+    """A run on 8, 16, ... 1,024 chips, as far as there are, and as the batch splits over them.
+
+    Args:
+        stages: those that are trained.
+        costs: of the updates, by the name of their program.
+        chip: of the topology.
+        dtype: config.model.dtype.
+        parts: config.runtime.accumulation.
+    """
+    (last, *_), found = list(costs.values())[::-1], []
+    for chips in sorted({last.devices, *SIZES}):
+        if chips > chip.most or last.images % (chips * parts):
+            continue
+        compiled = chips == last.devices
+        there = {n: c if compiled else extrapolated(c, chips) for n, c in costs.items()}
+        limits = {name: bound(cost, chip, dtype) for name, cost in there.items()}
+        hours = sum(s.updates * limits[program_of(s)].seconds / 3600 for s in stages)
+        slow = limits[last.name]
+        fits = verdict(list(there.values()), chip)
+        found.append(Size(chips, compiled, fits, slow.by, slow.seconds, hours, hours * chips))
+    return found
 
 
 def verdict(costs: list[Cost], chip: Chip) -> str:

@@ -5,10 +5,18 @@ import dataclasses
 import ml_collections
 
 from diffusion_distill import config as configs
-from diffusion_distill.console import duration, say
+from diffusion_distill.console import say
 from diffusion_distill.measure import cache_dir
 from diffusion_distill.planning import hardware
-from diffusion_distill.planning.bounds import StageCost, bound, stage_cost, verdict
+from diffusion_distill.planning.bounds import (
+    Size,
+    StageCost,
+    bound,
+    program_of,
+    sizes,
+    stage_cost,
+    verdict,
+)
 from diffusion_distill.planning.programs import (
     LEAST_EFFORT,
     Cost,
@@ -33,6 +41,7 @@ class Plan:
         data: of the config.
         costs: of its programs.
         stages: what each takes; [] where the topology has no times.
+        sizes: the same run on other numbers of chips; [] as above.
         images_per_second: that the sampler makes at one step, at the most; None as above.
         verdict: whether it fits, in words.
     """
@@ -42,6 +51,7 @@ class Plan:
     data: Data
     costs: list[Cost]
     stages: list[StageCost]
+    sizes: list[Size]
     images_per_second: float | None
     verdict: str
 
@@ -61,26 +71,24 @@ def make_plan(
     parts = config.runtime.accumulation
     check_divides(mesh, "train.batch_size", config.train.batch_size, parts)
     data, stages = describe(config), stages_of(config)
-    costs = []
+    costs = {}
     for program in programs(config, stages, data, mesh):
         say(f"{program.name}: compiling for {topology}, unless the cache has it")
-        costs.append(cost(program, topology, mesh, cache_dir(config) / "plans", effort))
-        say(f"{program.name}: compiled in {duration(costs[-1].seconds)}")
-    if topology.chip is None:
-        return Plan(topology, effort, data, costs, [], None, NO_LIMIT)
-    by_name = {c.name: c for c in costs}
-    bounds = {c.name: bound(c, topology.chip, config.model.dtype) for c in costs}
-    kinds = {s.name: "student" if s.teacher else "teacher" for s in stages if s.updates}
+        folder = cache_dir(config) / "plans"
+        costs[program.name] = cost(program, topology, mesh, folder, effort)
+    chip, dtype = topology.chip, config.model.dtype
+    if chip is None:
+        return Plan(topology, effort, data, list(costs.values()), [], [], None, NO_LIMIT)
+    trained = [stage for stage in stages if stage.updates]
+    updates = {name: c for name, c in costs.items() if name != "sampler"}
+    limits = {name: bound(c, chip, dtype) for name, c in costs.items()}
     return Plan(
         topology,
         effort,
         data,
-        costs,
-        [
-            stage_cost(s, by_name[kinds[s.name]], bounds[kinds[s.name]].seconds)
-            for s in stages
-            if s.name in kinds
-        ],
-        by_name["sampler"].images / bounds["sampler"].seconds,
-        verdict(costs, topology.chip),
+        list(costs.values()),
+        [stage_cost(s, costs[program_of(s)], limits[program_of(s)].seconds) for s in trained],
+        sizes(trained, updates, chip, dtype, parts) if updates else [],
+        costs["sampler"].images / limits["sampler"].seconds,
+        verdict(list(costs.values()), chip),
     )

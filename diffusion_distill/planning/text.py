@@ -1,7 +1,7 @@
 """A plan as a person reads it."""
 
 from diffusion_distill.planning import hardware
-from diffusion_distill.planning.bounds import StageCost, advice, bound, slowest, verdict
+from diffusion_distill.planning.bounds import Size, StageCost, advice, bound, slowest, verdict
 from diffusion_distill.planning.make import Plan
 from diffusion_distill.planning.programs import LEAST_EFFORT, Cost
 from diffusion_distill.report.table import markdown
@@ -17,7 +17,7 @@ def text(plan: Plan, config) -> str:
     """The plan as a person reads it: tables, then the verdict."""
     sections = [_programs_table(plan, config), _collectives_table(plan.costs)]
     if plan.stages:
-        sections += [_stages_table(plan.stages), _sampling(plan)]
+        sections += [_stages_table(plan.stages), _sampling(plan), _sizes_table(plan.sizes)]
     sections += ["\n".join(_notes(plan, config)), "\n".join(_verdict(plan, config))]
     return "\n\n".join(section for section in sections if section)
 
@@ -79,6 +79,17 @@ def _stages_table(stages: list[StageCost]) -> str:
             for s in [*stages, total]
         ],
     )  # fmt: skip
+
+
+def _sizes_table(sizes: list[Size]) -> str:
+    header = ["chips", "", "verdict", "waits for", "ms an update", "hours, at least",
+              "chip-hours, at least"]  # fmt: skip
+    rows = [
+        [str(s.chips), "compiled" if s.compiled else "extrapolated", s.verdict, s.waits_for,
+         _number(s.seconds * 1e3), _number(s.hours), _number(s.chip_hours)]
+        for s in sizes
+    ]  # fmt: skip
+    return markdown(header, rows)
 
 
 def _sampling(plan: Plan) -> str:

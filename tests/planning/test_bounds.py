@@ -5,7 +5,16 @@ import dataclasses
 import ml_collections
 import pytest
 
-from diffusion_distill.planning.bounds import Bound, advice, bound, slowest, stage_cost, verdict
+from diffusion_distill.planning.bounds import (
+    Bound,
+    advice,
+    bound,
+    extrapolated,
+    sizes,
+    slowest,
+    stage_cost,
+    verdict,
+)
 from diffusion_distill.planning.hardware import Chip
 from diffusion_distill.planning.hlo import Collective
 from diffusion_distill.planning.programs import Cost, temporaries_wanted
@@ -117,3 +126,28 @@ def test_what_the_compiler_says_of_too_little_memory():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 2.00K of 1.00K hbm."
     assert temporaries_wanted(said, 100) == 2048 - 100
     assert temporaries_wanted("RESOURCE_EXHAUSTED: for another reason", 100) == 0
+
+
+def test_other_numbers_of_chips():
+    """Twice the chips: half of what goes with the batch, all of what goes with the weights."""
+    cost = dataclasses.replace(COST, accessed=1000.0, arguments=100)
+    more = extrapolated(cost, 8)
+    assert (more.devices, more.flops, more.temporaries, more.arguments) == (8, 200.0, 250, 100)
+    assert more.accessed == 200 + 800 / 2
+    assert [c.group for c in more.collectives] == [8, 8]
+    assert extrapolated(more, 4).flops == cost.flops
+
+
+def test_sizes_that_the_batch_and_the_chip_allow():
+    """64 images on chips of which there are 64: on 4, compiled, and on 8 to 64."""
+    stage = dataclasses.replace(plan(tiny_config())[1], updates=900)
+    got = sizes([stage], {"student": COST}, CHIP, "float32", parts=1)
+    assert [(s.chips, s.compiled) for s in got] == [
+        (4, True), (8, False), (16, False), (32, False), (64, False)
+    ]  # fmt: skip
+    assert (got[0].hours, got[0].chip_hours, got[0].seconds) == (1.0, 4.0, 4.0)
+    # From 8 on it reads its weights, 150 bytes of which 600 would be its arguments twice over.
+    assert [s.waits_for for s in got] == ["compute", "memory", "memory", "memory", "memory"]
+    assert [s.hours for s in got[1:]] == [0.75] * 4
+    assert got[-1].chip_hours == 0.75 * 64
+    assert [s.chips for s in sizes([stage], {"student": COST}, CHIP, "float32", 4)] == [4, 8, 16]
