@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 from jax.extend import core
 
 
@@ -22,7 +23,7 @@ class Flops(NamedTuple):
 def count_flops(jaxpr: core.Jaxpr) -> Flops:
     """The operations of a traced program on all devices together, remat's included.
 
-    Multiplications by a convolution's padding count, as usual in the literature.
+    Multiplications by a convolution's padding do not count.
     """
     total = once = 0.0
     for equation in jaxpr.eqns:
@@ -44,11 +45,28 @@ def _dot(equation) -> float:
 
 
 def _convolution(equation) -> float:
-    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-    out_features = kernel[numbers.rhs_spec[0]]
-    # Of groups the shapes tell: the kernel has the input features of one, the output has all images
-    # or features.
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_features
+    image, kernel = (variable.aval.shape for variable in equation.invars)
+    output, settings = equation.outvars[0].aval.shape, equation.params
+    images, kernels, outputs = settings["dimension_numbers"]
+    # Of groups the shapes tell: a kernel has the input features of one.
+    flops = 2.0 * output[outputs[0]] * output[outputs[1]] * kernel[kernels[1]]
+    for n in range(len(image) - 2):
+        flops *= _inside(
+            image[images[n + 2]],
+            kernel[kernels[n + 2]],
+            output[outputs[n + 2]],
+            settings["padding"][n][0],
+            settings["window_strides"][n],
+            settings["lhs_dilation"][n],
+            settings["rhs_dilation"][n],
+        )
+    return flops
+
+
+def _inside(size, kernel, outputs, padding, stride, dilation, kernel_dilation) -> int:
+    """Along one axis, the pairs of an output and a kernel's element that meet an input."""
+    at = np.arange(outputs)[:, None] * stride + np.arange(kernel) * kernel_dilation - padding
+    return int(np.sum((at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)))
 
 
 _COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}

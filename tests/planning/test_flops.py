@@ -27,10 +27,25 @@ def test_a_matrix_product():
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_convolution_and_its_gradients(groups):
     shapes = (2, 8, 8, 4), (3, 3, 4 // groups, 6)
-    forward = 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4 // groups)
+    pairs = 3 * 8 - 2  # of an output and a kernel's element along an axis; two are in the padding
+    forward = 2 * pairs**2 * (2 * 6) * (4 // groups)
     assert flops(lambda x, w: convolution(x, w, groups), *shapes).total == forward
     squares = jax.grad(lambda x, w: (convolution(x, w, groups) ** 2).sum(), (0, 1))
     assert flops(squares, *shapes).total == 3 * forward  # one more for each of the two gradients
+
+
+def test_a_convolution_with_strides():
+    """Outputs at 0, 2, 4, 6 of 8 with a kernel of 3, padded by 1 on the left: one is outside."""
+
+    def strided(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (2,), [(1, 0)], dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    shapes = (1, 8, 1), (3, 1, 1)
+    assert flops(strided, *shapes).total == 2 * (4 * 3 - 1)
+    squares = jax.grad(lambda x, w: (strided(x, w) ** 2).sum(), (0, 1))
+    assert flops(squares, *shapes).total == 3 * 2 * (4 * 3 - 1)
 
 
 def test_loops():
