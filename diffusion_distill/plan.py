@@ -44,6 +44,8 @@ def main(argv: list[str]) -> None:
     if not -1 <= _EFFORT.value <= 1:
         raise UserError(f"--effort is {_EFFORT.value}; it must be from -1 to 1")
     getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
+    if _JSON.value:  # a folder that cannot be made is found before minutes of compiling, not after
+        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
     plan = make_plan(_CONFIG.value, topology, _EFFORT.value)
     if _JSON.value:
         fields = dataclasses.asdict(plan) | {"topology": str(topology)}

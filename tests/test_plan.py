@@ -37,7 +37,7 @@ def small_config():
 
 
 def of(config, name):
-    mesh = make_mesh(jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     return {p.name: p for p in programs(config, stages_of(config), describe(config), mesh)}[name]
 
 
@@ -68,7 +68,7 @@ def test_accumulation_computes_the_same_in_a_loop_and_remat_more():
 
 def test_one_teacher_and_one_student_and_none_that_is_not_trained():
     config = small_config()
-    mesh = make_mesh(jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
 
     def names():
         return [p.name for p in programs(config, stages_of(config), describe(config), mesh)]
@@ -101,7 +101,7 @@ def test_a_resident_data_set_is_an_argument_on_every_device():
 
 def test_a_plan_is_made_once_for_each_program(tmp_path, monkeypatch):
     config = small_config()
-    mesh, topology = make_mesh(jax.devices()[:1]), parse_topology("cpu:1")
+    mesh, topology = make_mesh(devices=jax.devices()[:1]), parse_topology("cpu:1")
     sampler = of(config, "sampler")
     first = cost(sampler, topology, mesh, tmp_path)
     keys = 8 * sampler.images  # DDIM draws no noise, and jit drops what is not used

@@ -178,7 +178,7 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
     if topology.kind == "v4":  # without it each of a chip's two cores is a device
         options["chip_config_name"] = "megacore"
     if topology.size < 4:  # less than the host of 2x2 that libtpu takes for granted
-        options["chips_per_host_bounds"] = topology.shape
+        options["chips_per_host_bounds"] = (*topology.shape, 1)[:3]
     try:
         found = topologies.get_topology_desc(str(topology), "tpu", **options).devices
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError among them

@@ -36,7 +36,7 @@ def _program_row(cost: Cost, chip: hardware.Chip | None, config) -> list[str]:
     row = [
         cost.name,
         f"{cost.images:,}",
-        f"{cost.flops * cost.devices / cost.images / 1e9:,.3g}",
+        _number(cost.flops * cost.devices / cost.images / 1e9),
         _gb(cost.accessed),
         _gb(cost.arguments),
         _gb(cost.temporaries),
@@ -82,6 +82,8 @@ def _stages_table(stages: list[StageCost]) -> str:
 
 
 def _sizes_table(sizes: list[Size]) -> str:
+    if not sizes:
+        return ""
     header = ["chips", "", "verdict", "waits for", "ms an update", "hours, at least",
               "chip-hours, at least"]  # fmt: skip
     rows = [

@@ -76,7 +76,8 @@ def test_simulated_devices_are_no_fewer_than_asked_for():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("v5e:2x4", 8), ("v5e:1x1", 1), ("v4:2x2x2", 8), ("v4:4x4x4", 64)]
+    ("name", "count"),
+    [("v5e:2x4", 8), ("v5e:1x1", 1), ("v4:1x1x2", 2), ("v4:2x2x2", 8), ("v4:4x4x4", 64)],
 )
 def test_a_tpu_chip_is_one_device(name, count):
     pytest.importorskip("libtpu")
