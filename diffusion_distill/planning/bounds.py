@@ -8,6 +8,7 @@ from diffusion_distill.planning.programs import Cost
 from diffusion_distill.training.stages import Stage
 
 TIGHT = 0.92  # of a chip's memory: above it a run may fail where a plan fits
+NO = "does not fit"
 SIZES = tuple(2**n for n in range(3, 11))  # chips that a plan is extrapolated to
 
 
@@ -116,7 +117,7 @@ class Size:
     Attributes:
         chips: how many.
         compiled: False where it is extrapolated.
-        verdict: of `verdict`.
+        verdict: of `verdict`; extrapolated, "may not fit" in place of "does not fit".
         waits_for: what the student's update (the teacher's, without one) waits for most.
         seconds: of that update, at the least.
         hours, chip_hours: of all stages, at the least.
@@ -153,6 +154,8 @@ def sizes(
         hours = sum(s.updates * limits[program_of(s)].seconds / 3600 for s in stages)
         slow = limits[last.name]
         fits = verdict(list(there.values()), chip)
+        if not compiled and fits == NO:
+            fits = "may not fit"  # where there is less memory the compiler makes do with less
         found.append(Size(chips, compiled, fits, slow.by, slow.seconds, hours, hours * chips))
     return found
 
@@ -160,7 +163,7 @@ def sizes(
 def verdict(costs: list[Cost], chip: Chip) -> str:
     """ "fits", "fits, but only just", or "does not fit"."""
     if not all(cost.fits and cost.memory <= chip.memory for cost in costs):
-        return "does not fit"
+        return NO
     return "fits" if max(c.memory for c in costs) <= TIGHT * chip.memory else "fits, but only just"
 
 

@@ -151,3 +151,10 @@ def test_sizes_that_the_batch_and_the_chip_allow():
     assert [s.hours for s in got[1:]] == [0.75] * 4
     assert got[-1].chip_hours == 0.75 * 64
     assert [s.chips for s in sizes([stage], {"student": COST}, CHIP, "float32", 4)] == [4, 8, 16]
+
+
+def test_less_memory_is_no_verdict_where_it_was_not_compiled():
+    cost = dataclasses.replace(COST, devices=16, temporaries=400)
+    stage = plan(tiny_config())[1]
+    got = {s.chips: s.verdict for s in sizes([stage], {"student": cost}, CHIP, "float32", 1)}
+    assert got == {8: "may not fit", 16: "fits", 32: "fits", 64: "fits"}
