@@ -23,7 +23,7 @@ def results_table(rows: list[dict]) -> str:
     teacher = rows[0]
     columns = [*_cost_columns(), *_metric_columns(teacher)]
     body = [[cell(row) for _, cell in columns] for row in rows]
-    return _markdown([name for name, _ in columns], body) + "\n\n" + _legend(rows)
+    return markdown([name for name, _ in columns], body) + "\n\n" + _legend(rows)
 
 
 def value_text(
@@ -113,7 +113,7 @@ def _legend(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _markdown(header: list[str], body: list[list[str]]) -> str:
+def markdown(header: list[str], body: list[list[str]]) -> str:
     widths = [max(len(row[c]) for row in [header, *body]) for c in range(len(header))]
 
     def line(cells, pad=" "):

@@ -69,6 +69,11 @@ def calls(start: int, end: int, updates_per_call: int, every: int) -> Iterator[t
         start += count
 
 
+def updates_per_call(config: ml_collections.ConfigDict, platform: str) -> int:
+    """The updates in one compiled call, by config.runtime and the devices' platform."""
+    return config.runtime.updates_per_call or (1 if platform == "cpu" else 10)
+
+
 def train(
     stage: Stage,
     config: ml_collections.ConfigDict,
@@ -108,7 +113,7 @@ def train(
     began = time.monotonic() - seconds
     directory = checkpoints.folder(workdir, stage.name)
     batch_size = config.train.batch_size
-    per_call = config.runtime.updates_per_call or (1 if jax.default_backend() == "cpu" else 10)
+    per_call = updates_per_call(config, jax.default_backend())
 
     key = jax.random.fold_in(jax.random.key(config.seed), stage.rng_id)
     round = Round(jnp.int32(stage.num_steps), jnp.int32(stage.updates))

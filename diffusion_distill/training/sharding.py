@@ -4,6 +4,8 @@ Weights are replicated and batches are split along the mesh's one axis, "data". 
 mesh of one, and nothing else in the package asks how many there are.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -11,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_distill.errors import UserError
 
 
-def make_mesh() -> Mesh:
-    """A mesh of all devices of all processes, with the one axis "data"."""
-    return Mesh(np.asarray(jax.devices()), ("data",))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices of all processes, or of those given, with the one axis "data"."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

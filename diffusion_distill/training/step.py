@@ -223,9 +223,18 @@ def loss_by_quarter(loss: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
 
 
 def make_update(
-    model: UNet, config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh
+    model: UNet,
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    mesh: Mesh,
+    platform: str | None = None,
 ) -> Callable:
     """The compiled step.
+
+    Args:
+        model, config, stage: see `make_train_step`.
+        mesh: the devices.
+        platform: "cpu", "gpu" or "tpu": whose form the program has; None for the mesh's own.
 
     Returns:
         update(state, teacher_params, data, rows, key, round) -> (state, metrics), which makes one
@@ -241,7 +250,8 @@ def make_update(
         batch = row if data is None else gather(data, row)
         return jax.lax.with_sharding_constraint(batch, batched(mesh))
 
-    if config.runtime.accumulation > 1 and jax.default_backend() == "cpu":
+    platform = platform or mesh.devices.flat[0].platform
+    if config.runtime.accumulation > 1 and platform == "cpu":
         return _update_in_calls(make_parts(model, config, stage), config, batch_of, mesh)
     step = make_train_step(model, config, stage)
 

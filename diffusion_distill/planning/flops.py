@@ -1,0 +1,72 @@
+"""The floating-point operations of a program, counted before any compiler has seen it."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jax.extend import core
+
+
+class Flops(NamedTuple):
+    """Operations of matrix multiplications and convolutions; a multiply and an add are two.
+
+    Attributes:
+        total: with every turn of each loop whose length is known. Of one that is not (a sampler's,
+            whose steps are an argument) there is one turn.
+        once: with one turn of each loop. A compiler's own counts are of this kind.
+    """
+
+    total: float
+    once: float
+
+
+def count_flops(jaxpr: core.Jaxpr) -> Flops:
+    """The operations of a traced program on all devices together, remat's included.
+
+    Multiplications by a convolution's padding do not count.
+    """
+    total = once = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _COUNTS:
+            flops = _COUNTS[equation.primitive.name](equation)
+            total, once = total + flops, once + flops
+            continue
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in core.jaxprs_in_params(equation.params):
+            flops = count_flops(inner)
+            total, once = total + turns * flops.total, once + flops.once
+    return Flops(total, once)
+
+
+def _dot(equation) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[a] for a in contracted)
+
+
+def _convolution(equation) -> float:
+    image, kernel = (variable.aval.shape for variable in equation.invars)
+    output, settings = equation.outvars[0].aval.shape, equation.params
+    images, kernels, outputs = settings["dimension_numbers"]
+    # Of groups the shapes tell: a kernel has the input features of one.
+    flops = 2.0 * output[outputs[0]] * output[outputs[1]] * kernel[kernels[1]]
+    for n in range(len(image) - 2):
+        flops *= _inside(
+            image[images[n + 2]],
+            kernel[kernels[n + 2]],
+            output[outputs[n + 2]],
+            settings["padding"][n][0],
+            settings["window_strides"][n],
+            settings["lhs_dilation"][n],
+            settings["rhs_dilation"][n],
+        )
+    return flops
+
+
+def _inside(size, kernel, outputs, padding, stride, dilation, kernel_dilation) -> int:
+    """Along one axis, the pairs of an output and a kernel's element that meet an input."""
+    at = np.arange(outputs)[:, None] * stride + np.arange(kernel) * kernel_dilation - padding
+    return int(np.sum((at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)))
+
+
+_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}

@@ -1,0 +1,140 @@
+"""The collectives of a compiled program, read from its text."""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
+    f"{sign}{bits}": max(bits // 8, 1) for sign in "su" for bits in (2, 4, 8, 16, 32, 64)
+}
+
+# Bytes that a device sends, as a multiple of `bytes`, in a ring of n devices: no algorithm sends
+# fewer. `bytes` are of the whole: the result of an all-gather, the operand of a reduce-scatter.
+_SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+
+# What is only started shows its operand beside its result: the result's share of the two.
+_OF_RESULT = {"all-gather": lambda n: n / (n + 1), "collective-permute": lambda n: 1 / 2}
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{\s*$")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_SENT)})(?:-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """The collectives of one kind among groups of one size.
+
+    Attributes:
+        kind: "all-reduce" and the like.
+        group: devices that take part in each.
+        count: how often, with every turn of the loops that it is in.
+        bytes: of all of them, as each device sees them.
+    """
+
+    kind: str
+    group: int
+    count: float
+    bytes: float
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends at the least."""
+        return self.bytes * _SENT[self.kind](self.group)
+
+
+def collectives(text: str, num_devices: int) -> list[Collective]:
+    """The collectives of a program, from the text of its optimised HLO.
+
+    Loops count with their turns, where the text says how many; else with one.
+    """
+    computations = _computations(text)
+    turns = _turns(computations)
+    found = defaultdict(lambda: [0, 0])
+    for name, lines in computations.items():
+        for line in lines:
+            match = _COLLECTIVE.search(line)
+            if not match or not turns[name]:
+                continue
+            kind, group = match[2], _group(line, num_devices)
+            size = _size(match[1])
+            if f"{kind}-start(" in line:
+                size = _OF_RESULT.get(kind, lambda n: 1.0)(group) * size
+            size *= group if kind == "reduce-scatter" else 1
+            total = found[kind, group]
+            total[0] += turns[name]
+            total[1] += turns[name] * round(size)
+    return [Collective(*key, *total) for key, total in sorted(found.items()) if key[1] > 1]
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation; of the entry under ""."""
+    computations, name = {}, None
+    for line in text.splitlines():
+        match = _COMPUTATION.match(line)
+        if match:
+            name = "" if line.startswith("ENTRY") else match[1]
+            computations[name] = []
+        elif name is not None:
+            computations[name].append(line)
+    return computations
+
+
+def _turns(computations: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs in one run of the entry."""
+    turns = dict.fromkeys(computations, 0)
+
+    def visit(name: str, times: int) -> None:
+        turns[name] += times
+        for line in computations[name]:
+            called = [c for c in _CALLED.findall(line) if c in computations]
+            loop = _trip_count(line, computations) if " while(" in line else 1
+            for inner in called:
+                visit(inner, times * loop)
+
+    if "" in computations:
+        visit("", 1)
+    return turns
+
+
+def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
+    """The turns of a loop that counts up from 0 to a constant, as a scan does; else 1."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.-]+)", line)
+    lines = computations.get(condition[1], []) if condition else []
+    limits = [m[1] for m in (re.search(r"= s32\[\][^=]* constant\((\d+)\)", x) for x in lines) if m]
+    counts_up = any("direction=LT" in x for x in lines)
+    return int(limits[0]) if counts_up and len(limits) == 1 else 1
+
+
+def _group(line: str, num_devices: int) -> int:
+    """How many devices take part together."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    if listed:
+        return len(listed[1].split(","))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
+    if iota:
+        return int(iota[2])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line)
+    if mesh:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
+    return num_devices  # also a collective-permute's, which has pairs instead
+
+
+def _size(shapes: str) -> int:
+    """Bytes of an array, or of a tuple of them, as XLA writes their shapes."""
+    return sum(
+        _BYTES[kind] * math.prod(int(n) for n in axes.split(",") if n)
+        for kind, axes in _ARRAY.findall(shapes)
+        if kind in _BYTES
+    )
