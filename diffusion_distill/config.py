@@ -51,37 +51,37 @@ def base() -> ml_collections.ConfigDict:
     diffusion.logsnr_min = -20.0  # of the cosine schedule, at t = 1
     diffusion.logsnr_max = 20.0  # at t = 0
 
-    config.model = model = ml_collections.ConfigDict()  # models/unet.py has the meaning of each
-    model.channels = 256
-    model.channel_multipliers = (1, 1, 1)
-    model.num_blocks = 3
-    model.emb_channels = 1024
-    model.attention_resolutions = (8, 16)
-    model.num_heads = 1  # 0 where head_dim is given
-    model.head_dim = 0  # 0 where num_heads is given
-    model.num_groups = 32
+    config.model = model = ml_collections.ConfigDict()
+    model.channels = 256  # at the highest resolution
+    model.channel_multipliers = (1, 1, 1)  # of channels at each resolution, halving after each
+    model.num_blocks = 3  # residual blocks at each resolution on the way down; one more up
+    model.emb_channels = 1024  # width of the embedding of time and label
+    model.attention_resolutions = (8, 16)  # image heights at which attention follows each block
+    model.num_heads = 1  # of attention; 0 where head_dim is given
+    model.head_dim = 0  # channels of a head; 0 where num_heads is given
+    model.num_groups = 32  # of GroupNorm; every number of channels must be a multiple
     model.class_conditional = False  # whether labels enter; the data says how many there are
-    model.resample_blocks = True
-    model.time_input = "arctan"  # arctan, linear, sigmoid
+    model.resample_blocks = True  # resample inside residual blocks, not by plain convolutions
+    model.time_input = "arctan"  # how logSNR enters: arctan (the paper's), linear, sigmoid
     model.dtype = "float32"  # what to compute in: float32, bfloat16
 
     config.train = train = ml_collections.ConfigDict()  # the same in every stage
-    train.batch_size = 128
-    train.adam_b1 = 0.9
-    train.adam_b2 = 0.999
-    train.adam_eps = 1e-8
+    train.batch_size = 128  # of all devices together
+    train.adam_b1 = 0.9  # Adam's decay of the mean gradient
+    train.adam_b2 = 0.999  # and of the mean squared gradient
+    train.adam_eps = 1e-8  # added to the root of the latter
     train.grad_clip_norm = 1.0  # of the gradient of the whole batch; 0 for no clipping
     train.checkpoint_every = 5000  # updates; the end of a stage is always saved
     train.checkpoints_kept = 2  # the newest of a stage; 2 at least: one is whole at any moment
 
     config.teacher = teacher = ml_collections.ConfigDict()
     teacher.updates = 800_000  # the paper's for CIFAR-10, from memory of its appendix
-    teacher.learning_rate = 2e-4
+    teacher.learning_rate = 2e-4  # at its highest
     teacher.warmup = 1000  # updates over which the learning rate rises from 0
     teacher.lr_schedule = "constant"  # after the warm-up: constant, or linear to 0
     teacher.weight_decay = 0.001  # decoupled (AdamW): weights shrink by learning_rate times this
     teacher.ema_decay = 0.9999  # of the averaged weights, per update
-    teacher.dropout = 0.2
+    teacher.dropout = 0.2  # in residual blocks
 
     config.distill = distill = ml_collections.ConfigDict()
     # Where the averaged weights of a teacher are, if none is to be trained: a workdir (its last
@@ -92,8 +92,8 @@ def base() -> ml_collections.ConfigDict:
     distill.end_steps = 1  # steps of the last student; a power of 2
     distill.updates = 50_000  # a round
     distill.updates_last_rounds = 100_000  # the rounds to 2 and to 1 steps
-    distill.learning_rate = 5e-5
-    distill.warmup = 0
+    distill.learning_rate = 5e-5  # at its highest
+    distill.warmup = 0  # as for the teacher, and so are those that follow
     distill.lr_schedule = "linear"
     distill.weight_decay = 0.0
     distill.ema_decay = 0.9999

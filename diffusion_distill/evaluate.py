@@ -47,6 +47,7 @@ _NUM_IMAGES = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer("seed", None, "Of the images; default: the config's.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "So many, one after another from --seed on.")
 _IMAGES = flags.DEFINE_string("images", None, "Measure these: a folder, or an .npz.")
+_DATA_PATH = flags.DEFINE_string("data_path", None, "Where the data is now, if it was moved.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Compare with these, or with their statistics.")
 _FEATURES = flags.DEFINE_string("features", None, "Feature network; default: the config's.")
 _METRICS = flags.DEFINE_list("metrics", None, "Which; default: the config's.")
@@ -60,6 +61,8 @@ _OUT = flags.DEFINE_string("out", None, "A .jsonl that rows of results are added
 
 def chosen_config() -> ml_collections.ConfigDict:
     """The config of --workdir or --config, or the defaults, as the other flags change it."""
+    if _WORKDIR.value and _CONFIG.value is not None:
+        raise UserError("--workdir has a config of its own; give it or --config, not both")
     if _WORKDIR.value:
         config = Workdir.open(_WORKDIR.value).config
     elif _CONFIG.value is not None:
@@ -67,6 +70,8 @@ def chosen_config() -> ml_collections.ConfigDict:
         config = _CONFIG.value
     else:
         config = configs.base()
+    if _DATA_PATH.value is not None:
+        config.data.path = _DATA_PATH.value
     evaluation = config.eval
     if _NUM_IMAGES.value is not None:
         evaluation.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
@@ -105,7 +110,13 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
     sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
     weights = sampler.fingerprint()
     reference = reference_source(config)
-    measurer = Measurer(config, sources.load(config.data), make_mesh(), reference=reference)
+    if _REFERENCE.value is None:
+        source = sources.load(config.data)
+    else:  # the training data is not needed, nor need it be there
+        config.eval.label_agreement = False
+        source = Source("generated", "", sampler.image_shape, np.zeros(0, np.int32), 0, read=None)
+    measurer = Measurer(config, source, make_mesh(), reference=reference)
+    stage = Workdir.open(_WORKDIR.value).finished_stage(_NUM_STEPS.value, _STAGE.value)
     count, rows = config.eval.num_images, []
     settings = f"{_SAMPLER.value} {sampler.num_steps} {count} {config.eval.features} {weights}"
     folder = _blocks_dir(Path(_WORKDIR.value) / "evaluating", settings)
@@ -116,7 +127,8 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
             label = f"seed {seed}"
             result = measurer.sampler(sampler, count, seed, folder / str(seed), label, made_of)
             show(result, where, f"seed {seed}: " if _SEEDS.value > 1 else "")
-            row = {"sampler": _SAMPLER.value, "num_steps": sampler.num_steps, "sha256": weights}
+            row = {"stage": stage.name, "updates": stage.updates, "sampler": _SAMPLER.value}
+            row |= {"num_steps": sampler.num_steps, "sha256": weights}
             rows.append(row | as_row(result) | measurer.definition(count, seed))
         show_spread(rows, where)
         add_rows(_OUT.value or Path(_WORKDIR.value) / "evaluations.jsonl", rows)
@@ -185,7 +197,8 @@ def as_row(result: Measured) -> dict:
 def add_rows(path: str | Path, rows: list[dict]) -> None:
     """Adds rows to a .jsonl."""
     path = Path(path)
-    write_rows(path, [*read_rows(path), *json.loads(json.dumps(rows))])
+    with locked(path.with_name(f".{path.name}.lock")):
+        write_rows(path, [*read_rows(path), *json.loads(json.dumps(rows))])
 
 
 def main(argv: list[str]) -> None:

@@ -188,7 +188,9 @@ class Run:
         def sampler_of(name: str, num_steps: int) -> Sampler:
             return self._sampler(name, params, num_steps)
 
-        images = first_images(self._measurer, sampler_of, stage, self.config.eval.grid_images)
+        made_for = self.workdir.made_for(stage) if stage.teacher is None else 0
+        count = self.config.eval.grid_images
+        images = first_images(self._measurer, sampler_of, stage, count, made_for)
         write_atomically(directory / "samples.png", png(grid(images)))
         all_steps = [s.num_steps for s in self.stages.values()]
         folder = directory / "measuring"
@@ -198,7 +200,7 @@ class Run:
             "updates": stage.updates,
             "images_seen": stage.updates * self.config.train.batch_size,
             "seconds": seconds,
-            **stage_row(self._measurer, stage, all_steps, sampler_of, folder),
+            **stage_row(self._measurer, stage, all_steps, sampler_of, folder, made_for),
         }
         self.workdir.add_result(row)
         remove(folder)

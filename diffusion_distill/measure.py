@@ -256,7 +256,11 @@ class Measurer:
         """What would else be found out after the teacher was trained."""
         evaluation, name = self.config.eval, self._network.name
         images = jax.ShapeDtypeStruct((self.mesh.size, *self._source.image_shape), np.uint8)
-        features, logits = jax.eval_shape(self._network.apply, self._network.params, images)
+        try:
+            features, logits = jax.eval_shape(self._network.apply, self._network.params, images)
+        except (TypeError, ValueError) as error:
+            shape = "x".join(map(str, self._source.image_shape))
+            raise UserError(f"{name} takes no images of {shape}: {error}") from None
         if self._real is None:
             check_size(features.shape[1], self._reference())
         elif "fd" in evaluation.metrics:
@@ -264,6 +268,9 @@ class Measurer:
             check_count(name, len(self._real), evaluation.allow_biased, what)
         first = METRICS[evaluation.metrics[0]]
         why = ""
+        counts = [evaluation.num_images, evaluation.baseline_images or evaluation.num_images]
+        if min(counts) < first.least:
+            why = f"it takes at least {first.least} images, not {min(counts)}"
         if first.needs_logits and logits is None:
             why = f"config.eval.features, {name}, gives no logits"
         if first.needs_features and self._real is None:

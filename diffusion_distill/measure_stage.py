@@ -21,12 +21,18 @@ _Measure = Callable[[str, int, int, str | None], Measured]
 
 
 def stage_row(
-    measurer: Measurer, stage: Stage, all_steps: list[int], sampler_of: SamplerOf, folder: Path
+    measurer: Measurer,
+    stage: Stage,
+    all_steps: list[int],
+    sampler_of: SamplerOf,
+    folder: Path,
+    made_for: int = 0,
 ) -> dict:
     """What was measured of a stage, for its row of results.jsonl.
 
     The teacher, which knows all times, is measured at no more than config.eval.max_steps steps; a
-    student of more is not measured, and its row says so under "not_measured".
+    student of more is not measured, and its row says so under "not_measured". A teacher that is
+    itself a student is measured at the steps that it is made for, and has no baselines.
 
     Args:
         measurer: of the run.
@@ -35,12 +41,13 @@ def stage_row(
         sampler_of: its samplers.
         folder: of this stage alone: where blocks of features, and results, are kept until the row
             is written, and where what was stopped goes on from.
+        made_for: the teacher's only number of steps, where it is a student itself.
     """
     evaluation = measurer.config.eval
     if not is_measured(stage, evaluation):
         limit = f"config.eval.max_steps, {evaluation.max_steps}"
         return {"not_measured": f"{stage.num_steps} steps are more than {limit}"}
-    steps = min(stage.num_steps, evaluation.max_steps)
+    steps = made_for or min(stage.num_steps, evaluation.max_steps)
     weights = sampler_of("ddim", steps).fingerprint()
 
     def measure(name: str, num_steps: int, count: int, only: str | None) -> Measured:
@@ -64,7 +71,10 @@ def stage_row(
         **measurer.definition(evaluation.num_images, evaluation.seed),
     }
     if stage.teacher is None:
-        row |= _baselines(evaluation, measure, result, steps, all_steps)
+        if made_for:
+            row["baselines"] = {}
+        else:
+            row |= _baselines(evaluation, measure, result, steps, all_steps)
         if measurer.evaluator.judge is not None:
             row["judge_accuracy"] = measurer.evaluator.judge.held_out_accuracy
     return row
@@ -75,16 +85,18 @@ def is_measured(stage: Stage, evaluation: ml_collections.ConfigDict) -> bool:
     return stage.teacher is None or stage.num_steps <= evaluation.max_steps
 
 
-def first_images(measurer: Measurer, sampler_of: SamplerOf, stage: Stage, count: int) -> np.ndarray:
+def first_images(
+    measurer: Measurer, sampler_of: SamplerOf, stage: Stage, count: int, made_for: int = 0
+) -> np.ndarray:
     """uint8 images 0 to count - 1 of a stage, [N, H, W, C].
 
     Where the stage is measured they are made in batches of the same size, by the same program; the
-    teacher makes them in as many steps as it is measured in.
+    teacher makes them in as many steps as it is measured in. For `made_for` see `stage_row`.
     """
     evaluation = measurer.config.eval
     steps = stage.num_steps
     if stage.teacher is None:
-        steps = min(steps, evaluation.max_steps)
+        steps = made_for or min(steps, evaluation.max_steps)
     sampler = sampler_of("ddim", steps)
     measured = is_measured(stage, evaluation)
     size = sampler.batch_size(evaluation.num_images if measured else count)

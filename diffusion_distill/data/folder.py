@@ -12,6 +12,7 @@ from diffusion_distill.data import preprocess
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 
+SPLITS = ("train", "val", "validation", "test")  # what a subfolder may be called, and no label
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -26,14 +27,16 @@ def load(config: ml_collections.ConfigDict) -> Source:
         UserError: there is no such folder, no image in it, or images beside the subfolders.
     """
     root = Path(config.path)
+    splits = [name for name in SPLITS if (root / name).is_dir()]
     if (root / config.split).is_dir():
         root = root / config.split
+    elif splits:
+        raise UserError(f"{root} has no split {config.split!r}; it has {', '.join(splits)}")
     files, labels, num_classes = _scan(root, config.folder_labels)
     size, resize, channels = config.image_size, config.resize, config.channels
+    shape = _first_shape(files, channels)
     if size:
-        shape = (size, size, channels or preprocess.decode(files[0], 0).shape[-1])
-    else:
-        shape = preprocess.decode(files[0], channels).shape
+        shape = (size, size, shape[-1])
 
     def one(index: int) -> np.ndarray:
         image = preprocess.to_square(preprocess.decode(files[index], channels), size, resize)
@@ -56,6 +59,17 @@ def load(config: ml_collections.ConfigDict) -> Source:
         fingerprint_of=lambda: _fingerprint(root, files, (shape, resize, num_classes)),
         image_name=files.__getitem__,
     )
+
+
+def _first_shape(files: list[str], channels: int) -> tuple[int, int, int]:
+    """Of the first image that can be read, among the first hundred; what is damaged is left out."""
+    errors = []
+    for file in files[:100]:
+        try:
+            return preprocess.decode(file, channels).shape
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def in_threads(one, shape: tuple[int, ...]):
@@ -120,5 +134,6 @@ def _fingerprint(root: Path, files: list[str], rest: tuple) -> str:
     digest = hashlib.sha256(repr(rest).encode())
     for file in files:
         stat = os.stat(file)
-        digest.update(f"{os.path.relpath(file, root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+        digest.update(f"{os.path.relpath(file, root)} {stat.st_size} {times}\n".encode())
     return digest.hexdigest()

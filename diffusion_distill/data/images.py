@@ -1,6 +1,7 @@
 """Anybody's images, by the path of a folder or a file: for measuring."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,15 +28,25 @@ def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
     """
     path = Path(path)
     fields = {"image_size": 0, "resize": "area", "channels": 0, "folder_labels": False}
-    config = ml_collections.ConfigDict({"path": str(path), "split": "all", **fields})
+    config = ml_collections.ConfigDict({"path": str(path), "split": "", **fields})
     if path.is_dir():
         source = folder.load(config)
+        files = source
+        source = dataclasses.replace(source, fingerprint_of=lambda: _content(files))
         _warn_of_loss(source, path, say)
     elif path.suffix == ".npz" and path.is_file():
         source = npz.load(config)
     else:
         raise UserError(f"{path} is neither a folder of images nor an .npz")
-    return dataclasses.replace(source, name=str(path))
+    return dataclasses.replace(source, name=str(path), split="all")
+
+
+def _content(source: Source) -> str:
+    """A sha256 of all files: what is measured is read anyway, and no two sets are confused."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(hashlib.sha256(Path(source.image_name(index)).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _warn_of_loss(source: Source, path: Path, say: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ def load(config: ml_collections.ConfigDict) -> Source:
     path = Path(config.path)
     arrays = read_arrays(path)
     if "images" not in arrays and ("arr_0" in arrays or len(arrays) == 1):
-        arrays = {"images": arrays.get("arr_0", next(iter(arrays.values())))}
+        arrays["images"] = arrays.get("arr_0", next(iter(arrays.values())))
     if "images" not in arrays:
         raise UserError(f"{path} has the arrays {', '.join(arrays) or 'none'}; it must have images")
     return from_arrays(arrays["images"], arrays.get("labels"), name=str(path), split=config.split)

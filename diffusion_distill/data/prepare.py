@@ -89,16 +89,19 @@ def prepare(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_B
         source: what to write. Reading one image may raise UserError: it is left out, and named.
         folder: of the split.
         origin: says where it comes from, to be kept in the manifest; a folder that was begun from
-            elsewhere is refused.
+            elsewhere, or from other images, is refused.
         file_bytes: of images in one file, about.
 
     Returns:
         The manifest, which is written last.
 
     Raises:
-        UserError: the folder holds another set, or no image could be read.
+        UserError: the folder holds another set, or half of the images cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    size = max(1, file_bytes // int(np.prod(source.image_shape)))
+    content = {"images": len(source), "fingerprint": source.fingerprint, "images_per_file": size}
+    origin = origin | content
     with locked(folder / ".lock"):
         if (folder / MANIFEST).exists():
             manifest = Manifest.read(folder)
@@ -107,7 +110,6 @@ def prepare(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_B
             say(f"{folder}: prepared already, {manifest.count:,} images")
             return manifest
         _begin(folder, origin)
-        size = max(1, file_bytes // int(np.prod(source.image_shape)))
         progress = Countdown("prepare", len(source), "images")
         parts = []
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
@@ -169,9 +171,10 @@ def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Ma
     unreadable = [tuple(pair) for part in parts for pair in part["unreadable"]]
     for name, reason in unreadable:
         say(f"left out: {reason if name in reason else f'{name}: {reason}'}")
-    if not len(labels):
+    if len(unreadable) >= len(source) / 2:
         raise UserError(
-            f"none of the {len(source)} images could be read; the first: {unreadable[0]}"
+            f"{len(unreadable)} of {len(source)} images could not be read, and no set is made of "
+            f"the rest; the first: {unreadable[0][0]}: {unreadable[0][1]}"
         )
     buffer = io.BytesIO()
     np.save(buffer, labels)
@@ -212,7 +215,7 @@ def main(argv: list[str]) -> None:
         origin |= {"split": config.split, "preprocessing": source.preprocessing}
         origin |= {"channels": config.channels, "folder_labels": config.folder_labels}
         manifest = prepare(source, out / config.split, origin)
-        expected = DATASETS[name].counts.get(config.split) if name else None
+        expected = DATASETS[name].counts.get(config.split) if name in DATASETS else None
         if expected not in (None, manifest.count):
             say(f"warning: {name} {config.split} has {expected:,} images as published")
 
@@ -221,7 +224,9 @@ def _data_config(dataset: str):
     """A config's `data` section from the flags, over the data set's own fields."""
     config = base().data
     config.name, config.split = _SOURCE.value or "folder", _SPLIT.value
-    if dataset:
+    if dataset == "cifar10":
+        config.name = "cifar10"
+    elif dataset:
         if dataset not in DATASETS:
             raise UserError(f"--dataset is {dataset!r}; there are cifar10, {', '.join(DATASETS)}")
         if _PATH.value is None:

@@ -25,6 +25,7 @@ from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_json, write_atomically
 
+PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose settings `prepare` knows
 FORMAT = 1
 MANIFEST = "manifest.json"
 LABELS = "labels.npy"
@@ -111,9 +112,10 @@ def load(config: ml_collections.ConfigDict) -> Source:
     root = Path(config.path)
     folder = root / config.split
     if not root.is_dir():
+        kind = f"--dataset={root.name}" if root.name in PUBLISHED else "--source=folder"
         raise UserError(
-            f"there is no {root}; make it with: python -m diffusion_distill.data.prepare --out="
-            f"{root} (--help says how), or say where it is with --config.data.path"
+            f"there is no {root}; make it with: python -m diffusion_distill.data.prepare {kind} "
+            f"--path=... --out={root}, or say where it is with --config.data.path"
         )
     if not (folder / MANIFEST).exists():
         splits = sorted(p.parent.name for p in root.glob(f"*/{MANIFEST}"))

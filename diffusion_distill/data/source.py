@@ -46,7 +46,9 @@ class Source:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A sha256 that tells these images from any others; may read all of them once."""
+        """What tells these images from others: a sha256 of the content where that is in memory or
+        in a manifest, of files' names, sizes and times of change where reading all takes long.
+        """
         return self.fingerprint_of()
 
     def images(self, indices: np.ndarray | None = None) -> np.ndarray:

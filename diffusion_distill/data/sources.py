@@ -5,6 +5,7 @@ everything above works by index. See "Your own images" in README.md.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -52,7 +53,8 @@ def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
     """
     if config.name not in SOURCES:
         raise UserError(f"config.data.name is {config.name!r}; there are {', '.join(SOURCES)}")
-    if split is not None:
+    if split not in (None, config.split):
+        _check_has(config, split)
         config = config.copy_and_resolve_references()
         config.split = split
     if config.name in _NEED_PATH and not config.path:
@@ -65,3 +67,14 @@ def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
             f"images of {height}x{width}"
         )
     return source
+
+
+def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
+    """Raises UserError where config.path is one split, and another is asked for."""
+    alone = config.name == "npz" or (
+        config.name == "folder" and not (Path(config.path) / split).is_dir()
+    )
+    if alone:
+        raise UserError(
+            f"{config.path} has no split {split!r}: it is the split {config.split!r} alone"
+        )

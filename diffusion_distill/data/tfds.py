@@ -3,13 +3,15 @@
 import concurrent.futures
 import hashlib
 import os
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
 
+from diffusion_distill.console import Countdown
 from diffusion_distill.data import preprocess
 from diffusion_distill.data.folder import in_threads
-from diffusion_distill.data.source import Source
+from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
 
 
@@ -29,9 +31,18 @@ def load(config: ml_collections.ConfigDict) -> Source:
         raise UserError(f"{name} has the features {', '.join(info.features)}; it must have image")
     num_classes = info.features["label"].num_classes if "label" in info.features else 0
     channels = config.channels or info.features["image"].shape[-1]
+    if (channels, info.features["image"].shape[-1]) == (1, 3):
+        raise UserError(f"config.data.channels is 1; {name} is in colour, it must be 0 or 3")
+
+    def record(index: int) -> dict:
+        try:
+            return records[index]
+        except Exception as error:  # of many kinds, from array_record and the image decoder
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise UserError(f"{name} {config.split} {index} cannot be read: {reason}") from None
 
     def prepared(index: int) -> np.ndarray:
-        image = np.asarray(records[index]["image"])
+        image = np.asarray(record(index)["image"])
         if (image.shape[-1], channels) == (1, 3):
             image = np.repeat(image, 3, axis=-1)
         return preprocess.to_square(image, config.image_size, config.resize)
@@ -49,9 +60,8 @@ def load(config: ml_collections.ConfigDict) -> Source:
 
     labels = np.zeros(len(records), np.int32)
     if num_classes:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = pool.map(lambda index: records[index]["label"], range(len(records)))
-            labels = np.fromiter(found, np.int32, len(records))
+        labels = _labels(record, len(records), name)
+        labels, num_classes = checked_labels(labels, len(records), num_classes, name)
     identity = (info.full_name, config.split, len(records), shape, config.resize)
     return Source(
         name=name.split(":")[0].replace("/", "_"),
@@ -65,6 +75,23 @@ def load(config: ml_collections.ConfigDict) -> Source:
         fingerprint_of=lambda: hashlib.sha256(repr(identity).encode()).hexdigest(),
         image_name=f"{name} {config.split} {{}}".format,
     )
+
+
+def _labels(record: Callable[[int], dict], count: int, name: str) -> np.ndarray:
+    """The label of every record, [N]; 0 for one that cannot be read, which its image then tells."""
+
+    def label(index: int) -> int:
+        try:
+            return int(record(index)["label"])
+        except UserError:
+            return 0
+
+    labels, countdown = np.zeros(count, np.int32), Countdown(f"labels of {name}", count, "records")
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, value in enumerate(pool.map(label, range(count))):
+            labels[index] = value
+            countdown.add(1)
+    return labels
 
 
 def _open(name: str, path: str, split: str):

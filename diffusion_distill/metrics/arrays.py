@@ -47,6 +47,15 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     return arrays, made_of
 
 
+def npz_names(path: Path) -> list[str]:
+    """Names of the arrays of an npz, without reading them; [] where it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            return list(npz.files)
+    except (zipfile.BadZipFile, EOFError, ValueError, OSError, AttributeError, TypeError):
+        return []
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an npz.
 

@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.arrays import load_arrays, save_arrays
 
-BLOCK = 2048  # images
+BLOCK = 256  # images: what a stop can cost
 
 Arrays = dict[str, np.ndarray]
 

@@ -64,7 +64,7 @@ def _fd(sample, reference):
 
 def _kid(sample, reference):
     mean, spread = kernel_distance(sample.arrays["features"], reference.features)
-    return {"kid": mean, "kid_std": spread}
+    return {"kid": mean} if spread is None else {"kid": mean, "kid_std": spread}
 
 
 def _precision_recall(sample, reference):

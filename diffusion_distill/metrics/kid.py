@@ -12,12 +12,13 @@ def kernel_distance(
     subsets: int = SUBSETS,
     subset_size: int = SUBSET_SIZE,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """(mean, standard deviation) over random subsets of the squared MMD of features, in float64.
 
     Binkowski et al. 2018, section 4: unbiased, with the kernel (x.y / D + 1)^3; it may be negative.
     Each subset is drawn without replacement from both sets. The spread is that between subsets,
-    not the error of the mean.
+    not the error of the mean. Where both sets are no larger than a subset there is but one value,
+    of all, and no spread: None.
 
     Args:
         a: features [N, D].
@@ -26,6 +27,8 @@ def kernel_distance(
         subset_size: of each; less where N or M is less, down to 2.
         seed: of the draws.
     """
+    if max(len(a), len(b)) <= subset_size:
+        return squared_mmd(a, b), None
     size = min(subset_size, len(a), len(b))
     rng = np.random.default_rng(seed)
     values = [

@@ -1,10 +1,12 @@
 """What generated images are compared with: statistics and features of real ones, computed once."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from diffusion_distill import __version__
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import locked
-from diffusion_distill.metrics.arrays import load_arrays, read_npz, save_arrays
+from diffusion_distill.metrics.arrays import load_arrays, npz_names, read_npz, save_arrays
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Statistics, merge, moments, to_statistics
@@ -132,7 +134,7 @@ def reference_from_file(path: str | Path) -> Reference:
 def has_statistics(path: str | Path) -> bool:
     """Whether a path is an npz with the array `mu`: statistics, not images."""
     path = Path(path)
-    return path.suffix == ".npz" and path.is_file() and "mu" in read_npz(path)
+    return path.suffix == ".npz" and path.is_file() and "mu" in npz_names(path)
 
 
 def vs_name(path: str | Path) -> str:
@@ -179,7 +181,10 @@ def _compute_and_cache(source, network, batch_size, cache_dir, made_of, say, on_
     path = _path(cache_dir, made_of)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):
+    with _waiting_for(folder / ".lock", len(source), say, on_batch):
+        arrays = _cached(cache_dir, made_of, say)  # by now another process may have made it
+        if arrays is not None:
+            return arrays
         say(
             f"reference: {len(source):,} images of {source.name}, {source.split}, "
             f"by {network.name}: kept in {path}"
@@ -189,6 +194,24 @@ def _compute_and_cache(source, network, batch_size, cache_dir, made_of, say, on_
         save_arrays(path, arrays, made_of)
         store.clear()
     return arrays
+
+
+@contextlib.contextmanager
+def _waiting_for(lock: Path, count: int, say: Callable[[str], None], on_batch: OnBatch):
+    """Holds a lock for the time of a `with`, once another process has let go of it."""
+    with contextlib.ExitStack() as stack:
+        said = False
+        while True:
+            try:
+                stack.enter_context(locked(lock))
+                break
+            except UserError:
+                if not said:
+                    say("reference: another process computes it; waiting")
+                said = True
+                on_batch(0, count)  # which may say that it is time to stop
+                time.sleep(2.0)
+        yield
 
 
 def _compute(source, network, batch_size, store, on_batch) -> dict:

@@ -84,7 +84,7 @@ def failing(bad, stop_at=None):
 
 
 def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path, capsys):
-    bad = [2, 14, 15, 16, 17, 18, 19]  # among them a whole file
+    bad = [2, 14, 15, 16, 17, 18, 19]  # among them a whole file, and less than half of all
     manifest = prepare(failing(bad), tmp_path / "set/train", {}, FILE_BYTES)
     good = np.setdiff1d(np.arange(20), bad)
     source = load(tmp_path / "set")
@@ -97,7 +97,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path, capsys):
 
 
 def test_where_nothing_can_be_read_nothing_is_made(tmp_path):
-    with pytest.raises(UserError, match="none of the 20 images could be read; .*0.png"):
+    with pytest.raises(UserError, match="20 of 20 images could not be read, .*0.png"):
         prepare(failing(range(20)), tmp_path / "set/train", {}, FILE_BYTES)
     assert not (tmp_path / "set/train/manifest.json").exists()
 
@@ -169,6 +169,14 @@ def test_a_folder_begun_from_elsewhere_or_with_other_files_is_refused(tmp_path):
         prepare(from_arrays(IMAGES), tmp_path / "thesis", {}, FILE_BYTES)
 
 
+def test_a_source_that_changed_since_is_not_mixed_in(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        prepare(failing([], stop_at=9), tmp_path / "set", {}, FILE_BYTES)
+    more = from_arrays(np.concatenate([IMAGES[:1], IMAGES]), None)
+    with pytest.raises(UserError, match="was begun from .*; remove it"):
+        prepare(more, tmp_path / "set", {}, FILE_BYTES)
+
+
 def test_splits_are_told_apart(out):
     prepare(from_arrays(IMAGES[:3], split="test"), out / "test", {}, FILE_BYTES)
     assert len(load(out, "test")) == 3
@@ -217,7 +225,9 @@ def command(*flags):
 
 
 def test_data_that_is_not_there_ends_with_the_command_that_gets_it(tmp_path):
-    with pytest.raises(UserError, match=f"prepare --out={tmp_path}/none .*--config.data.path"):
+    with pytest.raises(
+        UserError, match=f"prepare --source=folder --path=... --out={tmp_path}/none"
+    ):
         load(tmp_path / "none")
 
 

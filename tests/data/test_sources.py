@@ -57,7 +57,7 @@ def test_a_folder_is_cropped_and_resized_and_says_so(folder):
 def test_a_split_may_be_a_subfolder(folder):
     (folder[0].parent / "both").mkdir()
     folder[0].rename(folder[0].parent / "both" / "test")
-    source = sources.load(data("folder", folder[0].parent / "both"), split="test")
+    source = sources.load(data("folder", folder[0].parent / "both", split="train"), split="test")
     assert (len(source), source.split, source.name) == (5, "test", "both")
 
 
@@ -68,6 +68,29 @@ def test_fingerprints_tell_contents_and_preprocessing_apart(folder):
     assert sources.load(data("folder", folder[0])).fingerprint in prints
     Image.fromarray(folder[1][0] // 2).save(folder[0] / "cat/1.png")
     assert sources.load(data("folder", folder[0])).fingerprint not in prints
+
+
+def test_a_split_that_is_not_there_is_never_another_under_its_name(folder, tmp_path):
+    with pytest.raises(UserError, match="set has no split 'test'"):
+        sources.load(data("folder", folder[0]), split="test")
+    (tmp_path / "both").mkdir()
+    folder[0].rename(tmp_path / "both" / "train")
+    for split in (None, "test"):
+        with pytest.raises(
+            UserError, match="both has no split 'test'; it|both has no split 'test':"
+        ):
+            sources.load(data("folder", tmp_path / "both", split="test"), split=split)
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="a.npz has no split 'test': it is the split 'train' alone"):
+        sources.load(data("npz", tmp_path / "a.npz"), split="test")
+
+
+def test_a_damaged_first_image_is_not_the_end(folder):
+    (folder[0] / "cat/1.png").write_bytes(b"")
+    source = sources.load(data("folder", folder[0]))
+    assert source.image_shape == (6, 8, 3)
+    with pytest.raises(UserError, match="cat/1.png cannot be read"):
+        source.images([0])
 
 
 def test_images_of_two_sizes_are_refused_by_name(folder):
@@ -126,7 +149,7 @@ def test_npz_gives_images_with_labels_or_without(tmp_path):
     labelled = sources.load(data("npz", tmp_path / "a.npz"))
     np.testing.assert_array_equal(labelled.images([1, 4]), images[[1, 4]])
     np.testing.assert_array_equal(labelled.labels, [0, 2, 1, 0, 2])
-    plain = sources.load(data("npz", tmp_path / "b.npz"), split="test")
+    plain = sources.load(data("npz", tmp_path / "b.npz", split="test"))
     assert (labelled.num_classes, plain.num_classes, plain.split) == (3, 0, "test")
     np.testing.assert_array_equal(plain.images(), images)
 

@@ -3,6 +3,8 @@
 `python -m diffusion_distill.metrics.inception --from FILE` makes its weights from a public file.
 """
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +24,7 @@ def load(weights: str = "") -> FeatureNetwork:
     torch-fidelity's do the same, over all 1,008 outputs (8 of them mean nothing). They are None
     where the weights file has no classifier.
 
-    The fingerprint is that of the network up to pool3, with or without a classifier.
+    The fingerprint tells the classifier, too.
 
     Args:
         weights: path of the weights, an .npz; "" for $DIFFUSION_DISTILL_INCEPTION where that is
@@ -34,7 +36,10 @@ def load(weights: str = "") -> FeatureNetwork:
     arrays = read(weights or usual_place())
     arrays.pop("softmax/biases", None)
     params = jax.tree.map(jnp.asarray, _tree(arrays))
-    return FeatureNetwork("inception", params, apply, NETWORK_SHA256)
+    fingerprint = NETWORK_SHA256
+    if "softmax/weights" in arrays:
+        fingerprint += "-" + hashlib.sha256(arrays["softmax/weights"].tobytes()).hexdigest()
+    return FeatureNetwork("inception", params, apply, fingerprint)
 
 
 def apply(params, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
