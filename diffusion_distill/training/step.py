@@ -21,7 +21,7 @@ from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import from_x, q_sample
 from diffusion_distill.models.build import make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.sharding import batched, place, replicated, shardings
 from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import TrainState
 
@@ -223,9 +223,18 @@ def loss_by_quarter(loss: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
 
 
 def make_update(
-    model: UNet, config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh
+    model: UNet,
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    mesh: Mesh,
+    abstract: TrainState | None = None,
 ) -> Callable:
     """The compiled step.
+
+    Args:
+        model, config, stage: see `make_train_step`.
+        mesh: the devices.
+        abstract: of `abstract_state`, for its shardings; None where all is replicated.
 
     Returns:
         update(state, teacher_params, data, rows, key, round) -> (state, metrics), which makes one
@@ -236,13 +245,16 @@ def make_update(
         reason the parts of an accumulated batch are separate calls there.
     """
     whole, rows = replicated(mesh), batched(mesh, leading=1)
+    state_shardings = whole if abstract is None else shardings(abstract)
+    weights = whole if abstract is None else state_shardings.ema_params
 
     def batch_of(data, row) -> Batch:
         batch = row if data is None else gather(data, row)
         return jax.lax.with_sharding_constraint(batch, batched(mesh))
 
     if config.runtime.accumulation > 1 and jax.default_backend() == "cpu":
-        return _update_in_calls(make_parts(model, config, stage), config, batch_of, mesh)
+        parts = make_parts(model, config, stage)
+        return _update_in_calls(parts, config, batch_of, mesh, state_shardings, weights)
     step = make_train_step(model, config, stage)
 
     def update(state, teacher_params, data, rows, key, round):
@@ -256,13 +268,22 @@ def make_update(
 
     return jax.jit(
         update,
-        in_shardings=(whole, whole, whole, rows, whole, whole),
-        out_shardings=whole,
+        in_shardings=(
+            state_shardings,
+            weights if stage.teacher else None,
+            whole,
+            rows,
+            whole,
+            whole,
+        ),
+        out_shardings=(state_shardings, whole),
         donate_argnums=0,
     )
 
 
-def _update_in_calls(parts: Parts, config, batch_of: Callable, mesh: Mesh) -> Callable:
+def _update_in_calls(
+    parts: Parts, config, batch_of: Callable, mesh: Mesh, state_shardings, weights
+) -> Callable:
     """`make_update` with each part of a batch, and what is before and after, a call of its own."""
     count = config.runtime.accumulation
     whole, split_rows = replicated(mesh), batched(mesh, leading=1)
@@ -272,18 +293,18 @@ def _update_in_calls(parts: Parts, config, batch_of: Callable, mesh: Mesh) -> Ca
         batch = batch_of(data, jax.tree.map(lambda r: r[k], rows))
         return split(parts.draw(step, batch, key, round), count)
 
-    @functools.partial(jax.jit, out_shardings=(whole, split_rows))
+    @functools.partial(jax.jit, out_shardings=(weights, split_rows))
     def start(params, t):
         return jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(t)
 
-    @functools.partial(jax.jit, out_shardings=(whole, split_rows), donate_argnums=(0, 1))
+    @functools.partial(jax.jit, out_shardings=(weights, split_rows), donate_argnums=(0, 1))
     def add(total, losses, params, teacher_params, examples, k, round):
         part = jax.tree.map(lambda a: a[k], examples)
         grads, part_losses = parts.gradient(params, teacher_params, part, round)
         total = jax.tree.map(lambda a, g: a + g / count, total, grads)
         return total, losses.at[k].set(part_losses)
 
-    @functools.partial(jax.jit, out_shardings=whole, donate_argnums=0)
+    @functools.partial(jax.jit, out_shardings=(state_shardings, whole), donate_argnums=0)
     def apply(state, grads, losses, t, round):
         return parts.apply(state, grads, losses.reshape(-1), t.reshape(-1), round)
 
@@ -292,7 +313,7 @@ def _update_in_calls(parts: Parts, config, batch_of: Callable, mesh: Mesh) -> Ca
         return jax.tree.map(lambda *m: jnp.stack(m), *metrics)
 
     def numbers(size):
-        return [jax.device_put(np.int32(k), whole) for k in range(size)]
+        return [place(np.int32(k), whole) for k in range(size)]
 
     def update(state, teacher_params, data, rows, key, round):
         metrics = []
