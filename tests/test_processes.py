@@ -22,7 +22,8 @@ from tests.conftest import free_port
 ROOT = Path(__file__).parents[1]
 HEARTBEAT = 10  # seconds
 BOUND = 60  # seconds within which the death of one ends the other, with what a busy machine adds
-UPDATES = 400  # of the teacher: some seconds, and a notice needs one to be heard
+UPDATES = 100  # of the teacher: some seconds, and a notice needs one to be heard
+EVERY = 25  # updates from checkpoint to checkpoint
 COMMAND = [
     sys.executable,
     "-m",
@@ -30,11 +31,11 @@ COMMAND = [
     "--config=configs/digits_distill.py:tiny",
     "--config.model.attention_resolutions=()",
     f"--config.teacher.updates={UPDATES}",
-    "--config.train.checkpoint_every=100",
+    f"--config.train.checkpoint_every={EVERY}",
     "--config.distill.start_steps=2",
     "--config.eval.baselines=()",
     "--config.runtime.log_every_seconds=0",
-    "--config.runtime.fsdp=2",
+    "--config.eval.label_agreement=False",
     f"--heartbeat_timeout={HEARTBEAT}",
     "--num_processes=2",
 ]
@@ -72,7 +73,7 @@ class Pair:
             assert not ended, f"{pattern!r} was not said: {self.said}"
             time.sleep(0.02)
 
-    def codes(self, timeout=240):
+    def codes(self, timeout=300):
         """What both exit with; what does not end is killed, and the test fails."""
         end = time.monotonic() + timeout
         try:
@@ -107,13 +108,13 @@ def test_stopped_and_killed_they_end_with_the_numbers_of_a_run_never_stopped(tmp
 
     # A notice to one of them, and not to the one that talks.
     pair = Pair(workdir)
-    pair.wait_for("teacher: step 2[0-9] of")
+    pair.wait_for(r"teacher: step \d of")
     pair.processes[1].send_signal(signal.SIGTERM)
     assert pair.codes() == [143, 143], pair.said
     assert "goes on from here" in pair.said[0]
     assert "Traceback" not in pair.said[0] + pair.said[1]
-    (saved,) = [step for step in checkpoints(workdir) if step % 100] or [0]
-    assert 20 < saved < UPDATES, pair.said
+    saved = checkpoints(workdir)[-1]
+    assert saved % EVERY, pair.said  # where neither would have saved by itself
 
     # The end of one, without a word.
     pair = Pair(workdir)
