@@ -25,7 +25,8 @@ _LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "slurm", "OMPI_COMM_WORLD_SIZE": "ompi"}
 _OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # where JAX looks for the address; Open MPI 5 has it no more
 
 _ERRORS = {kind.__name__: kind for kind in (UserError, errors.CheckpointError, OSError)}
-_LONGEST = 4096  # bytes of an error that `everywhere` hands on
+_LONGEST = 1000  # characters of a message that is handed on
+_ROOM = 16 * _LONGEST  # bytes that an error then takes at most: JSON writes some as 12
 
 _waits = itertools.count()  # a number for each, the same in all processes
 _looks = itertools.count(1)  # as many calls of `reached_preemption`
@@ -129,9 +130,8 @@ def on_main(work: Callable):
         _alone = True
         try:
             value = work()
-            outcome = (
-                b"b" + value if isinstance(value, bytes) else b"j" + json.dumps(value).encode()
-            )
+            is_bytes = isinstance(value, bytes)
+            outcome = b"b" + value if is_bytes else b"j" + json.dumps(value).encode()
         except Exception as error:
             _hand_out(b"e" + _described(error))
             error.said_by = 0
@@ -160,11 +160,11 @@ def everywhere(work: Callable):
     try:
         result = work()
     except Exception as error:
-        failure, outcome = error, _described(error)[-_LONGEST:]
-    padded = np.zeros(_LONGEST, np.uint8)
+        failure, outcome = error, _described(error)
+    padded = np.zeros(_ROOM, np.uint8)
     padded[: len(outcome)] = np.frombuffer(outcome, np.uint8)
     _wait()
-    outcomes = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _LONGEST)
+    outcomes = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _ROOM)
     failed = [n for n, row in enumerate(outcomes) if row.any()]
     if failure is not None:
         # Of several that fail in the same way, the first speaks for all.
@@ -218,10 +218,10 @@ def _hand_out(outcome: bytes) -> bytes:
 def _described(error: Exception) -> bytes:
     kind = next((name for name, k in _ERRORS.items() if isinstance(error, k)), "")
     if kind == "OSError":
-        filename = None if error.filename is None else str(error.filename)
-        arguments = [error.errno, error.strerror or str(error), filename]
+        filename = None if error.filename is None else str(error.filename)[:_LONGEST]
+        arguments = [error.errno, (error.strerror or str(error))[: _LONGEST // 4], filename]
     else:
-        arguments = [str(error) if kind else f"process {process_id()}: {error!r}"]
+        arguments = [(str(error) if kind else f"process {process_id()}: {error!r}")[:_LONGEST]]
     return json.dumps([kind, arguments]).encode()
 
 

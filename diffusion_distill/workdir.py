@@ -11,6 +11,7 @@ workdir/
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -82,9 +83,15 @@ class Workdir:
         """The run of this config in `path`: a new one, or the one that is there already.
 
         Raises:
-            UserError: another config's run is there, or other files; names the fields that differ.
+            UserError: another config's run is there, or other files; names the fields that differ;
+                or the path is an address, as of a bucket.
             OSError: the folder cannot be written to.
         """
+        if re.match(r"\w+:/", str(path)):
+            raise UserError(
+                f"--workdir={path} is not a folder; mount the bucket (with gcsfuse, say) and give "
+                "the folder it is mounted at"
+            )
         run = cls(Path(path), config, tuple(image_shape), num_classes, teacher_num_steps)
         on_main(run._create_or_continue)
         return run

@@ -17,6 +17,7 @@ import pytest
 from diffusion_distill import distributed
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_rows
+from diffusion_distill.workdir import Workdir
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,8 @@ COMMAND = [
     "--config.eval.baselines=()",
     "--config.runtime.log_every_seconds=0",
     "--config.eval.label_agreement=False",
+    "--config.eval.num_images=70",
+    "--config.model.channel_multipliers=(1,)",
     f"--heartbeat_timeout={HEARTBEAT}",
     "--num_processes=2",
 ]
@@ -101,6 +104,7 @@ def outcome(workdir):
     return stages, json.dumps([results, metrics]), grids
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_they_end_with_the_numbers_of_a_run_never_stopped(tmp_path):
     never_stopped, workdir = tmp_path / "never_stopped", tmp_path / "run"
     pair = Pair(never_stopped)
@@ -188,3 +192,8 @@ def test_alone_a_process_decides_for_itself():
     assert not distributed.reached_preemption()
     with pytest.raises(FileNotFoundError):
         distributed.on_main(lambda: open("/nowhere/at/all"))
+
+
+def test_an_address_is_not_taken_for_a_folder(tiny_config):
+    with pytest.raises(UserError, match="gs://bucket/run is not a folder; mount the bucket"):
+        Workdir.create_or_continue("gs://bucket/run", tiny_config, (8, 8, 1), 10)
