@@ -4,35 +4,75 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from diffusion_distill import distributed
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
 
 EXIT_MISTAKE = 2  # something that a person can put right; the message says what
 EXIT_NON_FINITE = 3
+EXIT_UNKNOWN = 1  # Python's own for an error that nobody foresaw
 TRACEBACK = "DIFFUSION_DISTILL_TRACEBACK"  # set it to 1 to see where a message came from
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Parses flags, runs main, and exits: 0, or with one line on standard error and not 0."""
+# Flags are defined for the module that calls `run`, so that its --help has them.
+flags.disclaim_key_flags()
+
+
+def run(main: Callable[[list[str]], None], several: bool = False) -> None:
+    """Parses flags, runs main, and exits: 0, or with one line on standard error and not 0.
+
+    Args:
+        main: the command; gets the words that are not flags.
+        several: whether it may run as several processes. What all of them raise is said by one.
+    """
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _unraisablehook
+    join = _define_process_flags() if several else lambda: None
     try:
-        main(_parse(sys.argv))
+        words = _parse(sys.argv)
+        join()
+        main(words)
     except (UserError, CheckpointError) as error:
         fail(EXIT_MISTAKE, str(error), error)
     except NonFiniteError as error:
+        error.said_by = 0
         fail(EXIT_NON_FINITE, str(error), error)
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         fail(EXIT_MISTAKE, named, error)
     except Stopped as stop:
+        stop.said_by = 0
         fail(128 + stop.signum, str(stop), stop)
     except KeyboardInterrupt as error:
         fail(128 + signal.SIGINT, "interrupted", error)
+    except Exception:
+        if distributed.several():  # to wait for the others, as Python would, may be for ever
+            traceback.print_exc()
+            os._exit(EXIT_UNKNOWN)
+        raise
+
+
+def _define_process_flags() -> Callable[[], None]:
+    """Flags that say who the other processes are; returns what then joins them."""
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "Of several processes: HOST:PORT of the first, on a free port."
+    )
+    num_processes = flags.DEFINE_integer("num_processes", None, "How many there are.")
+    process_id = flags.DEFINE_integer("process_id", None, "Which this one is, from 0 on.")
+    heartbeat_timeout = flags.DEFINE_integer(
+        "heartbeat_timeout", 60, "Seconds after which a process that is silent ends them all."
+    )
+    return lambda: distributed.initialize(
+        coordinator.value,
+        num_processes.value,
+        process_id.value,
+        at_least("heartbeat_timeout", heartbeat_timeout.value, 1),
+    )
 
 
 def _unraisablehook(unraisable) -> None:
@@ -63,11 +103,20 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def fail(code: int, reason: str, cause: BaseException) -> None:
-    """Says why in one line, and exits; shows the traceback instead where TRACEBACK is set."""
+    """Says why in one line, and exits; shows the traceback instead where TRACEBACK is set.
+
+    Where it is known that all of several processes fail, one of them says so.
+    """
     if os.environ.get(TRACEBACK) == "1":
         raise cause
-    print(f"error: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+    process = distributed.process_id()
+    said_by = getattr(cause, "said_by", None)
+    if said_by in (None, process):
+        where = f"process {process}: " if distributed.several() and said_by != 0 else ""
+        print(f"error: {where}{' '.join(reason.split())}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    if said_by is not None:
+        distributed.leave()
     # Not sys.exit: on a full disk, threads and exit handlers of TensorBoard's and Orbax's writers
     # would print tracebacks of their own after this line. All that is ours is closed by now.
     os._exit(code)

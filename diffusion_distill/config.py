@@ -116,6 +116,7 @@ def base() -> ml_collections.ConfigDict:
 
     config.runtime = runtime = ml_collections.ConfigDict()
     runtime.data_on_device = "auto"  # auto: where it has at most a GiB; always, never: read ahead
+    runtime.fsdp = 1  # devices that share one copy of the weights; 1: each has its own
     runtime.accumulation = 1  # parts in which a batch is computed, to save memory
     runtime.remat = False  # recompute activations in the backward pass, to save memory; not on CPU
     runtime.updates_per_call = 0  # updates in one compiled call; 0: 1 on CPU, 10 elsewhere
@@ -159,7 +160,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "train.batch_size train.checkpoint_every teacher.updates "
         "distill.updates distill.updates_last_rounds eval.grid_images eval.max_steps "
         "model.channels model.num_blocks model.emb_channels model.num_groups "
-        "runtime.sampler_batch_size runtime.log_every_updates runtime.accumulation"
+        "runtime.sampler_batch_size runtime.log_every_updates runtime.accumulation runtime.fsdp"
     ).split():
         _at_least(config, name, 1)
     for name in "train.checkpoints_kept eval.num_images".split():

@@ -3,10 +3,13 @@
 import sys
 import time
 
+from diffusion_distill import distributed
+
 
 def say(line: str) -> None:
-    """One line to standard output, at once, terminal or not."""
-    print(line, file=sys.stdout, flush=True)
+    """One line to standard output, at once, terminal or not; of several processes, from one."""
+    if distributed.is_main():
+        print(line, file=sys.stdout, flush=True)
 
 
 def duration(seconds: float) -> str:

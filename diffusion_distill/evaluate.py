@@ -27,9 +27,9 @@ from diffusion_distill.data import sources
 from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import locked, read_rows, write_rows
+from diffusion_distill.files import locked, read_rows, remove, write_rows
 from diffusion_distill.load import load_sampler
-from diffusion_distill.measure import Measurer, cache_dir, remove
+from diffusion_distill.measure import Measurer, cache_dir
 from diffusion_distill.metrics.evaluator import Measured
 from diffusion_distill.metrics.reference import has_statistics, vs_name
 from diffusion_distill.report.table import value_text

@@ -4,13 +4,20 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 
+from diffusion_distill import distributed
 from diffusion_distill.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
-    """Writes a file so that readers, and a restart, see the old content or the new, not a part."""
+    """Writes a file so that readers, and a restart, see the old content or the new, not a part.
+
+    Of several processes only the first writes.
+    """
+    if not distributed.is_main():
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -28,15 +35,29 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 def locked(path: Path):
     """Holds the lock file at `path` for the time of a `with`; it goes with the process.
 
+    Of several processes that work as one, the first holds it for all.
+
     Raises:
         UserError: another process holds it.
     """
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path.parent} is in use by another process") from None
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            file = stack.enter_context(open(path, "a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{path.parent} is in use by another process") from None
+
+        distributed.on_main(lock)
         yield
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder and what is in it; of several processes, the first does."""
+    if distributed.is_main():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def read_json(path: Path) -> dict:

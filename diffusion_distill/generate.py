@@ -19,10 +19,11 @@ from diffusion_distill.diffusion.samplers import (
     image_noise,
     sample,
 )
+from diffusion_distill.distributed import fetch
 from diffusion_distill.errors import UserError
 from diffusion_distill.models.build import make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.sharding import batched, place, replicated
 
 # (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
 SampleFn = Callable[[dict, jax.Array, jax.Array, jax.Array, int], jax.Array]
@@ -69,29 +70,33 @@ def make_sample_fn(
     whole, rows = replicated(mesh), batched(mesh)
     if loop == "inside" or (loop == "auto" and jax.default_backend() != "cpu"):
         compiled = jax.jit(
-            whole_loop, in_shardings=(whole, rows, rows, rows, whole), out_shardings=rows
+            whole_loop, in_shardings=(None, rows, rows, rows, whole), out_shardings=rows
         )
-        return lambda params, z, keys, labels, n: compiled(params, z, keys, labels, jnp.int32(n))
+        return lambda params, z, keys, labels, n: compiled(params, z, keys, labels, np.int32(n))
 
     compiled_step = jax.jit(
-        one_step, in_shardings=(whole, rows, rows, rows, whole, whole), out_shardings=rows
+        one_step, in_shardings=(None, rows, rows, rows, whole, whole), out_shardings=rows
     )
 
     def loop_outside(params, z, keys, labels, num_steps):
         state = SamplerState(z, jnp.zeros_like(z))
-        n = jnp.int32(num_steps)
+        n = np.int32(num_steps)
         for i in range(num_steps, 0, -1):
-            state = compiled_step(params, state, keys, labels, jnp.int32(i), n)
+            state = compiled_step(params, state, keys, labels, np.int32(i), n)
         return state.z
 
     return loop_outside
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _start(seed, indices, image_shape):
-    """The noise that images start from, [B, H, W, C], and their keys, [B]."""
-    keys = image_keys(seed, indices)
-    return image_noise(keys, 0, image_shape), keys
+@functools.cache
+def _starts(image_shape: tuple[int, int, int], mesh: Mesh) -> Callable:
+    """(seed, indices [B]) -> the noise that images start from [B, H, W, C], their keys [B]."""
+
+    def start(seed, indices):
+        keys = image_keys(seed, indices)
+        return image_noise(keys, 0, image_shape), keys
+
+    return jax.jit(start, in_shardings=replicated(mesh), out_shardings=batched(mesh))
 
 
 _to_uint8 = jax.jit(to_uint8_on_device)
@@ -120,6 +125,7 @@ class Sampler:
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self._sample_fn, self._params = sample_fn, params
+        self._start = _starts(self.image_shape, mesh)
         self._mesh, self._batch_size = mesh, batch_size
 
     def __call__(self, seed: int = 0, num_images: int = 64, labels: Labels = None) -> np.ndarray:
@@ -144,14 +150,14 @@ class Sampler:
             indices: int [B], B a multiple of the devices; see `batch_size`.
             labels: of all images, int32 [N], by index; see `image_labels`.
         """
-        z, keys = _start(seed, indices, self.image_shape)
+        z, keys = self._start(seed, indices)
         return _to_uint8(self._images(z, keys, labels[indices]))
 
     def fingerprint(self) -> str:
         """A sha256 that tells the weights from any others."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(self._params):
-            digest.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+            digest.update(np.ascontiguousarray(fetch(leaf)).data)
         return digest.hexdigest()
 
     def batch_size(self, num_images: int) -> int:
@@ -192,7 +198,8 @@ class Sampler:
         labels = self.image_labels(len(z), labels)
 
         def batch_fn(indices):
-            return self._images(z[indices], image_keys(0, indices), labels[indices])
+            rows = place(z[indices], batched(self._mesh))
+            return self._images(rows, self._start(0, indices)[1], labels[indices])
 
         return self._in_batches(batch_fn, len(z))
 
@@ -218,9 +225,9 @@ class Sampler:
             raise UserError(f"label {bad[0]} is out of range 0 to {self.num_classes - 1}")
         return np.resize(labels, num_images).astype(np.int32)
 
-    def _images(self, z, keys, labels: np.ndarray) -> jax.Array:
+    def _images(self, z: jax.Array, keys: jax.Array, labels: np.ndarray) -> jax.Array:
         """float32 [B, H, W, C] of one batch, on the devices."""
-        z, keys, labels = jax.device_put((z, keys, labels), batched(self._mesh))
+        labels = place(labels, batched(self._mesh))
         return self._sample_fn(self._params, z, keys, labels, self.num_steps)
 
     def _in_batches(self, batch_fn, num_images: int) -> np.ndarray:
@@ -232,4 +239,4 @@ class Sampler:
             batch_fn(np.minimum(np.arange(first, first + size), num_images - 1))
             for first in range(0, num_images, size)
         ]
-        return np.concatenate([np.asarray(x) for x in images])[:num_images]
+        return np.concatenate([fetch(x) for x in images])[:num_images]

@@ -3,6 +3,10 @@
     python -m diffusion_distill.main --config=configs/digits_distill.py --workdir=runs/digits
 
 The same command continues a run that was stopped. `--config.train.batch_size=64` overrides a field.
+
+On several hosts the same command is started on each. On a Cloud TPU, under Slurm and under Open MPI
+they find each other by themselves; elsewhere --coordinator, --num_processes and --process_id say
+how. The workdir must be one folder that all of them see.
 """
 
 import contextlib
@@ -20,12 +24,13 @@ from diffusion_distill import cli
 from diffusion_distill import config as configs
 from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
+from diffusion_distill.distributed import everywhere
 from diffusion_distill.errors import CheckpointError, Stopped, UserError
-from diffusion_distill.files import write_atomically
+from diffusion_distill.files import remove, write_atomically
 from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.interop import teacher as teachers
 from diffusion_distill.interop.network import Network, abstract_weights
-from diffusion_distill.measure import Measurer, remove
+from diffusion_distill.measure import Measurer
 from diffusion_distill.measure_stage import first_images, stage_row
 from diffusion_distill.models.build import build_unet
 from diffusion_distill.report.grid import grid, png
@@ -33,7 +38,7 @@ from diffusion_distill.report.table import results_table, value_text
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, train
-from diffusion_distill.training.sharding import check_divides, make_mesh
+from diffusion_distill.training.sharding import check_divides, make_mesh, place, replicated
 from diffusion_distill.training.stages import Stage, plan, started_from
 from diffusion_distill.training.state import (
     TrainState,
@@ -57,12 +62,12 @@ class Run:
         Raises:
             UserError: the config is not valid, or the workdir holds another run.
         """
-        configs.validate(config)
+        everywhere(lambda: configs.validate(config))
         self.config = config
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(config.runtime.fsdp)
         parts = config.runtime.accumulation
         check_divides(self.mesh, "train.batch_size", config.train.batch_size, parts)
-        self.source = sources.load(config.data)
+        self.source = everywhere(lambda: sources.load(config.data))
         self.image_shape = self.source.image_shape
         if config.model.class_conditional and not self.source.num_classes:
             raise UserError(
@@ -209,14 +214,14 @@ class Run:
         say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
 
     def _check_stop(self) -> None:
-        if self._stop.signum is not None:
+        if self._stop.asked() is not None:
             raise Stopped(self._stop.signum)
 
     def _start(self, stage: Stage, teacher_params: dict | None) -> TrainState:
         optimizer = make_optimizer(self.config, stage)
         if teacher_params is not None:
             return init_student(teacher_params, optimizer, self.mesh)
-        key = jax.random.key(self.config.seed)
+        key = place(jax.random.key(self.config.seed), replicated(self.mesh))
         state = init_teacher(self._model(), optimizer, key, self.image_shape, self.mesh)
         count = parameter_overview.count_parameters(state.params)
         say(f"{stage.name}: a network of {count:,} parameters on {self.mesh.size} device(s)")
@@ -231,7 +236,8 @@ class Run:
         is_student = stage.teacher is not None
         if is_student not in self._updates:
             model = self._model(stage.dropout)
-            self._updates[is_student] = make_update(model, self.config, stage, self.mesh)
+            abstract = self.abstract[stage.name]
+            self._updates[is_student] = make_update(model, self.config, stage, self.mesh, abstract)
         return self._updates[is_student]
 
     def _sampler(self, name: str, params: dict, num_steps: int) -> Sampler:
@@ -275,4 +281,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True)

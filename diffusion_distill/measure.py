@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from jax.sharding import Mesh
 from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
+from diffusion_distill.distributed import everywhere, on_main
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_json, write_atomically
 from diffusion_distill.generate import Sampler
@@ -31,7 +31,7 @@ from diffusion_distill.metrics.evaluator import METRICS, Evaluator, Measured, ch
 from diffusion_distill.metrics.features import FEATURES, FeatureNetwork
 from diffusion_distill.metrics.names import check_count
 from diffusion_distill.metrics.reference import Reference, reference_from_file, reference_of
-from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.sharding import batched, place, replicated
 from diffusion_distill.version import code_version
 
 CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
@@ -49,13 +49,14 @@ def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNet
     Raises:
         UserError: its weights are missing or damaged.
     """
-    network = FEATURES[config.eval.features](config.runtime.feature_weights)
+    network = everywhere(lambda: FEATURES[config.eval.features](config.runtime.feature_weights))
     whole, rows = replicated(mesh), batched(mesh)
-    return dataclasses.replace(
-        network,
-        params=jax.device_put(network.params, whole),
-        apply=jax.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows),
-    )
+    compiled = jax.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows)
+
+    def apply(params, images):
+        return compiled(params, place(images, rows) if isinstance(images, np.ndarray) else images)
+
+    return dataclasses.replace(network, params=place(network.params, whole), apply=apply)
 
 
 def batch_size(config: ml_collections.ConfigDict, mesh: Mesh, count: int) -> int:
@@ -223,7 +224,7 @@ class Measurer:
         key = made_of | {"reference": self.evaluator.reference.made_of}
         path = folder / "result.json"
         with contextlib.suppress(UserError, KeyError):
-            found = read_json(path)
+            found = on_main(lambda: read_json(path))
             if found["made_of"] == key:
                 return Measured(found["values"], found["notes"])
         store = BlockStore(folder / "blocks", made_of, say)
@@ -241,11 +242,11 @@ class Measurer:
             return None
         if evaluation.split in ("", self._source.split):
             return self._source
-        return sources.load(self.config.data, evaluation.split)
+        return everywhere(lambda: sources.load(self.config.data, evaluation.split))
 
     def _reference(self) -> Reference:
         if self._real is None:
-            return reference_from_file(self.config.eval.reference)
+            return everywhere(lambda: reference_from_file(self.config.eval.reference))
         size = batch_size(self.config, self.mesh, len(self._real))
         return reference_of(
             self._real, self._network, size, cache_dir(self.config), say=say,
@@ -280,9 +281,3 @@ class Measurer:
                 f"config.eval.metrics is {tuple(evaluation.metrics)}; the first of them cannot be "
                 f"measured: {why}"
             )
-
-
-def remove(folder: Path) -> None:
-    """Removes what is kept while something is measured."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from diffusion_distill.console import say
+from diffusion_distill.distributed import fetch
 from diffusion_distill.generate import Sampler
 from diffusion_distill.measure import Measurer
 from diffusion_distill.metrics.evaluator import Measured
@@ -105,7 +106,7 @@ def first_images(
     for first in range(0, count, size):
         measurer.check()
         indices = np.minimum(np.arange(first, first + size), count - 1)
-        batches.append(np.asarray(sampler.on_devices(evaluation.seed, indices, labels)))
+        batches.append(fetch(sampler.on_devices(evaluation.seed, indices, labels)))
     return np.concatenate(batches)[:count]
 
 

@@ -11,12 +11,14 @@ workdir/
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import ml_collections
 
 from diffusion_distill import config as configs
+from diffusion_distill.distributed import on_main
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.files import locked, read_json, read_rows, write_atomically, write_rows
 from diffusion_distill.training import checkpoints
@@ -81,13 +83,23 @@ class Workdir:
         """The run of this config in `path`: a new one, or the one that is there already.
 
         Raises:
-            UserError: another config's run is there, or other files; names the fields that differ.
+            UserError: another config's run is there, or other files; names the fields that differ;
+                or the path is an address, as of a bucket.
             OSError: the folder cannot be written to.
         """
-        path = Path(path)
-        run = cls(path, config, tuple(image_shape), num_classes, teacher_num_steps)
+        if re.match(r"\w+:/", str(path)):
+            raise UserError(
+                f"--workdir={path} is not a folder; mount the bucket (with gcsfuse, say) and give "
+                "the folder it is mounted at"
+            )
+        run = cls(Path(path), config, tuple(image_shape), num_classes, teacher_num_steps)
+        on_main(run._create_or_continue)
+        return run
+
+    def _create_or_continue(self) -> None:
+        path = self.path
         if (path / "config.json").exists():
-            lines = configs.differences(_fields(cls.open(path)), _fields(run))
+            lines = configs.differences(_fields(Workdir.open(path)), _fields(self))
             if lines:
                 raise UserError(
                     f"{path} holds a run of another config: {'; '.join(lines)}. Choose another "
@@ -96,11 +108,13 @@ class Workdir:
         elif path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "config.json", json.dumps(_fields(run), indent=1) + "\n")
-        return run
+        write_atomically(path / "config.json", json.dumps(_fields(self), indent=1) + "\n")
 
     def check_space(self, stage: Stage, state_bytes: int) -> None:
         """Raises UserError where the disk cannot hold the checkpoints that a stage still writes."""
+        on_main(lambda: self._check_space(stage, state_bytes))
+
+    def _check_space(self, stage: Stage, state_bytes: int) -> None:
         directory = checkpoints.folder(self.path, stage.name)
         there = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
         needed = (self.config.train.checkpoints_kept + 1) * state_bytes - there
@@ -113,7 +127,8 @@ class Workdir:
 
     def is_finished(self, stage: Stage) -> bool:
         """Whether the stage made all its updates; says nothing about damage since then."""
-        return checkpoints.is_finished(checkpoints.folder(self.path, stage.name), stage.updates)
+        directory = checkpoints.folder(self.path, stage.name)
+        return on_main(lambda: checkpoints.is_finished(directory, stage.updates))
 
     def made_for(self, stage: Stage) -> int:
         """The sampling steps that a stage's network is made for; 0 where any number will do."""
@@ -174,7 +189,7 @@ class Workdir:
 
     def results(self) -> list[dict]:
         """The rows of results.jsonl, one for each stage that was measured, in order."""
-        return read_rows(self.path / "results.jsonl")
+        return on_main(lambda: read_rows(self.path / "results.jsonl"))
 
     def add_result(self, row: dict) -> None:
         """Adds a row to results.jsonl."""

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,13 @@ def x64():
     """Float64 in JAX for the length of a test."""
     with jax.enable_x64(True):
         yield
+
+
+def free_port():
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def tiny_config():

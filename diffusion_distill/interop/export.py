@@ -97,7 +97,7 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     except safetensors.SafetensorError as error:
         raise UserError(f"{path / WEIGHTS} is not a safetensors file: {error}") from None
     abstract = abstract_weights(network.config, network.image_shape, network.num_classes, mesh)
-    params = place(weights, abstract, str(path), mesh)
+    params = place(weights, abstract, str(path))
     return Network(**{**vars(network), "params": params})
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import ml_collections
 import numpy as np
 from flax import traverse_util
@@ -12,7 +11,8 @@ from jax.sharding import Mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.models.build import build_unet
 from diffusion_distill.training import checkpoints
-from diffusion_distill.training.sharding import replicated
+from diffusion_distill.training.sharding import place as on_devices
+from diffusion_distill.training.sharding import shardings
 from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import abstract_params
 from diffusion_distill.workdir import Workdir
@@ -118,8 +118,8 @@ def check_meaning(ours: Network, theirs: Network, where: str) -> None:
         raise UserError(f"the network in {where} is another than this config's: {'; '.join(lines)}")
 
 
-def place(weights: Mapping[str, np.ndarray], abstract: dict, where: str, mesh: Mesh) -> dict:
-    """Weights by name -> the tree of float32 arrays that `abstract` asks for, on the devices.
+def place(weights: Mapping[str, np.ndarray], abstract: dict, where: str) -> dict:
+    """Weights by name -> the tree of float32 arrays that `abstract` asks for, where it says.
 
     Raises:
         UserError: names or shapes differ; see `check_shapes`.
@@ -128,4 +128,4 @@ def place(weights: Mapping[str, np.ndarray], abstract: dict, where: str, mesh: M
     tree = traverse_util.unflatten_dict(
         {name: np.asarray(w, np.float32) for name, w in weights.items()}, sep="/"
     )
-    return jax.device_put(tree, replicated(mesh))
+    return on_devices(tree, shardings(abstract))

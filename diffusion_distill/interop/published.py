@@ -113,7 +113,7 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
     abstract = abstract_weights(config, image_shape, published.num_classes, mesh)
-    params = place(published.weights, abstract, str(path), mesh)
+    params = place(published.weights, abstract, str(path))
     return Network(config, image_shape, published.num_classes, published.num_steps, params)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from diffusion_distill.console import say
+from diffusion_distill.distributed import on_main
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export, published
 from diffusion_distill.interop.network import (
@@ -50,7 +51,7 @@ def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
         UserError: the teacher cannot be loaded, or its network is another than the run's.
     """
     path = ours.config.distill.teacher
-    if (Path(workdir) / "config.json").exists():
+    if on_main(lambda: (Path(workdir) / "config.json").exists()):
         here = Workdir.open(workdir)
         if here.config.distill.teacher and path in ("", here.config.distill.teacher):
             return Teacher(here.config.distill.teacher, here.teacher_num_steps)
@@ -73,7 +74,7 @@ def load(path: str, ours: Network, mesh: Mesh) -> Teacher:
     where = Path(path)
     if where.is_file():
         file = published.read(where)
-        return Teacher(path, file.num_steps, place(file.weights, ours.params, path, mesh))
+        return Teacher(path, file.num_steps, place(file.weights, ours.params, path))
     if not where.is_dir():
         raise UserError(
             f"config.distill.teacher is {path!r}; there is no such workdir, stage's folder, "

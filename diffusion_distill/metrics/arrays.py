@@ -5,9 +5,11 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from diffusion_distill.distributed import on_main, several
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import write_atomically
 
@@ -30,14 +32,16 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], made_of: dict) -> Non
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, made_of) of a file that `save_arrays` wrote.
+    """(arrays, made_of) of a file that `save_arrays` wrote; of several processes the first reads.
 
     Raises:
         UserError: the file does not match its checksum, or was never written by `save_arrays`.
         FileNotFoundError: there is none.
     """
     try:
-        arrays = read_npz(path)
+        arrays = (
+            _arrays(path, io.BytesIO(on_main(path.read_bytes))) if several() else read_npz(path)
+        )
         header = json.loads(str(arrays.pop(_HEADER)))
         expected, made_of = header["sha256"], header["made_of"]
     except (KeyError, TypeError, ValueError) as error:
@@ -63,8 +67,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         UserError: the file is no npz, is cut off, or holds what would have to be unpickled.
         FileNotFoundError: there is none.
     """
+    with open(path, "rb") as file:
+        return _arrays(path, file)
+
+
+def _arrays(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
+        with np.load(file, allow_pickle=False) as npz:
             return {name: npz[name] for name in npz.files}
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, AttributeError, NotImplementedError,
             TypeError) as error:  # fmt: skip

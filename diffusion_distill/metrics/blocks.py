@@ -6,16 +6,16 @@ whatever the batch size and the number of devices, what is accumulated over bloc
 in the same order. Blocks may be kept in files, so that a measurement that was stopped goes on.
 """
 
-import contextlib
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from diffusion_distill.distributed import fetch
 from diffusion_distill.errors import UserError
+from diffusion_distill.files import remove
 from diffusion_distill.metrics.arrays import load_arrays, save_arrays
 
 BLOCK = 256  # images: what a stop can cost
@@ -61,8 +61,7 @@ class BlockStore:
 
     def clear(self) -> None:
         """Removes them all."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+        remove(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
@@ -143,6 +142,6 @@ def _batches(batch_fn, first, count, batch_size, on_batch):
 
 def _fetched(batch, count, on_batch):
     start, arrays = batch
-    arrays = {name: np.asarray(x)[: count - start] for name, x in arrays.items()}
+    arrays = {name: fetch(x)[: count - start] for name, x in arrays.items()}
     on_batch(start + len(next(iter(arrays.values()))), count)
     return start, arrays

@@ -67,7 +67,7 @@ def make_plan(
         UserError: the config, or the network, or the number of devices does not go with the rest.
     """
     configs.validate(config)
-    mesh = make_mesh(devices=hardware.devices(topology))
+    mesh = make_mesh(config.runtime.fsdp, hardware.devices(topology))
     parts = config.runtime.accumulation
     check_divides(mesh, "train.batch_size", config.train.batch_size, parts)
     data, stages = describe(config), stages_of(config)

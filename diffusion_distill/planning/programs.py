@@ -129,15 +129,16 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
     model, params = _network(config, data, mesh, stage.dropout)
     resident, rows = _batches(config, data, count, mesh)
     number = _array((), jnp.int32, replicated(mesh))
+    abstract = abstract_state(params, make_optimizer(config, stage), mesh)
     arguments = (
-        abstract_state(params, make_optimizer(config, stage), mesh),
+        abstract,
         params if stage.teacher else None,
         resident,
         rows,
         _array((), _key_dtype(), replicated(mesh)),
         Round(number, number),
     )
-    function = make_update(model, config, stage, mesh, platform=platform)
+    function = make_update(model, config, stage, mesh, abstract, platform)
     return Program(name, config.train.batch_size, count, function, arguments)
 
 

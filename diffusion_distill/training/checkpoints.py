@@ -9,7 +9,9 @@ checkpoints/
 damaged/             what no longer matched, moved here by a run that went back to an older one
 
 Orbax 0.12 loads a file with a flipped bit without a word. So nothing is restored from here before
-every file in its folder has been compared with its checksum.
+every file in its folder has been compared with its checksum. Of several processes each writes and
+reads the parts that its devices hold; the first writes the checksums, compares them for all, and
+says which step all restore.
 """
 
 import concurrent.futures
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
+from diffusion_distill.distributed import is_main, on_main
 from diffusion_distill.errors import CheckpointError
 from diffusion_distill.files import write_atomically
 from diffusion_distill.training.state import TrainState
@@ -101,7 +104,7 @@ def check(directory: Path, step: int, item: str | None = None) -> None:
     Raises:
         CheckpointError: it is missing or damaged; says which file.
     """
-    problem = _damage(directory / str(step), item)
+    problem = on_main(lambda: _damage(directory / str(step), item))
     if problem is not None:
         raise CheckpointError(f"checkpoint {directory / str(step)} cannot be used: {problem}")
 
@@ -126,12 +129,17 @@ def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpo
         directory: of a stage's checkpoints.
         report: called with one line for each newer checkpoint that is not whole.
     """
-    for step in steps(directory):
-        try:
-            return verify(directory, step)
-        except CheckpointError as error:
-            report(f"warning: {error}")
-    return None
+
+    def newest() -> int | None:
+        for step in steps(directory):
+            try:
+                return verify(directory, step).step
+            except CheckpointError as error:
+                report(f"warning: {error}")
+        return None
+
+    step = on_main(newest)
+    return None if step is None else WholeCheckpoint(directory, step)
 
 
 def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
@@ -139,6 +147,10 @@ def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
 
     Unfinished ones are removed; damaged ones are moved to `damaged/` beside.
     """
+    on_main(lambda: _set_aside_newer(directory, whole))
+
+
+def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
     for step in steps(directory):
         if whole is not None and step <= whole.step:
             continue
@@ -171,6 +183,8 @@ class Writer:
         self._directory = directory
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(directory, options=options)
+        # JAX counts the looks at whether to stop; Orbax's own would upset those of training.
+        self._manager.reached_preemption = lambda step: False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
         self._pending: concurrent.futures.Future | None = None
         self._step: int | None = None  # of the newest save
@@ -215,6 +229,8 @@ class Writer:
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
+        if not is_main():
+            return
         path = self._directory / str(step)
         write_atomically(path / CHECKSUMS, json.dumps(_checksums(path, path), indent=1))
 

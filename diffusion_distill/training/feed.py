@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill.data.batches import Batch, batch_indices, resident
 from diffusion_distill.data.source import Source
-from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.sharding import batched, place, replicated
 
 RESIDENT = 2**30  # bytes; "auto" keeps no larger data set on every device
 READ_AHEAD = 2  # compiled calls whose batches are read while one runs
@@ -29,7 +29,7 @@ class Feed:
         self._source, self._sharding = source, batched(mesh, leading=1)
         self.data = None
         if on_device == "always" or (on_device == "auto" and source.nbytes <= RESIDENT):
-            self.data = jax.device_put(resident(source), replicated(mesh))
+            self.data = place(resident(source), replicated(mesh))
 
     def calls(
         self, seed: int, stage: int, batch_size: int, calls: Iterable[tuple[int, int]]
@@ -53,7 +53,7 @@ class Feed:
 
         if self.data is not None:
             for first, count in calls:
-                yield first, count, jax.device_put(indices(first, count), self._sharding)
+                yield first, count, place(indices(first, count), self._sharding)
             return
         with contextlib.closing(_ahead(lambda call: self._read(indices(*call)), calls)) as read:
             for (first, count), rows in read:
@@ -70,7 +70,7 @@ class Feed:
         shape = (*indices.shape, *source.image_shape)
         return Batch(
             jax.make_array_from_callback(shape, self._sharding, images),
-            jax.device_put(source.labels[indices], self._sharding),
+            place(source.labels[indices], self._sharding),
         )
 
 

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill import config as configs
+from diffusion_distill import distributed
 from diffusion_distill.console import say
+from diffusion_distill.distributed import fetch, several
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.logs import MetricsLog, Progress
-from diffusion_distill.training.sharding import replicated
+from diffusion_distill.training.sharding import place, replicated
 from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Round
@@ -33,18 +34,33 @@ MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
 class StopSignal:
     """Turns SIGTERM and Ctrl-C into a flag for the time of a `with`: training saves, then stops.
 
-    A second signal acts as it would have without this.
+    A second signal acts as it would have without this. Of several processes any may be the one
+    that gets it; there SIGTERM is JAX's own, which tells the others.
     """
 
     signum: int | None = None
 
     def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        handled = [signal.SIGINT] if several() else [signal.SIGTERM, signal.SIGINT]
+        self._before = {s: signal.signal(s, self._note) for s in handled}
         return self
 
+    def asked(self) -> int | None:
+        """The signal that asks to stop now; None to go on.
+
+        The same answer in all of several processes, which call it equally often.
+        """
+        if distributed.reached_preemption():
+            self.signum = signal.SIGTERM
+            say("stopping: what is trained is saved first")
+        return self.signum
+
     def _note(self, signum, frame):
-        self.signum = signum
         self._reset()
+        if several():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.signum = signum
         # Not print: a signal may come in the middle of one.
         os.write(1, b"stopping: what is trained is saved first\n")
 
@@ -109,22 +125,22 @@ def train(
         Stopped: `stop` was set; the state was saved first.
         NonFiniteError: a loss or gradient is not finite. Nothing later than it was saved.
     """
-    start = int(state.step)
+    start = int(fetch(state.step))
     began = time.monotonic() - seconds
     directory = checkpoints.folder(workdir, stage.name)
     batch_size = config.train.batch_size
     per_call = updates_per_call(config, jax.default_backend())
 
     key = jax.random.fold_in(jax.random.key(config.seed), stage.rng_id)
-    round = Round(jnp.int32(stage.num_steps), jnp.int32(stage.updates))
-    key, round = jax.device_put((key, round), replicated(mesh))
+    round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
+    key, round = place((key, round), replicated(mesh))
     fields = {"config": configs.to_dict(config), "stage": vars(stage)}
 
     progress = Progress(
         stage.name, start, stage.updates, batch_size, config.runtime.log_every_seconds
     )
     writer = checkpoints.Writer(directory, config.train.checkpoints_kept)
-    log = MetricsLog(workdir / stage.name, start)
+    log = MetricsLog(workdir / stage.name, start) if distributed.is_main() else None
 
     def settle(first: int, metrics: dict[str, jax.Array]) -> None:
         """Takes in the metrics of one call; waits until the device has made it."""
@@ -134,7 +150,7 @@ def train(
                 with contextlib.suppress(CheckpointError):
                     writer.wait()
                 raise NonFiniteError(_not_finite(stage, step, row, directory))
-            if step % config.runtime.log_every_updates == 0 or step == stage.updates:
+            if log and (step % config.runtime.log_every_updates == 0 or step == stage.updates):
                 log.write(step, row)
         progress.update(step, row["loss"])
 
@@ -142,9 +158,10 @@ def train(
         writer.save(state, step, fields | {"seconds": time.monotonic() - began})
 
     with contextlib.ExitStack() as stack:
-        stack.push(_close(log))
+        if log:
+            stack.push(_close(log))
         stack.push(_close(writer))
-        if stop.signum is not None:
+        if stop.asked() is not None:
             raise Stopped(stop.signum)
         late = None
         every = config.train.checkpoint_every
@@ -159,7 +176,7 @@ def train(
             late = first, metrics
             writer.check()
             step = first + count
-            stopping = stop.signum is not None  # looked at once: it may change at any time
+            stopping = stop.asked() is not None  # looked at once: it may change at any time
             if step % every == 0 or step == stage.updates or stopping:
                 settle(*late)  # nothing that is not finite is ever saved
                 late = None

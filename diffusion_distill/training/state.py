@@ -7,7 +7,7 @@ import optax
 from jax.sharding import Mesh
 
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training.sharding import replicated
+from diffusion_distill.training.sharding import shardings, with_shardings
 
 
 @flax.struct.dataclass
@@ -36,18 +36,12 @@ def init_params(model: UNet, key: jax.Array, image_shape: tuple[int, int, int]) 
 def abstract_params(model: UNet, image_shape: tuple[int, int, int], mesh: Mesh) -> dict:
     """Shapes, dtypes and shardings of the weights, without computing any."""
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
-    return _with_sharding(shapes, mesh)
+    return with_shardings(mesh, shapes)
 
 
 def abstract_state(params: dict, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a stage's state, from those of its weights."""
-    return _with_sharding(jax.eval_shape(lambda p: new_state(p, optimizer), params), mesh)
-
-
-def _with_sharding(shapes, mesh: Mesh):
-    return jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh)), shapes
-    )
+    return with_shardings(mesh, jax.eval_shape(lambda p: new_state(p, optimizer), params))
 
 
 def new_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
@@ -72,7 +66,8 @@ def init_teacher(
     def init(key):
         return new_state(init_params(model, key, image_shape), optimizer)
 
-    return jax.jit(init, out_shardings=replicated(mesh))(key)
+    abstract = with_shardings(mesh, jax.eval_shape(init, key))
+    return jax.jit(init, out_shardings=shardings(abstract))(key)
 
 
 def init_student(
@@ -87,4 +82,5 @@ def init_student(
         # jit passes an argument that it returns through; a copy has a buffer of its own.
         return new_state(jax.tree.map(jnp.copy, params), optimizer)
 
-    return jax.jit(init, out_shardings=replicated(mesh))(teacher_params)
+    abstract = abstract_state(teacher_params, optimizer, mesh)
+    return jax.jit(init, out_shardings=shardings(abstract))(teacher_params)

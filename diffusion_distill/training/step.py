@@ -21,7 +21,7 @@ from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import from_x, q_sample
 from diffusion_distill.models.build import make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.sharding import batched, place, replicated, shardings
 from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import TrainState
 
@@ -227,6 +227,7 @@ def make_update(
     config: ml_collections.ConfigDict,
     stage: Stage,
     mesh: Mesh,
+    abstract: TrainState | None = None,
     platform: str | None = None,
 ) -> Callable:
     """The compiled step.
@@ -234,6 +235,7 @@ def make_update(
     Args:
         model, config, stage: see `make_train_step`.
         mesh: the devices.
+        abstract: of `abstract_state`, for its shardings; None where all is replicated.
         platform: "cpu", "gpu" or "tpu": whose form the program has; None for the mesh's own.
 
     Returns:
@@ -245,6 +247,8 @@ def make_update(
         reason the parts of an accumulated batch are separate calls there.
     """
     whole, rows = replicated(mesh), batched(mesh, leading=1)
+    state_shardings = whole if abstract is None else shardings(abstract)
+    weights = whole if abstract is None else state_shardings.ema_params
 
     def batch_of(data, row) -> Batch:
         batch = row if data is None else gather(data, row)
@@ -252,7 +256,8 @@ def make_update(
 
     platform = platform or mesh.devices.flat[0].platform
     if config.runtime.accumulation > 1 and platform == "cpu":
-        return _update_in_calls(make_parts(model, config, stage), config, batch_of, mesh)
+        parts = make_parts(model, config, stage)
+        return _update_in_calls(parts, config, batch_of, mesh, state_shardings, weights)
     step = make_train_step(model, config, stage)
 
     def update(state, teacher_params, data, rows, key, round):
@@ -266,13 +271,22 @@ def make_update(
 
     return jax.jit(
         update,
-        in_shardings=(whole, whole, whole, rows, whole, whole),
-        out_shardings=whole,
+        in_shardings=(
+            state_shardings,
+            weights if stage.teacher else None,
+            whole,
+            rows,
+            whole,
+            whole,
+        ),
+        out_shardings=(state_shardings, whole),
         donate_argnums=0,
     )
 
 
-def _update_in_calls(parts: Parts, config, batch_of: Callable, mesh: Mesh) -> Callable:
+def _update_in_calls(
+    parts: Parts, config, batch_of: Callable, mesh: Mesh, state_shardings, weights
+) -> Callable:
     """`make_update` with each part of a batch, and what is before and after, a call of its own."""
     count = config.runtime.accumulation
     whole, split_rows = replicated(mesh), batched(mesh, leading=1)
@@ -282,18 +296,18 @@ def _update_in_calls(parts: Parts, config, batch_of: Callable, mesh: Mesh) -> Ca
         batch = batch_of(data, jax.tree.map(lambda r: r[k], rows))
         return split(parts.draw(step, batch, key, round), count)
 
-    @functools.partial(jax.jit, out_shardings=(whole, split_rows))
+    @functools.partial(jax.jit, out_shardings=(weights, split_rows))
     def start(params, t):
         return jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(t)
 
-    @functools.partial(jax.jit, out_shardings=(whole, split_rows), donate_argnums=(0, 1))
+    @functools.partial(jax.jit, out_shardings=(weights, split_rows), donate_argnums=(0, 1))
     def add(total, losses, params, teacher_params, examples, k, round):
         part = jax.tree.map(lambda a: a[k], examples)
         grads, part_losses = parts.gradient(params, teacher_params, part, round)
         total = jax.tree.map(lambda a, g: a + g / count, total, grads)
         return total, losses.at[k].set(part_losses)
 
-    @functools.partial(jax.jit, out_shardings=whole, donate_argnums=0)
+    @functools.partial(jax.jit, out_shardings=(state_shardings, whole), donate_argnums=0)
     def apply(state, grads, losses, t, round):
         return parts.apply(state, grads, losses.reshape(-1), t.reshape(-1), round)
 
@@ -302,7 +316,7 @@ def _update_in_calls(parts: Parts, config, batch_of: Callable, mesh: Mesh) -> Ca
         return jax.tree.map(lambda *m: jnp.stack(m), *metrics)
 
     def numbers(size):
-        return [jax.device_put(np.int32(k), whole) for k in range(size)]
+        return [place(np.int32(k), whole) for k in range(size)]
 
     def update(state, teacher_params, data, rows, key, round):
         metrics = []
