@@ -52,6 +52,7 @@ _REFERENCE = flags.DEFINE_string("reference", None, "Compare with these, or with
 _FEATURES = flags.DEFINE_string("features", None, "Feature network; default: the config's.")
 _METRICS = flags.DEFINE_list("metrics", None, "Which; default: the config's.")
 _SPLIT = flags.DEFINE_string("split", None, "Of the data, to compare with; default: the config's.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at once; default: the config's.")
 _ALLOW_BIASED = flags.DEFINE_boolean("allow_biased", False, "Measure too few images for FID.")
 _BLOCKS_DIR = flags.DEFINE_string(
     "blocks_dir", None, "What a stopped evaluation goes on from; default: in the workdir or cache."
@@ -70,6 +71,8 @@ def chosen_config() -> ml_collections.ConfigDict:
         config = _CONFIG.value
     else:
         config = configs.base()
+    if _BATCH_SIZE.value is not None:
+        config.runtime.sampler_batch_size = cli.at_least("batch_size", _BATCH_SIZE.value, 1)
     if _DATA_PATH.value is not None:
         config.data.path = _DATA_PATH.value
     evaluation = config.eval
