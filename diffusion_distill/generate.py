@@ -72,7 +72,13 @@ def make_sample_fn(
         compiled = jax.jit(
             whole_loop, in_shardings=(None, rows, rows, rows, whole), out_shardings=rows
         )
-        return lambda params, z, keys, labels, n: compiled(params, z, keys, labels, np.int32(n))
+
+        def loop_inside(params, z, keys, labels, num_steps):
+            # A number becomes a host array, which every process may hand in; `plan` traces one.
+            n = num_steps if isinstance(num_steps, jax.Array) else np.int32(num_steps)
+            return compiled(params, z, keys, labels, n)
+
+        return loop_inside
 
     compiled_step = jax.jit(
         one_step, in_shardings=(None, rows, rows, rows, whole, whole), out_shardings=rows
