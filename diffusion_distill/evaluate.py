@@ -110,7 +110,13 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
     cli.required("workdir", _WORKDIR.value)
     cli.at_least("seeds", _SEEDS.value, 1)
     configs.validate(config)
-    sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
+    sampler = load_sampler(
+        _WORKDIR.value,
+        _NUM_STEPS.value,
+        _STAGE.value,
+        _SAMPLER.value,
+        batch_size=_BATCH_SIZE.value,
+    )
     weights = sampler.fingerprint()
     reference = reference_source(config)
     if _REFERENCE.value is None:

@@ -21,6 +21,7 @@ def load_sampler(
     stage: str | None = None,
     sampler: str = "ddim",
     config: str | Path | ml_collections.ConfigDict | None = None,
+    batch_size: int | None = None,
 ) -> Sampler:
     """The sampler of a trained network; only averaged weights are loaded, and verified first.
 
@@ -35,6 +36,7 @@ def load_sampler(
         sampler: one of "ddim", "ancestral", "dpmpp_2m", "heun". Students are made for "ddim".
         config: for a published checkpoint, and only there: its config, or a file of one, "FILE.py"
             or "FILE.py:VARIANT". data.image_size must be the side of its images.
+        batch_size: images at once; None for the config's.
 
     Raises:
         UserError: there is no such file, folder or stage, it is not finished, or it is not made
@@ -55,7 +57,7 @@ def load_sampler(
         network.image_shape,
         network.num_classes,
         mesh,
-        network.config.runtime.sampler_batch_size,
+        batch_size or network.config.runtime.sampler_batch_size,
     )
 
 
