@@ -13,19 +13,19 @@ from diffusion_distill.config import base
 def cifar10() -> ml_collections.ConfigDict:
     """CIFAR-10, 32x32, without labels: 60.0 M parameters, 34 GFLOP forward an image."""
     config = base()
-    config.data.name = "cifar10"
-    config.data.path = "data/cifar10"
+    config.data.name = "cifar10"  # the release, as its authors pack it
+    config.data.path = "data/cifar10"  # where `prepare --dataset=cifar10` puts it
     config.data.image_size = 32
-    config.data.random_flip = True
+    config.data.random_flip = True  # as in all of the paper's runs
     return _measured_on_inception(config)
 
 
 def imagenet64() -> ml_collections.ConfigDict:
     """ImageNet 64x64 with its 1,000 labels: 295.9 M parameters, 211 GFLOP forward an image."""
     config = _large("imagenet64", image_size=64)
-    config.model.class_conditional = True
+    config.model.class_conditional = True  # the only one of the four
     config.model.channels = 192
-    config.model.channel_multipliers = (1, 2, 3, 4)
+    config.model.channel_multipliers = (1, 2, 3, 4)  # 64, 32, 16 and 8 pixels
     return config
 
 
@@ -37,34 +37,34 @@ def lsun128(name: str) -> ml_collections.ConfigDict:
     """
     config = _large(f"lsun_{name}128", image_size=128)
     config.model.channels = 64
-    config.model.channel_multipliers = (1, 2, 4, 6, 8)
+    config.model.channel_multipliers = (1, 2, 4, 6, 8)  # 128 down to 8 pixels
     return config
 
 
 def _large(name: str, image_size: int) -> ml_collections.ConfigDict:
     """What ImageNet and LSUN share, and CIFAR-10 does not."""
     config = base()
-    config.data.name = "prepared"
-    config.data.path = f"data/{name}"
+    config.data.name = "prepared"  # too large to decode at each start
+    config.data.path = f"data/{name}"  # where README has `prepare` put it
     config.data.image_size = image_size
     config.data.random_flip = True
 
-    config.diffusion.parameterization = "both"
+    config.diffusion.parameterization = "both"  # x and eps, in twice the channels
 
     config.model.emb_channels = 768
     config.model.attention_resolutions = (8, 16, 32)
-    config.model.num_heads = 0
+    config.model.num_heads = 0  # given by the channels of a head
     config.model.head_dim = 64
 
-    config.train.batch_size = 2048
+    config.train.batch_size = 2048  # of all devices together
 
     config.teacher.updates = 550_000  # from memory of the appendix
-    config.teacher.learning_rate = 3e-4
-    config.teacher.weight_decay = 0.0
-    config.teacher.dropout = 0.1
+    config.teacher.learning_rate = 3e-4  # after a warm-up of 1,000 updates, as for CIFAR-10
+    config.teacher.weight_decay = 0.0  # Adam, where CIFAR-10 has AdamW
+    config.teacher.dropout = 0.1  # students have none
 
-    config.distill.start_steps = 1024
-    config.distill.learning_rate = 1e-4
+    config.distill.start_steps = 1024  # where CIFAR-10 starts from 8192
+    config.distill.learning_rate = 1e-4  # falling to 0 in each round
     return _measured_on_inception(config)
 
 
@@ -114,7 +114,7 @@ def _fast(config: ml_collections.ConfigDict) -> None:
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
     """Every part runs, at the data's own size: the network is narrow, the chain 4 -> 2 -> 1."""
-    config.model.channels = 8
+    config.model.channels = 8  # enough for every part to have something to do
     config.model.channel_multipliers = (1,) * len(config.model.channel_multipliers)
     config.model.num_blocks = 1
     config.model.emb_channels = 16
@@ -126,9 +126,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.train.checkpoint_every = 5
 
     config.teacher.updates = 10
-    config.teacher.warmup = 0
+    config.teacher.warmup = 0  # longer than the stage
     config.teacher.learning_rate = config.distill.learning_rate = 1e-3
-    config.teacher.ema_decay = config.distill.ema_decay = 0.5
+    config.teacher.ema_decay = config.distill.ema_decay = 0.5  # so that weights leave their start
 
     config.distill.start_steps = 4
     config.distill.updates = 5
