@@ -50,8 +50,8 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
         fail(128 + stop.signum, str(stop), stop)
     except KeyboardInterrupt as error:
         fail(128 + signal.SIGINT, "interrupted", error)
-    except Exception:
-        if distributed.several():  # to wait for the others, as Python would, may be for ever
+    except Exception:  # no mistake of a person's: a bug, shown with its traceback
+        if distributed.several():  # Python would wait for the others at its exit, maybe for ever
             traceback.print_exc()
             os._exit(EXIT_UNKNOWN)
         raise

@@ -5,7 +5,12 @@ import fcntl
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from diffusion_distill import distributed
 from diffusion_distill.errors import UserError
@@ -92,3 +97,39 @@ def read_rows(path: Path) -> list[dict]:
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Replaces a .jsonl file by these rows."""
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+# What NumPy and zipfile raise for a damaged .npz, each for damage in another place.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+def read_npz(
+    path: Path, file: BinaryIO | None = None, names: tuple[str, ...] | None = None
+) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file; nothing is unpickled.
+
+    Args:
+        path: of the file.
+        file: its content, where that is at hand.
+        names: of the arrays to read; None for all. Those that are not in the file are left out.
+
+    Raises:
+        UserError: the file is damaged, or holds what would have to be unpickled.
+        FileNotFoundError: there is none.
+    """
+    try:
+        with np.load(path if file is None else file, allow_pickle=False) as npz:
+            wanted = npz.files if names is None else [n for n in npz.files if n in names]
+            return {name: npz[name] for name in wanted}
+    except _DAMAGED as error:
+        raise UserError(f"{path} cannot be read as .npz: {error}") from None

@@ -3,15 +3,13 @@
 import hashlib
 import io
 import json
-import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from diffusion_distill.distributed import on_main, several
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import write_atomically
+from diffusion_distill.files import read_npz, write_atomically
 
 _HEADER = "header"  # the entry of the npz that holds what is not an array, as JSON
 
@@ -39,9 +37,8 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         FileNotFoundError: there is none.
     """
     try:
-        arrays = (
-            _arrays(path, io.BytesIO(on_main(path.read_bytes))) if several() else read_npz(path)
-        )
+        file = io.BytesIO(on_main(path.read_bytes)) if several() else None
+        arrays = read_npz(path, file)
         header = json.loads(str(arrays.pop(_HEADER)))
         expected, made_of = header["sha256"], header["made_of"]
     except (KeyError, TypeError, ValueError) as error:
@@ -49,35 +46,6 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if _sha256(arrays) != expected:
         raise UserError(f"{path} is damaged: its arrays do not match their SHA-256")
     return arrays, made_of
-
-
-def npz_names(path: Path) -> list[str]:
-    """Names of the arrays of an npz, without reading them; [] where it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as npz:
-            return list(npz.files)
-    except (zipfile.BadZipFile, EOFError, ValueError, OSError, AttributeError, TypeError):
-        return []
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz.
-
-    Raises:
-        UserError: the file is no npz, is cut off, or holds what would have to be unpickled.
-        FileNotFoundError: there is none.
-    """
-    with open(path, "rb") as file:
-        return _arrays(path, file)
-
-
-def _arrays(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as npz:
-            return {name: npz[name] for name in npz.files}
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, AttributeError, NotImplementedError,
-            TypeError) as error:  # fmt: skip
-        raise UserError(f"{path} is not a whole npz of plain arrays: {error}") from None
 
 
 def _sha256(arrays: dict[str, np.ndarray]) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from diffusion_distill import __version__
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import locked
-from diffusion_distill.metrics.arrays import load_arrays, npz_names, read_npz, save_arrays
+from diffusion_distill.files import locked, read_npz
+from diffusion_distill.metrics.arrays import load_arrays, save_arrays
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Statistics, merge, moments, to_statistics
@@ -134,7 +134,7 @@ def reference_from_file(path: str | Path) -> Reference:
 def has_statistics(path: str | Path) -> bool:
     """Whether a path is an npz with the array `mu`: statistics, not images."""
     path = Path(path)
-    return path.suffix == ".npz" and path.is_file() and "mu" in npz_names(path)
+    return path.suffix == ".npz" and path.is_file() and "mu" in read_npz(path, names=("mu",))
 
 
 def vs_name(path: str | Path) -> str:
