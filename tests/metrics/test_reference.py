@@ -154,5 +154,5 @@ def test_a_file_that_is_not_there_or_cut_off(tmp_path):
         reference_from_file(tmp_path / "none.npz")
     path = write_npz(tmp_path / "a.npz", mu=np.zeros(9), sigma=np.eye(9))
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match="not a whole npz"):
+    with pytest.raises(UserError, match="a.npz cannot be read as .npz"):
         reference_from_file(path)
