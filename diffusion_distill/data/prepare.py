@@ -107,6 +107,7 @@ def prepare(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_B
             manifest = Manifest.read(folder)
             if manifest.source != origin:
                 raise UserError(f"{folder} holds what was prepared from {manifest.source}")
+            _remove_notes(folder)
             say(f"{folder}: prepared already, {manifest.count:,} images")
             return manifest
         _begin(folder, origin)
@@ -191,11 +192,16 @@ def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Ma
         unreadable=unreadable,
     )
     manifest.write(folder)
-    for note in [*folder.glob("part-*.json"), folder / "preparing.json"]:
-        note.unlink(missing_ok=True)
+    _remove_notes(folder)
     left_out = f", {len(unreadable):,} could not be read and were left out" if unreadable else ""
     say(f"{folder}: {manifest.count:,} images{left_out}")
     return manifest
+
+
+def _remove_notes(folder: Path) -> None:
+    """What only a set in the making needs; a stop may have come between its manifest and this."""
+    for note in [*folder.glob("part-*.json"), folder / "preparing.json"]:
+        note.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> None:

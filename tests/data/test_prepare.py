@@ -117,6 +117,15 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, out, capsys):
     assert load(folder.parent).fingerprint == load(out).fingerprint
 
 
+def test_stopped_between_its_manifest_and_its_end_it_leaves_no_notes(out):
+    source = from_arrays(IMAGES, LABELS, 4)
+    whole = sorted(p.name for p in (out / "train").iterdir())
+    for name in ("part-00000.json", "part-00002.json", "preparing.json"):
+        (out / "train" / name).write_text("{}")
+    prepare(source, out / "train", {}, FILE_BYTES)
+    assert sorted(p.name for p in (out / "train").iterdir()) == whole
+
+
 def test_killed_at_any_moment_it_ends_with_the_same_set(tmp_path):
     """As a user does it, from a folder of pictures, with SIGKILL three times."""
     pictures = tmp_path / "pictures"
