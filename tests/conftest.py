@@ -22,6 +22,8 @@ os.environ["DIFFUSION_DISTILL_CACHE"] = _REFERENCES
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
 
 from configs import digits_distill  # noqa: E402
 from diffusion_distill.main import Run  # noqa: E402
@@ -42,6 +44,25 @@ def cifar10_dir():
     # It leaves alone what is there with the right sums.
     subprocess.run([sys.executable, unpack, cache], check=True, stdout=subprocess.DEVNULL)
     return cache / "cifar-10-batches-bin"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium under selenium; its console is in `browser.get_log("browser")`."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no chromium with its chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-dev-shm-usage",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    with webdriver.Chrome(options, Service(driver)) as opened:
+        yield opened
 
 
 @pytest.fixture
