@@ -1,6 +1,7 @@
 """What tests share."""
 
 import atexit
+import fcntl
 import logging
 import os
 import shutil
@@ -41,8 +42,11 @@ def cifar10_dir():
     if not unpack.exists():
         pytest.skip(f"there is no {unpack}")
     cache = _ROOT / ".pytest_cache" / "cifar10"
-    # It leaves alone what is there with the right sums.
-    subprocess.run([sys.executable, unpack, cache], check=True, stdout=subprocess.DEVNULL)
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / ".lock", "a") as lock:  # of several processes of tests, one unpacks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # It leaves alone what is there with the right sums.
+        subprocess.run([sys.executable, unpack, cache], check=True, stdout=subprocess.DEVNULL)
     return cache / "cifar-10-batches-bin"
 
 
