@@ -109,6 +109,7 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
     """The rows of results of a stage, one for each seed; prints them."""
     cli.required("workdir", _WORKDIR.value)
     cli.at_least("seeds", _SEEDS.value, 1)
+    config.eval.baseline_images = 0  # there are no baselines here
     configs.validate(config)
     sampler = load_sampler(
         _WORKDIR.value,
@@ -163,7 +164,8 @@ def measure_images(config: ml_collections.ConfigDict) -> list[dict]:
     with locked(folder / ".lock"):
         result = measurer.images(images, count, folder / "images", str(_IMAGES.value))
         show(result, f"of {_IMAGES.value}")
-        rows = [{"images": str(_IMAGES.value)} | as_row(result) | measurer.definition(count)]
+        row = {"images": str(_IMAGES.value), "fingerprint": images.fingerprint}
+        rows = [row | as_row(result) | measurer.definition(count)]
         if _OUT.value:
             add_rows(_OUT.value, rows)
         remove(folder)
@@ -210,8 +212,19 @@ def add_rows(path: str | Path, rows: list[dict]) -> None:
         write_rows(path, [*read_rows(path), *json.loads(json.dumps(rows))])
 
 
+def refuse_with(other: str, *given: flags.FlagHolder) -> None:
+    """Raises UserError where one of these flags is given, which say nothing beside another."""
+    for flag in given:
+        if flag.present:
+            raise UserError(f"--{flag.name} means nothing with --{other}; leave one of them out")
+
+
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
+    if _IMAGES.value:
+        refuse_with("images", _NUM_STEPS, _STAGE, _SAMPLER, _SEED, _SEEDS)
+    if _REFERENCE.value:
+        refuse_with("reference", _SPLIT)
     config = chosen_config()
     if _IMAGES.value:
         measure_images(config)

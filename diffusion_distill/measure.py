@@ -30,7 +30,12 @@ from diffusion_distill.metrics.classifier import LabelJudge
 from diffusion_distill.metrics.evaluator import METRICS, Evaluator, Measured, check_size
 from diffusion_distill.metrics.features import FEATURES, FeatureNetwork
 from diffusion_distill.metrics.names import check_count
-from diffusion_distill.metrics.reference import Reference, reference_from_file, reference_of
+from diffusion_distill.metrics.reference import (
+    Reference,
+    reference_from_file,
+    reference_of,
+    subset,
+)
 from diffusion_distill.training.sharding import batched, place, replicated
 from diffusion_distill.version import code_version
 
@@ -137,7 +142,10 @@ class Measurer:
         return Progress(label, self.config.runtime.log_every_seconds, self.check)
 
     def images(self, source: Source, count: int, folder: Path, label: str) -> Measured:
-        """Measures images 0 to count - 1 of a source; see `sampler` for the arguments.
+        """Measures `count` images of a source; see `sampler` for the other arguments.
+
+        Where it has more, those are drawn at random, once and for all: the first ones by name are
+        often of a few classes.
 
         Raises:
             UserError: it has fewer, or they are of another size than the reference.
@@ -150,15 +158,24 @@ class Measurer:
                 f"{source.name} has images of {a}, the reference {self._real.name} of {b}; they "
                 "must be of one size, and how they are resized moves the distance"
             )
-        made_of = {"images": source.fingerprint, "count": count}
+        chosen = subset(len(source), count)
+        made_of = {"images": source.fingerprint, "count": count, "chosen": "at random"}
         size = batch_size(self.config, self.mesh, count)
-        return self._kept(
+        measured = self._kept(
             folder,
             made_of,
             lambda store: self.evaluator.measure(
-                source.images, count, size, store=store, on_batch=self.progress(label)
+                lambda indices: source.images(chosen[indices]),
+                count,
+                size,
+                store=store,
+                on_batch=self.progress(label),
             ),
         )
+        if count < len(source):
+            note = f"{count:,} of {len(source):,}, drawn at random, the same at each start"
+            measured.notes["images"] = note
+        return measured
 
     def sampler(
         self,
@@ -206,6 +223,8 @@ class Measurer:
         return {
             "num_images": count,
             **seeded,
+            "reference": self.evaluator.reference.made_of,
+            "feature_weights": self._network.fingerprint,
             "code_version": code_version(),
             "device_kind": jax.devices()[0].device_kind,
             "devices": self.mesh.size,

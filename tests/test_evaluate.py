@@ -73,13 +73,24 @@ def test_two_sets_and_their_statistics(tmp_path, digits):
     value = first["fd_pixels200_vs_others"]
     assert second["fd_pixels200_vs_stats"] == pytest.approx(value, abs=1e-4)
     assert 0.3 < value < 3
+    assert first["reference"]["count"] == 1597
+    assert first["reference"]["fingerprint"] != second["reference"]["statistics"]
+    assert first["fingerprint"] == second["fingerprint"]
     assert first["precision_pixels200_vs_others"] > 0.7
 
 
-def test_images_against_the_data_of_a_config(digits):
-    done = evaluate(f"--images={digits[1]}", CONFIG, "--num_images=1000")
+def test_images_against_the_data_of_a_config_are_drawn_from_all_of_them(tmp_path):
+    """Not the first of them, which here are all of a few classes."""
+    digits = sources.digits()
+    by_class = digits.images()[np.argsort(digits.labels, kind="stable")]
+    np.savez(tmp_path / "by_class.npz", images=by_class)
+    out = tmp_path / "out.jsonl"
+    done = evaluate(f"--images={tmp_path / 'by_class.npz'}", CONFIG, "--num_images=500",
+                    f"--out={out}")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "fd_pixels1k_train of " in done.stdout
+    assert "images: 500 of 1,797, drawn at random" in done.stdout
+    (row,) = read_rows(out)
+    assert row["fd_pixels500_train"] < 1.0  # 500 drawn at random: 0.3; the first 500: 7
 
 
 @pytest.mark.parametrize(
@@ -92,6 +103,11 @@ def test_images_against_the_data_of_a_config(digits):
         (["--images={folder}", "--reference={small}"], "has images of 8x8x1, the reference "),
         (["--images={folder}", "--reference=nowhere"], "nowhere is neither a folder of images"),
         (["--images={folder}", CONFIG, "--split=test"], "digits have only 'train'"),
+        (["--images={folder}", CONFIG, "--seeds=3"], "--seeds means nothing with --images"),
+        (
+            ["--images={folder}", "--reference={small}", "--split=test"],
+            "--split means nothing with --reference",
+        ),
     ],
 )
 def test_mistakes(tmp_path, digits, arguments, message):

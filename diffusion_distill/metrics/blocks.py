@@ -73,8 +73,9 @@ def in_blocks(
     batch_size: int,
     store: BlockStore | None = None,
     on_batch: OnBatch = lambda done, count: None,
+    start: int = 0,
 ) -> Iterator[Arrays]:
-    """The arrays of images 0 to count - 1, BLOCK at a time, in order.
+    """The arrays of images `start` to count - 1, BLOCK at a time, in order.
 
     Batches begin at multiples of batch_size wherever the work goes on from, so the same program
     computes an image from the same batch, and a set that was stopped ends with the same bits.
@@ -85,9 +86,10 @@ def in_blocks(
         batch_size: images in a batch.
         store: blocks that it has are taken from there, and the others are kept there.
         on_batch: see `OnBatch`.
+        start: the first image; a multiple of BLOCK, or count.
     """
     rest = None
-    for number, first in enumerate(range(0, count, BLOCK)):
+    for number, first in enumerate(range(start, count, BLOCK), start // BLOCK):
         block = store.load(number) if store else None
         if block is not None:
             rest = None

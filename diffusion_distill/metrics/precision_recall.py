@@ -8,6 +8,7 @@ import numpy as np
 
 K = 3
 ROWS = 1024  # whose distances to all others are in memory at once
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a squared distance, over |a|^2 + |b|^2
 
 
 def precision_recall(
@@ -24,7 +25,8 @@ def precision_recall(
     the real ones, recall the share of real ones inside that of the generated. The paper takes
     features of VGG-16; Dhariwal & Nichol 2021, and we with `inception`, those of Inception.
 
-    Distances are computed in float32, `rows` x M at a time.
+    Distances are computed in float32, `rows` x M at a time; what rounding may have moved out of a
+    ball counts as inside, so that copies of one feature are neighbours at no distance.
 
     Args:
         generated: features [N, D], N more than k.
@@ -33,8 +35,8 @@ def precision_recall(
     """
     if real_radii is None:
         real_radii = radii(real, k, rows)
-    generated_radii = radii(generated, k, rows)
     generated, real = _centred(generated, real), _centred(real, real)
+    generated_radii = _radii(generated, k, rows)
     return (
         _share_within(generated, real, real_radii, rows),
         _share_within(real, generated, generated_radii, rows),
@@ -43,7 +45,10 @@ def precision_recall(
 
 def radii(features: np.ndarray, k: int = K, rows: int = ROWS) -> np.ndarray:
     """Squared distance of each feature [N, D] to the k-th nearest other one: float32 [N]."""
-    x = _centred(features, features)
+    return _radii(_centred(features, features), k, rows)
+
+
+def _radii(x: jax.Array, k: int, rows: int) -> np.ndarray:
     return np.concatenate([_kth(x[n : n + rows], x, n, k) for n in range(0, len(x), rows)])
 
 
@@ -74,4 +79,5 @@ def _kth(some, all_of_them, first, k):
 
 @jax.jit
 def _inside(points, centres, radii):
-    return (_squared_distances(points, centres) <= radii).any(axis=1)
+    scale = (points * points).sum(1)[:, None] + (centres * centres).sum(1)
+    return (_squared_distances(points, centres) <= radii + ROUNDING * scale).any(axis=1)

@@ -19,11 +19,13 @@ from diffusion_distill.files import locked, read_npz
 from diffusion_distill.metrics.arrays import load_arrays, save_arrays
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
-from diffusion_distill.metrics.frechet import Statistics, merge, moments, to_statistics
+from diffusion_distill.metrics.frechet import Moments, Statistics, merge, moments, to_statistics
 from diffusion_distill.metrics.precision_recall import radii
 
 KEPT = 50_000  # features at most, for what compares with features
 FORMAT = 1  # raised whenever the same images would give other arrays
+SAVED_EVERY = 20.0  # seconds: what a stop can cost
+_MOMENTS = 0  # number in the store of the moments so far; features kept have those from 1 on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +108,9 @@ def reference_from_file(path: str | Path) -> Reference:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path} of reference statistics")
-    arrays = read_npz(path)
+    arrays = read_npz(path, names=("mu", "sigma"))  # others may be there, of gigabytes
     if not {"mu", "sigma"} <= arrays.keys():
-        raise UserError(
-            f"{path} has the arrays {', '.join(sorted(arrays)) or 'none'}; statistics are mu and "
-            "sigma"
-        )
+        raise UserError(f"{path} has no arrays mu and sigma: it is no file of statistics")
     try:
         mean, covariance = (np.asarray(arrays[n], np.float64) for n in ("mu", "sigma"))
     except ValueError as error:
@@ -180,16 +179,16 @@ def _cached(cache_dir: Path, made_of: dict, say: Callable[[str], None]) -> dict 
 def _compute_and_cache(source, network, batch_size, cache_dir, made_of, say, on_batch) -> dict:
     path = _path(cache_dir, made_of)
     folder = path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
+    store = BlockStore(folder, made_of, say)
     with _waiting_for(folder / ".lock", len(source), say, on_batch):
         arrays = _cached(cache_dir, made_of, say)  # by now another process may have made it
         if arrays is not None:
+            store.clear()  # with the lock, which waiting has made again
             return arrays
         say(
             f"reference: {len(source):,} images of {source.name}, {source.split}, "
             f"by {network.name}: kept in {path}"
         )
-        store = BlockStore(folder, made_of, say)
         arrays = _compute(source, network, batch_size, store, on_batch)
         save_arrays(path, arrays, made_of)
         store.clear()
@@ -203,9 +202,10 @@ def _waiting_for(lock: Path, count: int, say: Callable[[str], None], on_batch: O
         said = False
         while True:
             try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(lock))
                 break
-            except UserError:
+            except (UserError, FileNotFoundError):  # held, or just removed by who was done
                 if not said:
                     say("reference: another process computes it; waiting")
                 said = True
@@ -218,21 +218,37 @@ def _compute(source, network, batch_size, store, on_batch) -> dict:
     def batch_fn(indices):
         return {"features": network.apply(network.params, source.images(indices))[0]}
 
-    kept = _subset(len(source))
-    all_moments, features, first = None, [], 0
-    for block in in_blocks(batch_fn, len(source), batch_size, store, on_batch):
+    kept = subset(len(source), KEPT)
+    total, features = _saved(store) if store else (None, [])
+    saved, saved_at = len(features), time.monotonic()
+    first = total.count if total else 0
+    for block in in_blocks(batch_fn, len(source), batch_size, None, on_batch, first):
         block = block["features"]
-        new = moments(block)
-        all_moments = new if all_moments is None else merge(all_moments, new)
+        total = moments(block) if total is None else merge(total, moments(block))
         here = kept[(kept >= first) & (kept < first + len(block))]
         features.append(block[here - first])
         first += len(block)
-    statistics = to_statistics(all_moments)
-    return statistics._asdict() | {"features": np.concatenate(features)}
+        if store and time.monotonic() - saved_at > SAVED_EVERY:
+            features[saved:] = [np.concatenate(features[saved:])]
+            saved, saved_at = saved + 1, time.monotonic()
+            store.save(saved, {"features": features[-1]})
+            store.save(_MOMENTS, {"saved": np.array(saved)} | total._asdict())
+    return to_statistics(total)._asdict() | {"features": np.concatenate(features)}
 
 
-def _subset(count: int) -> np.ndarray:
-    """Indices of the images whose features are kept: all, or KEPT drawn once and for all."""
-    if count <= KEPT:
+def _saved(store: BlockStore) -> tuple[Moments | None, list[np.ndarray]]:
+    """The moments of the images that were done before a stop, and of those the features kept."""
+    found = store.load(_MOMENTS)
+    if found is not None:
+        parts = [store.load(number) for number in range(1, int(found.pop("saved")) + 1)]
+        if None not in parts:
+            total = Moments(int(found["count"]), found["mean"], found["scatter"])
+            return total, [part["features"] for part in parts]
+    return None, []
+
+
+def subset(count: int, size: int) -> np.ndarray:
+    """Indices in 0 to count - 1: all, or where they are more, `size` drawn once and for all."""
+    if count <= size:
         return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, KEPT, replace=False))
+    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))

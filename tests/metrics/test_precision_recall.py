@@ -36,6 +36,12 @@ def test_of_a_set_to_itself_both_are_one():
     assert precision_recall(x, x) == (1.0, 1.0)
 
 
+def test_copies_of_the_real_features_cover_them():
+    """Balls of no radius hold their own centre, whatever rounding says."""
+    x = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32) + 30
+    assert precision_recall(np.repeat(x, 4, axis=0), x) == (1.0, 1.0)
+
+
 def test_one_mode_of_two_is_precise_and_recalls_half():
     rng = np.random.default_rng(0)
     left, right = (rng.uniform(size=(50, 2)).astype(np.float32) + shift for shift in (0, 100))

