@@ -152,7 +152,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _in_range(config, f"{stage}.ema_decay", 0.0, 1.0)
         for name in ("learning_rate", "warmup", "weight_decay"):
             _at_least(config, f"{stage}.{name}", 0)
-    _check_eval(config)
     for name in ("adam_b1", "adam_b2"):
         _in_range(config, f"train.{name}", 0.0, 1.0)
     _in_range(config, "eval.ancestral_variance", 0.0, 1.0, closed=True)
@@ -176,6 +175,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.num_heads model.head_dim eval.baseline_images"
     ).split():
         _at_least(config, name, 0)
+    _check_eval(config)
     if (config.model.num_heads == 0) == (config.model.head_dim == 0):
         _reject("model.num_heads", config.model.num_heads, "0 exactly where model.head_dim is not")
     if config.diffusion.logsnr_min >= config.diffusion.logsnr_max:

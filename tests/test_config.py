@@ -57,6 +57,8 @@ def test_a_config_survives_json():
         ("eval.metrics", ("fd", "fid"), r"is \('fd', 'fid'\); it must be names of \['fd', 'kid'"),
         ("eval.metrics", (), r"config.eval.metrics is \(\); it must be one or more of fd, kid"),
         ("eval.max_steps", 0, r"config.eval.max_steps is 0; it must be at least 1"),
+        ("eval.num_images", -1, r"config.eval.num_images is -1; it must be at least 2"),
+        ("eval.baseline_images", -1, r"config.eval.baseline_images is -1; it must be at least 0"),
         ("eval.baseline_images", 1, r"baseline_images is 1; it must be at least 2, or 0"),
         ("runtime.sampler_loop", "both", r"'both'; it must be one of auto, inside, outside"),
     ],
