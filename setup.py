@@ -26,6 +26,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "pyte>=0.8.2,<0.9",
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",

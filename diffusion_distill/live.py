@@ -62,8 +62,9 @@ class Display:
             # Else errors that somebody sends to a file would land on the terminal.
             redirect_stderr=sys.stderr.isatty(),
         )
-        self._drawn = -EVERY
-        self._height = 0
+        self._fd = sys.stdout.fileno()
+        self._drawn = -EVERY  # when
+        self._height = 0  # of the frame on the terminal, in lines
 
     def __enter__(self) -> "Display":
         self._live.start()
@@ -97,7 +98,7 @@ class Display:
         In one write: removes the frame, and goes down to where the next drawing expects its end.
         """
         up = f"\r\x1b[{self._height - 1}A\x1b[J" if self._height > 1 else "\r\x1b[J"
-        os.write(1, f"{up}{line}\n{chr(10) * (self._height - 1)}".encode())
+        os.write(self._fd, f"{up}{line}\n{chr(10) * (self._height - 1)}".encode())
 
 
 def _lines(frame: Frame, width: int) -> list:

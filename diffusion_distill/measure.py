@@ -76,6 +76,7 @@ class Progress:
         self._label, self._every, self._check = label, every_seconds, check
         self._first = self._said = None  # (images, time): the first batch, which may have compiled
         self._run = progress.current()
+        self._run.measuring_part(label)
 
     def __call__(self, done: int, count: int) -> None:
         self._check()

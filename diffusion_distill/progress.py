@@ -175,15 +175,23 @@ class RunProgress:
         self._outlook.measuring(stage)
         self._draw("measuring, compiling", 0, 1, "0 images", [])
 
+    def measuring_part(self, label: str) -> None:
+        """The first images of a part are awaited."""
+        if self._stage is not None:
+            self._draw(f"measuring {self._part(label)}", 0, 1, "0 images", [])
+
     def measured(self, label: str, done: int, count: int, images_per_second: float) -> None:
         """So many images of this part of measuring are done; a rate of 0 is not known."""
         if self._stage is None:
             return
-        part = label.removeprefix(f"{self._stage}: ")
+        part = self._part(label)
         self._outlook.measured(self._stage, part, done, count, time.monotonic())
         if self._display is not None and (self._display.is_due() or done == count):
             text = f"{done:,} of {count:,} images"
             self._draw(f"measuring {part}", done, count, text, _images(images_per_second))
+
+    def _part(self, label: str) -> str:
+        return label.removeprefix(f"{self._stage}: ")
 
     def _draw_training(self, what: str, step: int, facts: list[str]) -> None:
         updates = self._stages[self._stage].updates
@@ -196,8 +204,10 @@ class RunProgress:
         title = [self._stage, f"stage {number} of {len(self._stages)}", what]
         left = {"stage": self._outlook.seconds_left(self._stage)}
         left["run"] = self._outlook.seconds_left()
-        known = [f"{name} ~{duration(s)}" for name, s in left.items() if s is not None]
-        facts = [*facts, *(["left: " + ", ".join(known)] if known else [])]
+        facts = [
+            *facts,
+            *(f"{name} ~{duration(seconds)} left" for name, seconds in left.items() if seconds),
+        ]
         self._display.draw(live.Frame(title, done, total, count, facts))
 
 
