@@ -82,9 +82,10 @@ class Display:
 
     def draw(self, frame: Frame) -> None:
         """Shows a frame in place of the one before."""
-        size = self._console.size
-        lines = _lines(frame, min(size.width, WIDEST))
-        self._height = min(len(lines), size.height)
+        columns, rows = os.get_terminal_size(self._fd)
+        self._console.size = columns, rows = columns or 80, rows or 24  # some do not know theirs
+        lines = _lines(frame, min(columns, WIDEST))
+        self._height = min(len(lines), rows)
         self._live.update(Group(*lines), refresh=True)
         self._drawn = time.monotonic()
 
