@@ -18,6 +18,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=10,<14",
+        "rich>=14,<16",
         "safetensors>=0.4,<1",
         "scikit-learn>=1.5,<2",
         "tensorflow-datasets>=4.9.9,<5",  # to read what it prepared; TensorFlow stays out
@@ -25,6 +26,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "pyte>=0.8.2,<0.9",
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",

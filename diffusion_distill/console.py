@@ -1,15 +1,39 @@
 """What every command says, and how: one line at a time, at once."""
 
+import os
 import sys
 import time
 
 from diffusion_distill import distributed
 
+_display = None  # the live.Display at the bottom of the terminal, while there is one
+
+
+def attach(display) -> None:
+    """Lines go above this live.Display from now on; None for no more."""
+    global _display
+    _display = display
+
 
 def say(line: str) -> None:
     """One line to standard output, at once, terminal or not; of several processes, from one."""
-    if distributed.is_main():
+    if not distributed.is_main():
+        return
+    if _display is not None:
+        _display.say(line)
+    else:
         print(line, file=sys.stdout, flush=True)
+
+
+def say_in_handler(line: str) -> None:
+    """One line to standard output from a signal handler, whatever the process is in the middle of.
+
+    So it does not print: a signal may come in the middle of a print.
+    """
+    if _display is not None:
+        _display.say_in_handler(line)
+    else:
+        os.write(1, f"{line}\n".encode())
 
 
 def duration(seconds: float) -> str:

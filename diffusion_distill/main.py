@@ -31,8 +31,9 @@ from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.interop import teacher as teachers
 from diffusion_distill.interop.network import Network, abstract_weights
 from diffusion_distill.measure import Measurer
-from diffusion_distill.measure_stage import first_images, stage_row
+from diffusion_distill.measure_stage import first_images, measuring_parts, stage_row
 from diffusion_distill.models.build import build_unet
+from diffusion_distill.progress import RunProgress
 from diffusion_distill.report.grid import grid, png
 from diffusion_distill.report.table import results_table, value_text
 from diffusion_distill.training import checkpoints
@@ -118,7 +119,7 @@ class Run:
             NonFiniteError: a loss or gradient was not finite.
         """
         self._stop = StopSignal()
-        with self.workdir.lock(), self._stop as stop:
+        with self.workdir.lock(), self._stop as stop, self._progress() as self._shown:
             measured = {row["stage"] for row in self.workdir.results()}
             for number, stage in enumerate(self.stages.values(), 1):
                 if stage.name in measured and self._is_settled(stage):
@@ -127,6 +128,20 @@ class Run:
                 params, seconds = self._trained(stage, stop)
                 if stage.name not in measured:
                     self._measure(stage, params, seconds)
+
+    def _progress(self) -> RunProgress:
+        """Of all stages, with what earlier starts timed."""
+        stages = list(self.stages.values())
+        all_steps = [stage.num_steps for stage in stages]
+        parts = {
+            stage.name: measuring_parts(stage, all_steps, self.config.eval, self._made_for(stage))
+            for stage in stages
+        }
+        return RunProgress(stages, parts, self.workdir.results())
+
+    def _made_for(self, stage: Stage) -> int:
+        """The only number of steps of a teacher that is itself a student; else 0."""
+        return self.workdir.made_for(stage) if stage.teacher is None else 0
 
     def _is_settled(self, stage: Stage) -> bool:
         """Whether nothing is to be done for a measured stage: it has no damage that can be mended.
@@ -188,12 +203,13 @@ class Run:
         """Adds the stage's row to the results, and its samples.png."""
         began = time.monotonic()
         say(f"{stage.name}: measuring")
+        self._shown.measuring(stage.name)
         directory = self.workdir.path / stage.name
 
         def sampler_of(name: str, num_steps: int) -> Sampler:
             return self._sampler(name, params, num_steps)
 
-        made_for = self.workdir.made_for(stage) if stage.teacher is None else 0
+        made_for = self._made_for(stage)
         count = self.config.eval.grid_images
         images = first_images(self._measurer, sampler_of, stage, count, made_for)
         write_atomically(directory / "samples.png", png(grid(images)))

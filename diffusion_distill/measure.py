@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from diffusion_distill import progress
 from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
@@ -71,25 +72,31 @@ def batch_size(config: ml_collections.ConfigDict, mesh: Mesh, count: int) -> int
 
 
 class Progress:
-    """Lines of how far a measurement is, at most one every so many seconds; see `OnBatch`."""
+    """Lines of how far a measurement is, at most one every so many seconds; see `OnBatch`.
+
+    Where the run has a live display, that shows it instead.
+    """
 
     def __init__(self, label: str, every_seconds: float, check: Callable[[], None]):
         self._label, self._every, self._check = label, every_seconds, check
         self._first = self._said = None  # (images, time): the first batch, which may have compiled
+        self._run = progress.current()
+        self._run.measuring_part(label)
 
     def __call__(self, done: int, count: int) -> None:
         self._check()
         now = time.monotonic()
         if self._first is None:
             self._first, self._said = (done, now), now
-        if done == count or now - self._said < self._every:
+        rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
+        self._run.measured(self._label, done, count, rate)
+        if self._run.is_live or done == count or now - self._said < self._every:
             return
         self._said = now
         line = f"{self._label}: {done:,} of {count:,} images"
-        rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
         if rate:
             line += f", {rate:,.0f} images/s, {duration((count - done) / rate)} left"
-        say(line)
+        say(line + self._run.run_left())
 
 
 class Measurer:

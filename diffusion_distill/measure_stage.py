@@ -48,7 +48,7 @@ def stage_row(
     if not is_measured(stage, evaluation):
         limit = f"config.eval.max_steps, {evaluation.max_steps}"
         return {"not_measured": f"{stage.num_steps} steps are more than {limit}"}
-    steps = made_for or min(stage.num_steps, evaluation.max_steps)
+    steps = _steps(stage, evaluation, made_for)
     weights = sampler_of("ddim", steps).fingerprint()
 
     def measure(name: str, num_steps: int, count: int, only: str | None) -> Measured:
@@ -57,7 +57,7 @@ def stage_row(
             count,
             evaluation.seed,
             folder / f"{name}_{num_steps:04d}{'_baseline' if only else ''}",
-            f"{stage.name}: {name}, {num_steps} steps",
+            f"{stage.name}: {_part(name, num_steps)}",
             {"weights": weights, "sampler": name},
             only,
         )
@@ -86,6 +86,26 @@ def is_measured(stage: Stage, evaluation: ml_collections.ConfigDict) -> bool:
     return stage.teacher is None or stage.num_steps <= evaluation.max_steps
 
 
+def measuring_parts(
+    stage: Stage, all_steps: list[int], evaluation: ml_collections.ConfigDict, made_for: int = 0
+) -> dict[str, int]:
+    """What `stage_row` measures of a stage in order, and how much work each is.
+
+    The work is counted in passes of an image through a network: one of the sampled network for
+    each step, and one of the network that features come from. See `stage_row` for the arguments.
+    """
+    if not is_measured(stage, evaluation):
+        return {}
+    steps = _steps(stage, evaluation, made_for)
+    parts = {_part("ddim", steps): (steps + 1) * evaluation.num_images}
+    if stage.teacher is None and not made_for:
+        count = evaluation.baseline_images or evaluation.num_images
+        for name in evaluation.baselines:
+            for num_steps in (n for n in all_steps if n <= evaluation.max_steps):
+                parts.setdefault(_part(name, num_steps), (num_steps + 1) * count)
+    return parts
+
+
 def first_images(
     measurer: Measurer, sampler_of: SamplerOf, stage: Stage, count: int, made_for: int = 0
 ) -> np.ndarray:
@@ -97,7 +117,7 @@ def first_images(
     evaluation = measurer.config.eval
     steps = stage.num_steps
     if stage.teacher is None:
-        steps = made_for or min(steps, evaluation.max_steps)
+        steps = _steps(stage, evaluation, made_for)
     sampler = sampler_of("ddim", steps)
     measured = is_measured(stage, evaluation)
     size = sampler.batch_size(evaluation.num_images if measured else count)
@@ -108,6 +128,16 @@ def first_images(
         indices = np.minimum(np.arange(first, first + size), count - 1)
         batches.append(fetch(sampler.on_devices(evaluation.seed, indices, labels)))
     return np.concatenate(batches)[:count]
+
+
+def _steps(stage: Stage, evaluation: ml_collections.ConfigDict, made_for: int) -> int:
+    """The sampling steps that a stage is measured at."""
+    return made_for or min(stage.num_steps, evaluation.max_steps)
+
+
+def _part(name: str, num_steps: int) -> str:
+    """What the measuring of one sampler is called."""
+    return f"{name}, {num_steps} steps"
 
 
 def _baselines(

@@ -8,35 +8,48 @@ from pathlib import Path
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from diffusion_distill import progress
 from diffusion_distill.console import duration, say
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_rows, write_rows
 
 
 class Progress:
-    """Lines of progress for one stage, at most one every `every_seconds`."""
+    """Lines of progress for one stage, at most one every `every_seconds`.
+
+    Where the run has a live display, that shows it, and only the last line is said.
+    """
 
     def __init__(self, stage: str, start: int, total: int, batch_size: int, every_seconds: float):
         self._stage, self._total = stage, total
         self._batch_size, self._every = batch_size, every_seconds
-        # The clock starts with the first update done: what came before is compilation.
-        self._first, self._mark_step, self._mark_time = start + 1, start, time.monotonic()
+        self._first = self._mark = None  # (step, time): since when it is timed, and a line
+        self._rate = 0.0  # updates a second, lately
+        self._run = progress.current()
+        self._run.compiling(stage, start)
 
     def update(self, step: int, loss: float) -> None:
         """Called after each update that is known to be done."""
         now = time.monotonic()
-        if step <= self._first:
-            self._mark_step, self._mark_time = step, now
-        seconds = now - self._mark_time
-        if step == self._mark_step or (seconds < self._every and step < self._total):
+        if self._first is None:  # what came before the first update is compilation
+            self._first = self._mark = step, now
+        seconds = max(now - self._mark[1], 1e-9)
+        if step > self._mark[0] and (seconds >= min(1.0, self._every) or not self._rate):
+            self._rate = (step - self._mark[0]) / seconds
+        made = step - self._first[0]
+        each = (now - self._first[1]) / made if made else 0.0
+        self._run.trained(step, loss, self._rate * self._batch_size, each)
+        if step == self._mark[0] or (seconds < self._every and step < self._total):
             return
-        rate = (step - self._mark_step) / max(seconds, 1e-9)
+        rate = (step - self._mark[0]) / seconds
+        self._mark = step, now
+        if self._run.is_live and step < self._total:
+            return
         say(
             f"{self._stage}: step {step} of {self._total}, loss {loss:.4f}, "
             f"{rate * self._batch_size:,.0f} images/s, "
-            f"{duration((self._total - step) / rate)} left"
+            f"{duration((self._total - step) / rate)} left{self._run.run_left()}"
         )
-        self._mark_step, self._mark_time = step, now
 
 
 class MetricsLog:

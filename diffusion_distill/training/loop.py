@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill import config as configs
 from diffusion_distill import distributed
-from diffusion_distill.console import say
+from diffusion_distill.console import say, say_in_handler
 from diffusion_distill.distributed import fetch, several
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped
 from diffusion_distill.training import checkpoints
@@ -61,8 +61,7 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         self.signum = signum
-        # Not print: a signal may come in the middle of one.
-        os.write(1, b"stopping: what is trained is saved first\n")
+        say_in_handler("stopping: what is trained is saved first")
 
     def _reset(self):
         for signum, handler in self._before.items():
