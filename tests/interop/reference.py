@@ -70,14 +70,15 @@ def attention(x, p, groups):
     return x + (out + p["proj_out"]["bias"]).reshape(x.shape)
 
 
-def unet(p, z, logsnr, labels, channels, multipliers, num_blocks, groups):
+def unet(p, z, logsnr, labels, channels, multipliers, num_blocks, groups, later=0.0):
     """The network's output, [B, H, W, out], for noisy images z and logSNR [B].
 
-    Attention is wherever the tree has it; heads are read off its kernels.
+    Attention is wherever the tree has it; heads are read off its kernels. `later` is added to the
+    time input.
     """
     p = jax.tree.map(lambda w: np.asarray(w, np.float64), p)
     half = channels // 2
-    time = 2.0 / np.pi * np.arctan(np.exp(-0.5 * logsnr))
+    time = 2.0 / np.pi * np.arctan(np.exp(-0.5 * logsnr)) + later
     arguments = 1000.0 * time[:, None] * np.exp(-np.log(10000.0) * np.arange(half) / (half - 1))
     emb = np.concatenate([np.sin(arguments), np.cos(arguments)], axis=1)
     emb = dense(swish(dense(emb, p["dense0"])), p["dense1"])

@@ -40,12 +40,16 @@ def test_the_network_is_the_published_one(name):
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments)["params"])
     weights = reference.random_weights(shapes)
     output = jax.jit(model.apply)({"params": weights}, *arguments)
-    expected = reference.unet(
-        weights, z, np.float64(logsnr), labels, 8, multipliers, blocks, groups=4
-    )
+    settings = (np.float64(logsnr), labels, 8, multipliers, blocks, 4)
+    expected = reference.unet(weights, z, *settings)
     assert np.asarray(expected).shape == output.shape
     assert expected.std() > 0.3  # it is something that could differ
-    np.testing.assert_allclose(output, expected, atol=1e-5 * np.abs(expected).max())
+    # The embedding takes 1000 times the time in float32, whose last bit alone, 6e-5 then, may move
+    # the output by more than 1e-5: by as much as it does here.
+    rounding = np.abs(reference.unet(weights, z, *settings, later=2.0**-24) - expected)
+    assert rounding.max() < 1e-4 * np.abs(expected).max()
+    excess = np.maximum(np.abs(output - expected) - 2 * rounding, 0.0)
+    assert excess.max() <= 1e-5 * np.abs(expected).max()
 
     # As an image, where neither alpha nor sigma, which are divided by, is near 0.
     middle = slice(1, 5)
