@@ -51,8 +51,8 @@ def test_the_network_is_the_published_one(name):
     excess = np.maximum(np.abs(output - expected) - 2 * rounding, 0.0)
     assert excess.max() <= 1e-5 * np.abs(expected).max()
 
-    # As an image, where neither alpha nor sigma, which are divided by, is near 0.
+    # The same output as an image, where neither alpha nor sigma, which are divided by, is near 0.
     middle = slice(1, 5)
     got = predict(output[middle], z[middle], logsnr[middle], parameterization).x
-    image = reference.x_hat(expected[middle], z[middle], logsnr[middle], parameterization)
+    image = reference.x_hat(np.float64(output[middle]), z[middle], logsnr[middle], parameterization)
     np.testing.assert_allclose(got, image, atol=1e-5 * np.abs(image).max())
