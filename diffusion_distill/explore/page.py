@@ -4,7 +4,7 @@ import base64
 import functools
 import html
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 # Before gradio is imported: it reads them then, and would report its use to its makers.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -87,7 +87,7 @@ def picture_html(picture: Picture, what: str) -> str:
     return f'{shown}<p class="said">{html.escape(said)}</p>'
 
 
-def columns_html(columns: list[Column]) -> str:
+def columns_html(columns: Sequence[Column]) -> str:
     """Columns side by side: the student's picture, and the teacher's below it."""
     parts = [_column_html(column) for column in columns]
     return f'<div class="columns">{"".join(parts)}</div>'

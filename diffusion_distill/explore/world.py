@@ -115,11 +115,10 @@ class World:
             while len(self._params) >= KEPT:
                 self._params.popitem(last=False)
             self._params[name] = from_stage(self.run, stage, self._mesh).params
-        self._params.move_to_end(name)
-        if self._seconds is None:
             one_step = self._sampler(self._params[name], 1)
-            for _ in range(2):  # the first compiles
+            for _ in range(2):  # the first call compiles, or is the first that uses these weights
                 self._timed(lambda: one_step(num_images=BATCH), 1)
+        self._params.move_to_end(name)
         return self._sampler(self._params[name], num_steps)
 
     def label(self, text: str) -> int | None:
@@ -181,7 +180,7 @@ class World:
             for steps in COMPARED
         }
 
-    def compare(self, seed: int, label: int | None) -> Iterator[list[Column]]:
+    def compare(self, seed: int, label: int | None) -> Iterator[tuple[Column, ...]]:
         """Images 0 to BATCH - 1 of a seed in few steps; more of the columns one by one.
 
         Raises:
@@ -192,13 +191,13 @@ class World:
         for name, num_steps in drawn:
             self.sampler(name, num_steps)
         self._check_time(sum(n for _, n in drawn), f"{len(drawn)} pictures side by side")
-        done = []
+        done = ()
         for num_steps, names in columns.items():
             pictures = [
                 list(self.samples(name, num_steps, seed, label, BATCH))[-1] if name else None
                 for name in names
             ]
-            done.append(Column(num_steps, *pictures))
+            done = (*done, Column(num_steps, *pictures))
             yield done
 
     def walk(self, name: str, num_steps: int, seeds: tuple[int, int], label: int | None) -> Picture:
