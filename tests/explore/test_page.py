@@ -3,7 +3,6 @@
 import base64
 import io
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -152,20 +151,22 @@ def test_no_sideways_scroll(opened):
 
 
 def test_past_the_queue_requests_are_refused(browser, opened, world, monkeypatch):
-    go_on, drawing = threading.Event(), threading.Event()
+    go_on, drawing, done = threading.Event(), threading.Event(), []
     real = world.samples
 
     def slow(*asked):
         drawing.set()
         go_on.wait(60)
         yield from real(*asked)
+        done.append(asked)
 
     monkeypatch.setattr(world, "samples", slow)
     click(opened, "draw")
     assert drawing.wait(60)
     join = """
         const [address, count, done] = arguments;
-        const fn = window.gradio_config.dependencies.find(d => d.targets.some(t => t[1] == "click")).id;
+        const isClick = d => d.targets.some(t => t[1] == "click");
+        const fn = window.gradio_config.dependencies.find(isClick).id;
         const data = ["student_0001", "1", "0", "", "1"];
         Promise.all([...Array(count).keys()].map(n => fetch(address + "gradio_api/queue/join", {
           method: "POST", headers: {"Content-Type": "application/json"},
@@ -178,7 +179,7 @@ def test_past_the_queue_requests_are_refused(browser, opened, world, monkeypatch
     open_tab(opened, "Walk")
     click(opened, "walk")
     said = wait(opened, lambda: text(opened, "[data-testid=toast-body]"))
-    assert "ueue is full" in said
+    assert "currently busy. Please try again" in said
     go_on.set()
-    time.sleep(0.2)
+    wait(opened, lambda: len(done) == 1 + page.WAITING)
     browser.get_log("browser")  # the refusals, as errors of the network
