@@ -1,0 +1,293 @@
+"""What the page can ask of a run: samples, few steps side by side, a walk between two noises.
+
+Every picture is made of batches of one size, so that one compilation serves all stages, numbers of
+steps and pictures, and so that memory does not depend on what is asked for. What takes too long on
+this machine is refused: how long it takes is measured.
+"""
+
+import dataclasses
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_distill.data.batches import to_uint8
+from diffusion_distill.diffusion.samplers import image_keys, image_noise
+from diffusion_distill.distributed import fetch
+from diffusion_distill.errors import UserError
+from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.interop.network import from_stage
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.training.stages import Stage, plan
+from diffusion_distill.workdir import Workdir
+
+BATCH = 8  # images of one batch, rounded up to the devices; and those side by side
+COMPARED = (1, 2, 4, 8)  # steps side by side
+KEPT = 1 + len(COMPARED)  # networks whose weights stay loaded: all that are side by side
+FRAMES = 16  # of a walk
+MAX_IMAGES = 64  # of one request: more would not be looked at
+MAX_SECONDS = 60.0  # of one request, by what one step of a batch took last
+
+_SHOWN = 40  # characters that a message repeats of what was typed
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """What one network drew.
+
+    Attributes:
+        stage: its stage's name.
+        num_steps: sampling steps.
+        images: uint8 [N, H, W, C].
+        seconds: that sampling took, without loading weights or compiling.
+    """
+
+    stage: str
+    num_steps: int
+    images: np.ndarray
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """The same noise in one number of steps.
+
+    Attributes:
+        num_steps: how many.
+        student: by the student that is made for them; None where the run has none.
+        teacher: by the undistilled teacher with DDIM; None where it cannot.
+    """
+
+    num_steps: int
+    student: Picture | None
+    teacher: Picture | None
+
+
+class World:
+    """A run's finished stages, and what they draw. For one request at a time."""
+
+    def __init__(self, path: str | Path):
+        """Reads what there is; loads and compiles nothing.
+
+        Raises:
+            UserError: there is no such workdir, or it has no finished stage.
+        """
+        self.run = Workdir.open(path)
+        self.run.finished_stage()
+        self._mesh = make_mesh()
+        model = build_unet(self.run.config, self.run.image_shape[-1], self.run.num_classes)
+        self.num_classes = model.num_classes
+        self._sample_fn = make_sample_fn(model, self.run.config, "ddim", self._mesh)
+        self._params = OrderedDict()  # by stage, the one used last at the end
+        self._seconds = None  # of one step of one batch; None before the sampler was compiled
+
+    def stages(self) -> list[Stage]:
+        """The stages that are finished by now, in the order they ran."""
+        return [stage for stage in plan(self.run.config) if self.run.is_finished(stage)]
+
+    def announcement(self, names: Sequence[str]) -> str:
+        """What must be done before these stages can draw, in words; "" for nothing."""
+        new = [name for name in names if name not in self._params]
+        parts = [f"loading the weights of {', '.join(new)}"] if new else []
+        if self._seconds is None:
+            parts.append(
+                "compiling the sampler, once for all stages and numbers of steps (seconds for a "
+                "small network, a minute or more for a large one)"
+            )
+        return " and ".join(parts)
+
+    def sampler(self, name: str, num_steps: int) -> Sampler:
+        """The sampler of a finished stage, with its weights loaded and its program compiled.
+
+        Raises:
+            UserError: there is no such stage, it is not finished, or not made for num_steps.
+            CheckpointError: its checkpoint is damaged.
+        """
+        stage = self.run.finished_stage(name=name)
+        made_for = self.run.made_for(stage)
+        if num_steps < 1 or made_for not in (0, num_steps):
+            accepted = f"{made_for}, which it is made for" if made_for else "at least 1"
+            raise UserError(f"steps is {num_steps}; for {name} it must be {accepted}")
+        if name not in self._params:
+            while len(self._params) >= KEPT:
+                self._params.popitem(last=False)
+            self._params[name] = from_stage(self.run, stage, self._mesh).params
+            one_step = self._sampler(self._params[name], 1)
+            for _ in range(2):  # the first call compiles, or is the first that uses these weights
+                self._timed(lambda: one_step(num_images=BATCH), 1)
+        self._params.move_to_end(name)
+        return self._sampler(self._params[name], num_steps)
+
+    def label(self, text: str) -> int | None:
+        """The label that was typed; None for "", which stands for all in turn.
+
+        Raises:
+            UserError: it is none that the network knows.
+        """
+        if not text.strip():
+            return None
+        if not self.num_classes:
+            raise UserError("a label was given, but this network was trained without")
+        return whole_number("label", text, 0, self.num_classes - 1)
+
+    def samples(
+        self, name: str, num_steps: int, seed: int, label: int | None, count: int
+    ) -> Iterator[Picture]:
+        """Images 0 to count - 1 of a seed, those of load_sampler; more of them batch by batch.
+
+        Args:
+            label: of all images; None for all that the network knows, in turn.
+
+        Raises:
+            UserError: as in `sampler`; or an argument is out of range; or it would take too long.
+            CheckpointError: as in `sampler`.
+        """
+        if not 1 <= count <= MAX_IMAGES:
+            raise UserError(f"images is {count}; it must be from 1 to {MAX_IMAGES}")
+        sampler = self.sampler(name, num_steps)
+        labels = sampler.check(seed, count, label)
+        size = sampler.batch_size(BATCH)
+        firsts = range(0, count, size)
+        self._check_time(num_steps * len(firsts), f"{count} images in {num_steps} steps")
+        images, seconds = np.empty((0, *sampler.image_shape), np.uint8), 0.0
+        for first in firsts:
+            indices = np.minimum(np.arange(first, first + size), count - 1)
+
+            def batch(indices=indices):
+                return fetch(sampler.on_devices(seed, indices, labels))
+
+            more, took = self._timed(batch, num_steps)
+            images, seconds = np.concatenate([images, more])[:count], seconds + took
+            yield Picture(name, num_steps, images, seconds)
+
+    def compared_names(self) -> list[str]:
+        """The stages that draw what is side by side."""
+        return list(dict.fromkeys(n for names in self._compared().values() for n in names if n))
+
+    def _compared(self) -> dict[int, list[str | None]]:
+        """By the steps side by side, whom they are drawn by: [a student, the teacher], or None."""
+        stages = self.stages()
+        students = {stage.num_steps: stage.name for stage in stages if stage.teacher}
+        teachers = [stage for stage in stages if not stage.teacher]
+        return {
+            steps: [
+                students.get(steps),
+                *[t.name if self.run.made_for(t) in (0, steps) else None for t in teachers],
+            ]
+            for steps in COMPARED
+        }
+
+    def compare(self, seed: int, label: int | None) -> Iterator[tuple[Column, ...]]:
+        """Images 0 to BATCH - 1 of a seed in few steps; more of the columns one by one.
+
+        Raises:
+            UserError, CheckpointError: as in `samples`.
+        """
+        columns = self._compared()
+        drawn = [(name, n) for n, names in columns.items() for name in names if name]
+        for name, num_steps in drawn:
+            self.sampler(name, num_steps)
+        self._check_time(sum(n for _, n in drawn), f"{len(drawn)} pictures side by side")
+        done = ()
+        for num_steps, names in columns.items():
+            pictures = [
+                list(self.samples(name, num_steps, seed, label, BATCH))[-1] if name else None
+                for name in names
+            ]
+            done = (*done, Column(num_steps, *pictures))
+            yield done
+
+    def walk(self, name: str, num_steps: int, seeds: tuple[int, int], label: int | None) -> Picture:
+        """FRAMES images on the way from image 0 of one seed to image 0 of another.
+
+        All have one label, that of image 0 where none is given. See `slerp` for the way.
+
+        Raises:
+            UserError, CheckpointError: as in `samples`.
+        """
+        sampler = self.sampler(name, num_steps)
+        for seed in seeds:
+            sampler.check(seed, 1, label)
+        batches = -(-FRAMES // sampler.batch_size(BATCH))
+        self._check_time(num_steps * batches, f"{FRAMES} images in {num_steps} steps")
+        start, end = (
+            np.asarray(image_noise(image_keys(seed, np.arange(1)), 0, sampler.image_shape))[0]
+            for seed in seeds
+        )
+        z = slerp(start, end, np.linspace(0.0, 1.0, FRAMES))
+        labels = 0 if label is None and self.num_classes else label
+        x, seconds = self._timed(lambda: sampler.from_noise(z, labels), num_steps * batches)
+        return Picture(name, num_steps, to_uint8(x), seconds)
+
+    def _sampler(self, params: dict, num_steps: int) -> Sampler:
+        return Sampler(
+            self._sample_fn,
+            params,
+            num_steps,
+            self.run.image_shape,
+            self.num_classes,
+            self._mesh,
+            BATCH,
+        )
+
+    def _timed(self, draw: Callable[[], np.ndarray], steps: int) -> tuple[np.ndarray, float]:
+        """What it draws, in so many steps of a batch, and the seconds that it took."""
+        began = time.perf_counter()
+        images = draw()
+        seconds = time.perf_counter() - began
+        self._seconds = seconds / steps
+        return images, seconds
+
+    def _check_time(self, steps: int, what: str) -> None:
+        """Raises UserError where so many steps of a batch would take longer than MAX_SECONDS."""
+        if steps * self._seconds > MAX_SECONDS:
+            raise UserError(
+                f"{what} would take about {steps * self._seconds:,.0f} s here, where one step of "
+                f"{BATCH} images takes {self._seconds:.2g} s; the limit is {MAX_SECONDS:.0f} s, "
+                "so ask for fewer images or steps"
+            )
+
+
+def whole_number(name: str, text: str, low: int, high: int) -> int:
+    """The number that was typed.
+
+    Raises:
+        UserError: it is none, or out of range; names the field, the text and the range.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = None
+    if number is None or not low <= number <= high:
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+        raise UserError(f"{name} is {shown!r}; it must be a whole number from {low} to {high}")
+    return number
+
+
+def slerp(start: np.ndarray, end: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spherical interpolation between two noises [...]: [N, ...], from weight 0 to weight 1.
+
+        z_w = sin((1 - w) a) / sin(a) z_0 + sin(w a) / sin(a) z_1,    a the angle between them
+
+    Why not a straight line: standard normal noise of d values lies close to a sphere of radius
+    sqrt(d), and two of them stand nearly at right angles. Half way on the line between them the
+    radius is only sqrt(d / 2): noise of half the variance, which the network never saw at t = 1 and
+    turns into flat images. On the arc every point has the radius, and so the statistics, of noise.
+
+    Args:
+        start, end: of one shape. Where they have one direction there is no arc, and the line is it.
+        weights: [N] in 0 to 1.
+    """
+    flat_start, flat_end = start.ravel().astype(np.float64), end.ravel().astype(np.float64)
+    lengths = np.linalg.norm(flat_start) * np.linalg.norm(flat_end)
+    angle = np.arccos(np.clip(flat_start @ flat_end / lengths, -1.0, 1.0))
+    weights = np.asarray(weights, np.float64)[:, None]
+    if np.sin(angle) < 1e-6:
+        points = (1.0 - weights) * flat_start + weights * flat_end
+    else:
+        points = np.sin((1.0 - weights) * angle) * flat_start + np.sin(weights * angle) * flat_end
+        points /= np.sin(angle)
+    return points.reshape(-1, *start.shape).astype(np.float32)
