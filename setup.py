@@ -25,6 +25,10 @@ setup(
     ],
     extras_require={
         "test": [
+            "ipykernel>=6.29,<8",
+            "matplotlib>=3.10,<4",
+            "nbclient>=0.10,<0.12",
+            "nbformat>=5.10,<6",
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
