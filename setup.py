@@ -26,7 +26,14 @@ setup(
     ],
     extras_require={
         "test": [
+<<<<<<< ours
             "pyte>=0.8.2,<0.9",
+=======
+            "ipykernel>=6.29,<8",
+            "matplotlib>=3.10,<4",
+            "nbclient>=0.10,<0.12",
+            "nbformat>=5.10,<6",
+>>>>>>> theirs
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
