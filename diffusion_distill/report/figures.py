@@ -219,15 +219,15 @@ def _value_axis(axes, values: list[float]) -> None:
 
 
 def _name_stages(axes, borders: list[tuple[str, int, int]], end: int) -> None:
-    shares = [(last - first) / end for _, first, last in borders]
-    rotation = 90 if min([s for s in shares if s > 0], default=1) < 0.09 else 0
-    for (name, first, last), share in zip(borders, shares, strict=True):
-        if share < 0.02:
-            continue  # no room
+    """Names each stage by its steps over its part of the axis, where there is room."""
+    for name, first, last in borders:
         steps = name.removeprefix("student_").lstrip("0")
+        share = (last - first) / end
+        if share < 0.02:
+            continue
         axes.annotate(
-            steps, ((first + last) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center",
-            va="bottom", rotation=rotation, fontsize=8.5,
+            steps, ((first + last) / 2, 1.03), xycoords=("data", "axes fraction"), ha="center",
+            va="bottom", rotation=0 if share > 0.02 * len(steps) else 90, fontsize=8.5,
         )  # fmt: skip
 
 

@@ -89,13 +89,12 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
             "noises": make("the rows of samples", parts.noises) or [],
             "beside": make("samples beside data", parts.beside_data) or [],
             "nearest": make("the nearest training images", parts.neighbours),
-            "training": make("the training curves", parts.training_plot,
+            "training": make("the training curves", parts.training,
                              name_of("training", number)),
             "cost": make("what stages cost", parts.cost, name_of("cost", number)),
             "problems": run.problems,
         }  # fmt: skip
-        plots += [section["training"]] if section["training"] else []
-        plots += [section["cost"]["plot"]] if section["cost"] else []
+        plots += [section[what]["plot"] for what in ("training", "cost") if section[what]]
         shown.append(section)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

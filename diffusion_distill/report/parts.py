@@ -160,17 +160,22 @@ def _paper_note(run: RunFiles, metric: str) -> list[str]:
     ]
 
 
-def training_plot(run: RunFiles, name: str) -> Plot | None:
-    """Loss, gradient norm and learning rate over the chain."""
-    if not any(len(stage.curves["step"]) for stage in run.stages):
-        return None
-    ends = []
+def training(run: RunFiles, name: str) -> dict | None:
+    """Loss, gradient norm and learning rate over the chain: plot and table."""
+    body = []
     for stage in run.stages:
-        known = stage.curves["loss"][np.isfinite(stage.curves["loss"])]
-        if len(known):
-            ends.append(f"{stage.name} from {known[0]:.3g} to {known[-1]:.3g}")
-    alt = f"Loss, gradient norm and learning rate against updates. Loss: {'; '.join(ends)}."
-    return plot(figures.training_figure(run), name, alt)
+        kept = [stage.curves[field] for field in ("loss", "grad_norm", "learning_rate")]
+        loss, norm, rate = (values[np.isfinite(values)] for values in kept)
+        if len(loss) and len(norm) and len(rate):
+            numbers = [loss[0], loss[-1], np.median(norm), rate.max()]
+            body.append([stage.name, *(f"{value:.2g}" for value in numbers)])
+    if not body:
+        return None
+    header = ["stage", "first loss", "last loss", "median gradient norm", "highest learning rate"]
+    ends = "; ".join(f"{stage} from {first} to {last}" for stage, first, last, *_ in body)
+    alt = f"Loss, gradient norm and learning rate against updates. Loss: {ends}."
+    figure = plot(figures.training_figure(run), name, alt)
+    return {"plot": figure, "table": Table(header, body, [])}
 
 
 def cost(run: RunFiles, name: str) -> dict | None:
@@ -195,7 +200,7 @@ def cost(run: RunFiles, name: str) -> dict | None:
             ]
         )
     header = ["stage", "updates", "images seen", "epochs", "training time",
-              "students so far / teacher"]  # fmt: skip
+              "sum / teacher"]  # fmt: skip
     figure = plot(figures.cost_figure(run), name, f"Bars of training time and images. {claim}")
     return {"plot": figure, "claim": claim, "table": Table(header, body, [])}
 
@@ -349,8 +354,11 @@ def _text(fields: dict, name: str) -> str:
     if name not in fields:
         return "(none)"
     value = fields[name]
-    # 1 and 1.0 are one value: JSON keeps apart what a config does not.
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "(none)"
+    if isinstance(value, float):
+        return f"{value:g}"  # 1 and 1.0 are one value: JSON keeps apart what a config does not
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 # What a value of the wrong kind, in a file that could be read, ends in.
