@@ -44,7 +44,7 @@ _RC = {
     "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none", "figure.facecolor": PAPER,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
     "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "legend.frameon": False, "figure.constrained_layout.use": True,
+    "legend.frameon": False,
     "svg.fonttype": "none", "svg.hashsalt": "report",
 }  # fmt: skip
 
@@ -73,7 +73,7 @@ def distance_figure(
         lower_is_better: of the metric.
     """
     with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 4.1))
+        figure = Figure((_WIDTH, 4.1), layout="constrained")
         axes = figure.subplots()
         several = len(lines) > 1
         for number, (run, found) in enumerate(lines):
@@ -103,7 +103,7 @@ def training_figure(run: RunFiles) -> Figure:
     curves, borders = chain_curves(run)
     end = max(borders[-1][2], 1) if borders else 1
     with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 5.4))
+        figure = Figure((_WIDTH, 5.4), layout="constrained")
         panels = figure.subplots(3, 1, sharex=True)
         names = ("loss", "gradient norm", "learning rate")
         strokes = ((BLUE, "-"), (VERMILLION, "-"), (GREEN, "-"))
@@ -133,7 +133,7 @@ def cost_figure(run: RunFiles) -> Figure:
     """Training time and images of all students, one after another, beside the teacher's."""
     found = costs(run)
     with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 3.3))
+        figure = Figure((_WIDTH, 3.3), layout="constrained")
         panels = figure.subplots(2, 1)
         longest = max([sum(c.seconds or 0 for c in found if c.stage.is_teacher == t)
                        for t in (True, False)] or [0])  # fmt: skip
@@ -144,6 +144,13 @@ def cost_figure(run: RunFiles) -> Figure:
         panels[1].set_xlabel("training images seen")
         panels[1].xaxis.set_major_formatter(FuncFormatter(_thousands))
         return figure
+
+
+def lay_out(figure: Figure) -> None:
+    """Places all parts, once: each way of saving would do it again, which is half of the work."""
+    with mpl.rc_context(_RC):
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
 
 
 def to_png(figure: Figure) -> bytes:

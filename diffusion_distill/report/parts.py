@@ -62,6 +62,7 @@ class Table:
 
 def plot(figure, name: str, alt: str) -> Plot:
     """A plot from its figure; `name` is that of its file, and unique on a page."""
+    figures.lay_out(figure)
     return Plot(figures.to_svg(figure, name), figures.to_png(figure), f"{name}.png", alt)
 
 
