@@ -266,7 +266,7 @@ def beside_data(run: RunFiles) -> list[Picture]:
     return found
 
 
-def _block(label: str, images: np.ndarray, columns: int = 8) -> Picture:
+def _block(label: str, images: np.ndarray, columns: int = IN_A_ROW) -> Picture:
     columns = min(columns, len(images))
     rows = len(images) // columns
     images = images[: rows * columns].reshape(rows, columns, *images.shape[1:])
