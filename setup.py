@@ -6,6 +6,7 @@ setup(
     description="Progressive distillation of diffusion models in JAX and Flax",
     license="Apache-2.0",
     packages=find_packages(include=["diffusion_distill", "diffusion_distill.*"]),
+    package_data={"diffusion_distill.report": ["page.html"]},
     python_requires=">=3.11",
     # Ranges that were tried: the lower ends with Python 3.11, the upper with Python 3.12.
     install_requires=[
@@ -13,6 +14,8 @@ setup(
         "clu>=0.0.12,<0.1",
         "flax>=0.12.8,<0.13",
         "jax>=0.10.2,<0.13",
+        "jinja2>=3.1,<4",
+        "matplotlib>=3.10,<4",
         "ml-collections>=1.1,<2",
         "numpy>=2.0,<3",
         "optax>=0.2.8,<0.3",
@@ -26,14 +29,11 @@ setup(
     ],
     extras_require={
         "test": [
-<<<<<<< ours
-            "pyte>=0.8.2,<0.9",
-=======
             "ipykernel>=6.29,<8",
             "matplotlib>=3.10,<4",
             "nbclient>=0.10,<0.12",
             "nbformat>=5.10,<6",
->>>>>>> theirs
+            "pyte>=0.8.2,<0.9",
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
@@ -24,7 +25,7 @@ from diffusion_distill import cli
 from diffusion_distill import config as configs
 from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
-from diffusion_distill.distributed import everywhere
+from diffusion_distill.distributed import everywhere, on_main
 from diffusion_distill.errors import CheckpointError, Stopped, UserError
 from diffusion_distill.files import remove, write_atomically
 from diffusion_distill.generate import Sampler, make_sample_fn
@@ -33,8 +34,10 @@ from diffusion_distill.interop.network import Network, abstract_weights
 from diffusion_distill.measure import Measurer
 from diffusion_distill.measure_stage import first_images, measuring_parts, stage_row
 from diffusion_distill.models.build import build_unet
+from diffusion_distill.pictures import write_real, write_samples
 from diffusion_distill.progress import RunProgress
 from diffusion_distill.report.grid import grid, png
+from diffusion_distill.report.page import refresh
 from diffusion_distill.report.table import results_table, value_text
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.feed import Feed
@@ -200,7 +203,7 @@ class Run:
         return state.ema_params, seconds
 
     def _measure(self, stage: Stage, params: dict, seconds: float) -> None:
-        """Adds the stage's row to the results, and its samples.png."""
+        """Adds the stage's row to the results, its pictures, and what is new to the report."""
         began = time.monotonic()
         say(f"{stage.name}: measuring")
         self._shown.measuring(stage.name)
@@ -213,6 +216,7 @@ class Run:
         count = self.config.eval.grid_images
         images = first_images(self._measurer, sampler_of, stage, count, made_for)
         write_atomically(directory / "samples.png", png(grid(images)))
+        self._write_pictures(directory, images, sampler_of("ddim", 1).image_labels(count))
         all_steps = [s.num_steps for s in self.stages.values()]
         folder = directory / "measuring"
         row = {
@@ -227,7 +231,18 @@ class Run:
         remove(folder)
         table = results_table(self.workdir.results())
         write_atomically(self.workdir.path / "results.txt", table + "\n")
+        refresh(self.workdir.path)
         say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
+
+    def _write_pictures(self, directory: Path, images: np.ndarray, labels: np.ndarray) -> None:
+        """What the report shows of a stage and of the data."""
+        mirror, real = self.config.data.random_flip, self.workdir.path / "real.npz"
+
+        def write() -> None:
+            write_real(real, self.source, labels, mirror)
+            write_samples(directory / "samples.npz", images, labels, self.source, mirror)
+
+        on_main(write)
 
     def _check_stop(self) -> None:
         if self._stop.asked() is not None:

@@ -2,9 +2,12 @@
 
 workdir/
   config.json      the config, and the shape of the data
+  stages.jsonl     a row for each stage that the config asks for, in order
   results.jsonl    a row for each stage that was trained and measured
   results.txt      the table of them
-  teacher/         checkpoints/ metrics.jsonl tensorboard/ samples.png
+  real.npz         images of the data
+  report.html      all of it as one page; report/ has its plots
+  teacher/         checkpoints/ metrics.jsonl tensorboard/ samples.png samples.npz
   student_0016/    ...
 """
 
@@ -109,6 +112,7 @@ class Workdir:
             raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "config.json", json.dumps(_fields(self), indent=1) + "\n")
+        write_rows(path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
 
     def check_space(self, stage: Stage, state_bytes: int) -> None:
         """Raises UserError where the disk cannot hold the checkpoints that a stage still writes."""

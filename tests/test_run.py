@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_distill.data import sources
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
-from diffusion_distill.files import read_rows, write_rows
+from diffusion_distill.files import read_npz, read_rows, write_rows
 from diffusion_distill.generate import Sampler
 from diffusion_distill.main import Run
 from diffusion_distill.training import checkpoints
@@ -23,6 +23,7 @@ from diffusion_distill.training.step import make_optimizer
 from tests.conftest import tiny_config
 
 STAGES = ["teacher", "student_0002", "student_0001"]
+EACH_START = ("config.json", "stages.jsonl")  # written anew whenever a run is started
 
 
 def ema_params(workdir, name):
@@ -50,6 +51,8 @@ def test_every_stage_leaves_what_the_next_and_a_person_need(finished):
     for name in STAGES:
         assert Image.open(workdir / name / "samples.png").size[0] > 100
         assert any((workdir / name / "tensorboard").iterdir())
+        samples = read_npz(workdir / name / "samples.npz")
+        assert (samples["images"].shape, samples["compared"]) == ((10, 8, 8, 1), 1797)
         rows = read_rows(workdir / name / "metrics.jsonl")
         assert {"step", "loss", "grad_norm", "learning_rate"} <= rows[-1].keys()
         assert rows[-1]["step"] == (12 if name == "teacher" else 6)
@@ -63,13 +66,18 @@ def test_every_stage_leaves_what_the_next_and_a_person_need(finished):
     assert teacher["baselines"]["ddim"]["4"] == teacher["fd_pixels100_train"]
     assert all(0 < row["fd_pixels100_train"] < 100 for row in rows)
     assert "student_0001" in (workdir / "results.txt").read_text()
+    assert [row["name"] for row in read_rows(workdir / "stages.jsonl")] == STAGES
+    page = (workdir / "report.html").read_text()
+    assert "3 of 3 stages are trained and measured." in page
+    assert "Missing or damaged" not in page
+    assert any((workdir / "report").glob("*.png"))
 
 
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
     workdir, _ = finished
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != "config.json"}
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
     Run(tiny_config(), workdir).finish()
-    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != "config.json"}
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
     before.pop(workdir, None), after.pop(workdir, None)
     assert after == before
 

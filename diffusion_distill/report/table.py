@@ -20,10 +20,18 @@ def results_table(rows: list[dict]) -> str:
     """
     if not rows:
         return "no stage is measured yet"
-    teacher = rows[0]
-    columns = [*_cost_columns(), *_metric_columns(teacher)]
-    body = [[cell(row) for _, cell in columns] for row in rows]
-    return markdown([name for name, _ in columns], body) + "\n\n" + _legend(rows)
+    return markdown(*cells(rows)) + "\n\n" + "\n".join(legend(rows))
+
+
+def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """The table's header, and its body: cells for each row. The first row is the teacher's."""
+    columns = [*_cost_columns(), *_metric_columns(rows[0])]
+    return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows]
+
+
+def meaning(metric: str) -> str:
+    """What a metric is, and which way is better, in a few words."""
+    return _MEANINGS.get(_kind(metric), "Frechet distance to the data; lower is better.")
 
 
 def value_text(
@@ -87,17 +95,15 @@ def _agreement(row):
     return f"{row['label_agreement']:.1%}" if "label_agreement" in row else ""
 
 
-def _legend(rows: list[dict]) -> str:
+def legend(rows: list[dict]) -> list[str]:
+    """Sentences on what the table's columns are, and on what was not measured."""
     teacher = rows[0]
     first, *others = teacher.get("metrics", [teacher["metric"]])
-    meaning = _MEANINGS.get(_kind(first), "Frechet distance to the data; lower is better.")
     lines = [
-        f"{first}: {meaning} Of the stage at its steps; the columns after it, of the undistilled "
-        "teacher at as many."
+        f"{first}: {meaning(first)} Of the stage at its steps; the columns after it, of the "
+        "undistilled teacher at as many."
     ]
-    for metric in others:
-        meaning = _MEANINGS.get(_kind(metric), "Frechet distance to the data; lower is better.")
-        lines.append(f"{metric}: {meaning}")
+    lines += [f"{metric}: {meaning(metric)}" for metric in others]
     steps = teacher.get("measured_steps", teacher["num_steps"])
     if steps != teacher["num_steps"]:
         lines.append(f"teacher: everything is measured at {steps} steps.")
@@ -110,7 +116,7 @@ def _legend(rows: list[dict]) -> str:
             "Label agreement: how often a classifier fitted on real images sees the label asked "
             f"for; on real images it was not fitted on it is right {teacher['judge_accuracy']:.1%}."
         )
-    return "\n".join(lines)
+    return lines
 
 
 def markdown(header: list[str], body: list[list[str]]) -> str:
