@@ -361,7 +361,7 @@ def test_a_prepared_set_is_copied_once_and_checked_on_the_way(server, small, tmp
 def test_a_copy_that_the_disk_cannot_hold_is_foreseen(server, small, tmp_path, monkeypatch):
     prepare.prepare(small, as_path("gs://bucket/large/train"), {})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 100))
-    with pytest.raises(UserError, match="has 0 MB free; the copy of digits needs .* cache_dir"):
+    with pytest.raises(UserError, match="has 0 MB free; the copy of digits needs .*cache_dir"):
         sources.load(data("prepared", "gs://bucket/large"), cache=tmp_path)
 
 
