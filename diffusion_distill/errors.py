@@ -9,6 +9,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing or damaged; the message names the file."""
 
 
+class BucketError(OSError):
+    """A bucket that cannot be reached, or may not be used; the message names the address."""
+
+
 class NonFiniteError(RuntimeError):
     """A loss or gradient that is not finite; the message names the stage and the step."""
 

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from diffusion_distill import cli
 from diffusion_distill import config as configs
+from diffusion_distill.buckets import as_path
 from diffusion_distill.data import sources
 from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
@@ -121,7 +122,7 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
     weights = sampler.fingerprint()
     reference = reference_source(config)
     if _REFERENCE.value is None:
-        source = sources.load(config.data)
+        source = sources.load(config.data, cache=cache_dir(config))
     else:  # the training data is not needed, nor need it be there
         config.eval.label_agreement = False
         source = Source("generated", "", sampler.image_shape, np.zeros(0, np.int32), 0, read=None)
@@ -129,7 +130,7 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
     stage = Workdir.open(_WORKDIR.value).finished_stage(_NUM_STEPS.value, _STAGE.value)
     count, rows = config.eval.num_images, []
     settings = f"{_SAMPLER.value} {sampler.num_steps} {count} {config.eval.features} {weights}"
-    folder = _blocks_dir(Path(_WORKDIR.value) / "evaluating", settings)
+    folder = _blocks_dir(as_path(_WORKDIR.value) / "evaluating", settings)
     where = f"at {sampler.num_steps} steps of {_SAMPLER.value}"
     with locked(folder / ".lock"):
         for seed in range(config.eval.seed, config.eval.seed + _SEEDS.value):
@@ -141,7 +142,7 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
             row |= {"num_steps": sampler.num_steps, "sha256": weights}
             rows.append(row | as_row(result) | measurer.definition(count, seed))
         show_spread(rows, where)
-        add_rows(_OUT.value or Path(_WORKDIR.value) / "evaluations.jsonl", rows)
+        add_rows(_OUT.value or as_path(_WORKDIR.value) / "evaluations.jsonl", rows)
         remove(folder)
     return rows
 
@@ -157,7 +158,7 @@ def measure_images(config: ml_collections.ConfigDict) -> list[dict]:
         if not _WORKDIR.value and _CONFIG.value is None:
             raise UserError("--images is compared with --reference, or the data of --config")
         if not config.eval.reference:
-            reference = sources.load(config.data, config.eval.split or None)
+            reference = sources.load(config.data, config.eval.split or None, cache_dir(config))
     configs.validate(config)
     measurer = Measurer(config, images, make_mesh(), reference=reference)
     folder = _blocks_dir(cache_dir(config) / "evaluating", images.fingerprint)
@@ -174,7 +175,7 @@ def measure_images(config: ml_collections.ConfigDict) -> list[dict]:
 
 def _blocks_dir(default: Path, key: str) -> Path:
     """The folder for what is kept, made: --blocks_dir, or one of its own below the default."""
-    folder = Path(_BLOCKS_DIR.value or default) / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = as_path(_BLOCKS_DIR.value or default) / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -207,7 +208,7 @@ def as_row(result: Measured) -> dict:
 
 def add_rows(path: str | Path, rows: list[dict]) -> None:
     """Adds rows to a .jsonl."""
-    path = Path(path)
+    path = as_path(path)
     with locked(path.with_name(f".{path.name}.lock")):
         write_rows(path, [*read_rows(path), *json.loads(json.dumps(rows))])
 

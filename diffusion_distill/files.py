@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,8 +14,22 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diffusion_distill import distributed
+from diffusion_distill import buckets, distributed
+from diffusion_distill.buckets import is_bucket
 from diffusion_distill.errors import UserError
+
+CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
+
+
+def cache_folder(named: str = "") -> Path:
+    """The cache: config.runtime.cache_dir where it is given; it may not be there yet.
+
+    Raises:
+        UserError: it is in a bucket.
+    """
+    if is_bucket(named):
+        raise UserError(f"config.runtime.cache_dir is {named}; it must be a folder of this host")
+    return Path(named or os.environ.get(CACHE_DIR) or "~/.cache/diffusion_distill").expanduser()
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
@@ -22,6 +38,9 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     Of several processes only the first writes.
     """
     if not distributed.is_main():
+        return
+    if is_bucket(path):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
         return
     temporary = path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content
@@ -40,7 +59,8 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 def locked(path: Path):
     """Holds the lock file at `path` for the time of a `with`; it goes with the process.
 
-    Of several processes that work as one, the first holds it for all.
+    Of several processes that work as one, the first holds it for all. In a bucket see
+    `buckets.locked`.
 
     Raises:
         UserError: another process holds it.
@@ -48,6 +68,9 @@ def locked(path: Path):
     with contextlib.ExitStack() as stack:
 
         def lock() -> None:
+            if is_bucket(path):
+                stack.enter_context(buckets.locked(path))
+                return
             file = stack.enter_context(open(path, "a"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +85,30 @@ def remove(folder: Path) -> None:
     """Removes a folder and what is in it; of several processes, the first does."""
     if distributed.is_main():
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+            folder.rmtree() if is_bucket(folder) else shutil.rmtree(folder)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders, in order."""
+    if is_bucket(folder):
+        return list(folder.below())
+    return [file for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, read a part at a time."""
+    if is_bucket(path):
+        digest = hashlib.sha256()
+        for block in path.blocks():
+            digest.update(block)
+        return digest.hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file, open for reading; one in a bucket is read whole."""
+    return io.BytesIO(path.read_bytes()) if is_bucket(path) else open(path, "rb")
 
 
 def read_json(path: Path) -> dict:
@@ -127,6 +173,8 @@ def read_npz(
         UserError: the file is damaged, or holds what would have to be unpickled.
         FileNotFoundError: there is none.
     """
+    if file is None and is_bucket(path):
+        file = opened(path)
     try:
         with np.load(path if file is None else file, allow_pickle=False) as npz:
             wanted = npz.files if names is None else [n for n in npz.files if n in names]

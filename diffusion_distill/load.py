@@ -6,6 +6,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from diffusion_distill import config as configs
+from diffusion_distill.buckets import as_path
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.interop import export, published
@@ -44,7 +45,7 @@ def load_sampler(
         CheckpointError: a workdir's checkpoint is damaged.
     """
     mesh = make_mesh()
-    network = _load(Path(path), num_steps, stage, config, mesh)
+    network = _load(as_path(path), num_steps, stage, config, mesh)
     if num_steps is not None and num_steps < 1:
         raise UserError(f"num_steps is {num_steps}; it must be at least 1")
     if network.num_steps and num_steps not in (None, network.num_steps):

@@ -31,7 +31,7 @@ from diffusion_distill.files import remove, write_atomically
 from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.interop import teacher as teachers
 from diffusion_distill.interop.network import Network, abstract_weights
-from diffusion_distill.measure import Measurer
+from diffusion_distill.measure import Measurer, cache_dir
 from diffusion_distill.measure_stage import first_images, measuring_parts, stage_row
 from diffusion_distill.models.build import build_unet
 from diffusion_distill.pictures import write_real, write_samples
@@ -54,7 +54,9 @@ from diffusion_distill.training.step import make_optimizer, make_update
 from diffusion_distill.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/; FILE:VARIANT works.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, here or as gs://bucket/folder; made if it is not there."
+)
 
 
 class Run:
@@ -71,7 +73,7 @@ class Run:
         self.mesh = make_mesh(config.runtime.fsdp)
         parts = config.runtime.accumulation
         check_divides(self.mesh, "train.batch_size", config.train.batch_size, parts)
-        self.source = everywhere(lambda: sources.load(config.data))
+        self.source = everywhere(lambda: sources.load(config.data, cache=cache_dir(config)))
         self.image_shape = self.source.image_shape
         if config.model.class_conditional and not self.source.num_classes:
             raise UserError(

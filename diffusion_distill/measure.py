@@ -8,7 +8,6 @@ of what is measured already.
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.distributed import everywhere, on_main
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import read_json, write_atomically
+from diffusion_distill.files import cache_folder, read_json, write_atomically
 from diffusion_distill.generate import Sampler
 from diffusion_distill.metrics.blocks import BlockStore
 from diffusion_distill.metrics.classifier import LabelJudge
@@ -40,13 +39,10 @@ from diffusion_distill.metrics.reference import (
 from diffusion_distill.training.sharding import batched, place, replicated
 from diffusion_distill.version import code_version
 
-CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
-
 
 def cache_dir(config: ml_collections.ConfigDict) -> Path:
     """The cache folder of a run's config; it may not be there yet."""
-    named = config.runtime.cache_dir or os.environ.get(CACHE_DIR) or "~/.cache/diffusion_distill"
-    return Path(named).expanduser()
+    return cache_folder(config.runtime.cache_dir)
 
 
 def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNetwork:
@@ -268,7 +264,9 @@ class Measurer:
             return None
         if evaluation.split in ("", self._source.split):
             return self._source
-        return everywhere(lambda: sources.load(self.config.data, evaluation.split))
+        return everywhere(
+            lambda: sources.load(self.config.data, evaluation.split, cache_dir(self.config))
+        )
 
     def _reference(self) -> Reference:
         if self._real is None:

@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_distill import cli
+from diffusion_distill.buckets import as_path
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import write_atomically
 from diffusion_distill.load import load_sampler
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
     sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
     shown = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
-    out = Path(_OUT.value)
+    out = as_path(_OUT.value)
     make_room(out)
     images = sampler(_SEED.value, _NUM_IMAGES.value, labels)
     write(out, images, shown)

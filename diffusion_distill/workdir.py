@@ -1,6 +1,6 @@
 """The folder of a run: what is in it, and whether it is ours to write to.
 
-workdir/
+workdir/          a folder, or one in a bucket: gs://bucket/folder
   config.json      the config, and the shape of the data
   stages.jsonl     a row for each stage that the config asks for, in order
   results.jsonl    a row for each stage that was trained and measured
@@ -14,13 +14,13 @@ workdir/
 import contextlib
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 
 import ml_collections
 
 from diffusion_distill import config as configs
+from diffusion_distill.buckets import as_path, is_bucket
 from diffusion_distill.distributed import on_main
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.files import locked, read_json, read_rows, write_atomically, write_rows
@@ -54,7 +54,7 @@ class Workdir:
         Raises:
             UserError: there is none, or its config.json is damaged or of another version.
         """
-        path = Path(path)
+        path = as_path(path)
         if not path.is_dir():
             raise UserError(f"there is no workdir {path}")
         if not (path / "config.json").exists():
@@ -87,15 +87,11 @@ class Workdir:
 
         Raises:
             UserError: another config's run is there, or other files; names the fields that differ;
-                or the path is an address, as of a bucket.
+                or the bucket that it is in cannot be used.
             OSError: the folder cannot be written to.
         """
-        if re.match(r"\w+:/", str(path)):
-            raise UserError(
-                f"--workdir={path} is not a folder; mount the bucket (with gcsfuse, say) and give "
-                "the folder it is mounted at"
-            )
-        run = cls(Path(path), config, tuple(image_shape), num_classes, teacher_num_steps)
+        path = as_path(path)
+        run = cls(path, config, tuple(image_shape), num_classes, teacher_num_steps)
         on_main(run._create_or_continue)
         return run
 
@@ -115,8 +111,12 @@ class Workdir:
         write_rows(path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
 
     def check_space(self, stage: Stage, state_bytes: int) -> None:
-        """Raises UserError where the disk cannot hold the checkpoints that a stage still writes."""
-        on_main(lambda: self._check_space(stage, state_bytes))
+        """Raises UserError where the disk cannot hold the checkpoints that a stage still writes.
+
+        A bucket has no end.
+        """
+        if not is_bucket(self.path):
+            on_main(lambda: self._check_space(stage, state_bytes))
 
     def _check_space(self, stage: Stage, state_bytes: int) -> None:
         directory = checkpoints.folder(self.path, stage.name)

@@ -20,9 +20,11 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from diffusion_distill.buckets import as_path
 from diffusion_distill.data.download import fetch
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
+from diffusion_distill.files import opened
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"  # as its page has it
@@ -163,7 +165,7 @@ VERSIONS = (BINARY, PYTHON)
 
 def _find(path: str) -> Path:
     """The folder with batch files, or the tar.gz, that config.data.path leads to."""
-    found = Path(path)
+    found = as_path(path)
     get = f"this gets it: python -m diffusion_distill.data.prepare --dataset=cifar10 --out={found}"
     if not found.exists():
         raise UserError(f"config.data.path: there is no {found}; {get}")
@@ -202,7 +204,7 @@ def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, _Versio
         path = folder / version.file(name)
         if not path.exists():
             raise UserError(f"{path} is missing; the other files of CIFAR-10 are there")
-        with open(path, "rb") as file:
+        with opened(path) as file:
             yield str(path), version, name, file.read(LARGEST)
 
 
@@ -214,7 +216,7 @@ def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, _Vers
         for name in names
     }
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with opened(archive) as file, tarfile.open(fileobj=file, mode="r:gz") as tar:
             for member in tar:
                 if member.name in wanted and member.isfile():
                     content = tar.extractfile(member).read(LARGEST)

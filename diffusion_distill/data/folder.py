@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from diffusion_distill.buckets import THREADS, as_path, is_bucket
 from diffusion_distill.data import preprocess
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
@@ -26,7 +27,7 @@ def load(config: ml_collections.ConfigDict) -> Source:
     Raises:
         UserError: there is no such folder, no image in it, or images beside the subfolders.
     """
-    root = Path(config.path)
+    root = as_path(config.path)
     splits = [name for name in SPLITS if (root / name).is_dir()]
     if (root / config.split).is_dir():
         root = root / config.split
@@ -54,7 +55,7 @@ def load(config: ml_collections.ConfigDict) -> Source:
         image_shape=tuple(map(int, shape)),
         labels=labels,
         num_classes=num_classes,
-        read=in_threads(one, shape),
+        read=in_threads(one, shape, THREADS if is_bucket(root) else os.cpu_count()),
         preprocessing=preprocess.description(size, resize),
         fingerprint_of=lambda: _fingerprint(root, files, (shape, resize, num_classes)),
         image_name=files.__getitem__,
@@ -72,12 +73,12 @@ def _first_shape(files: list[str], channels: int) -> tuple[int, int, int]:
     raise errors[0]
 
 
-def in_threads(one, shape: tuple[int, ...]):
+def in_threads(one, shape: tuple[int, ...], threads: int | None = None):
     """`read` of a Source from a function of one index; a batch is read by all cores at once.
 
     Decoding and resizing let go of Python's lock, so threads do.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "images")
+    pool = concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count(), "images")
 
     def read(indices: np.ndarray) -> np.ndarray:
         indices = np.asarray(indices)
@@ -99,14 +100,12 @@ def _scan(root: Path, folder_labels: bool) -> tuple[list[str], np.ndarray, int]:
         files = _images_below(root)
         labels, names = np.zeros(len(files), np.int32), []
     else:
-        names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-        loose = [p.name for p in root.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()]
+        names, loose, below = _labelled(root)
         if loose:
             raise UserError(
                 f"{root} has images beside its subfolders, {min(loose)} for one; with "
                 "data.folder_labels each must be in a subfolder, whose place is its label"
             )
-        below = [_images_below(root / name) for name in names]
         empty = [name for name, images in zip(names, below, strict=True) if not images]
         if empty:
             raise UserError(f"{root / empty[0]} has no images: a label would have none")
@@ -117,7 +116,33 @@ def _scan(root: Path, folder_labels: bool) -> tuple[list[str], np.ndarray, int]:
     return files, labels, len(names)
 
 
+def _labelled(root: Path) -> tuple[list[str], list[str], list[list[str]]]:
+    """(names of subfolders, names of images beside them, paths of the images in each subfolder)."""
+    if not is_bucket(root):
+        names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+        loose = [p.name for p in root.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()]
+        return names, loose, [_images_below(root / name) for name in names]
+    below, loose = {}, []  # from one listing: to ask for a thousand folders takes minutes
+    for file in _images_below(root):
+        first, inside, _ = file.removeprefix(f"{root}/").partition("/")
+        if inside:
+            below.setdefault(first, []).append(file)
+        else:
+            loose.append(first)
+    return list(below), loose, list(below.values())
+
+
 def _images_below(root: Path) -> list[str]:
+    """Paths of all images: those of a folder in order, then those of its subfolders in order."""
+    if is_bucket(root):
+        inside = [path.relative_to(root).parts for path in root.below()]
+        images = [
+            parts
+            for parts in inside
+            if parts[-1].lower().endswith(EXTENSIONS) and not any(p[0] == "." for p in parts)
+        ]
+        images.sort(key=lambda parts: [*((1, name) for name in parts[:-1]), (0, parts[-1])])
+        return [f"{root}/{'/'.join(parts)}" for parts in images]
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(s for s in subfolders if s[0] != ".")
@@ -130,8 +155,16 @@ def _images_below(root: Path) -> list[str]:
 
 
 def _fingerprint(root: Path, files: list[str], rest: tuple) -> str:
-    """Of names, sizes and times of change: to read a million files again would take too long."""
+    """Of names, sizes and times of change: to read a million files again would take too long.
+
+    In a bucket, of the number that each content of an object has to itself.
+    """
     digest = hashlib.sha256(repr(rest).encode())
+    if is_bucket(root):
+        generations = {str(path): entry["generation"] for path, entry in root.below().items()}
+        for file in files:
+            digest.update(f"{file} {generations[file]}\n".encode())
+        return digest.hexdigest()
     for file in files:
         stat = os.stat(file)
         times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
+from diffusion_distill.buckets import as_path
 from diffusion_distill.data import folder, npz
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
@@ -26,7 +27,7 @@ def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
     Raises:
         UserError: there is nothing there. Reading images of several sizes raises it, too.
     """
-    path = Path(path)
+    path = as_path(path)
     fields = {"image_size": 0, "resize": "area", "channels": 0, "folder_labels": False}
     config = ml_collections.ConfigDict({"path": str(path), "split": "", **fields})
     if path.is_dir():
@@ -45,7 +46,7 @@ def _content(source: Source) -> str:
     """A sha256 of all files: what is measured is read anyway, and no two sets are confused."""
     digest = hashlib.sha256()
     for index in range(len(source)):
-        digest.update(hashlib.sha256(Path(source.image_name(index)).read_bytes()).digest())
+        digest.update(hashlib.sha256(as_path(source.image_name(index)).read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -1,9 +1,8 @@
 """Arrays in an .npz file."""
 
-from pathlib import Path
-
 import ml_collections
 
+from diffusion_distill.buckets import as_path
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_npz
@@ -18,7 +17,7 @@ def load(config: ml_collections.ConfigDict) -> Source:
     Raises:
         UserError: the file is missing, damaged, or has other arrays; names file and array.
     """
-    path = Path(config.path)
+    path = as_path(config.path)
     try:
         arrays = read_npz(path)
     except FileNotFoundError:

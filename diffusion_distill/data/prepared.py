@@ -9,21 +9,30 @@ PATH/train/
 Plain NumPy files, so that other programs can read them, too. A record costs one page fault or
 two, no decoding and no memory of our own: the operating system keeps what is read often. See
 benchmarks/reading.py for what that gives beside array_record.
+
+A split in a bucket is copied to a local cache first, once, by each host. To read single records
+from there would ask for each of them: 10^9 requests, each paid for, in ImageNet's paper run, far
+slower than a batch is trained on; and their checksums could not be compared.
 """
 
 import concurrent.futures
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
+from diffusion_distill.buckets import THREADS, as_path, is_bucket
+from diffusion_distill.console import Countdown, say
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import read_json, write_atomically
+from diffusion_distill.files import CACHE_DIR, cache_folder, read_json, write_atomically
+from diffusion_distill.files import sha256 as checksum
 
 PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose settings `prepare` knows
 FORMAT = 1
@@ -102,14 +111,18 @@ class Manifest:
         return manifest
 
 
-def load(config: ml_collections.ConfigDict) -> Source:
+def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source:
     """The split config.split of the prepared set in the folder config.path.
+
+    Args:
+        config: a run's config.data.
+        cache: where the local copy of a set in a bucket is kept; None for the usual place.
 
     Raises:
         UserError: it is not there, or a file is missing or damaged; names it. Sets over a GiB have
             their files' sizes compared; `prepare --verify` compares their checksums.
     """
-    root = Path(config.path)
+    root = as_path(config.path)
     folder = root / config.split
     if not root.is_dir():
         kind = f"--dataset={root.name}" if root.name in PUBLISHED else "--source=folder"
@@ -123,6 +136,8 @@ def load(config: ml_collections.ConfigDict) -> Source:
             f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}"
         )
     manifest = Manifest.read(folder)
+    if is_bucket(folder):
+        folder = local_copy(folder, manifest, cache or cache_folder())
     labels = _labels(folder, manifest)
     files = [_mapped(folder / name, count, manifest) for name, count, _ in manifest.files]
     if sum(file.nbytes for file in files) <= VERIFIED_AT_LOADING:
@@ -151,6 +166,70 @@ def load(config: ml_collections.ConfigDict) -> Source:
     )
 
 
+def local_copy(folder: Path, manifest: Manifest, cache: Path) -> Path:
+    """The local copy of a split in a bucket; what is missing of it is copied now.
+
+    Each file is compared with its checksum as it comes. Of several processes on a host one copies,
+    and the others wait for it.
+
+    Args:
+        folder: of the split, in a bucket.
+        manifest: of the split.
+        cache: the copy is in a folder of its own in it, by the manifest's fingerprint.
+
+    Raises:
+        UserError: a file is damaged or missing, or the disk is too small.
+    """
+    copy = cache / "data" / f"{manifest.name}-{manifest.split}-{manifest.fingerprint[:16]}"
+    files = [(LABELS, manifest.labels_sha256), *((n, s) for n, _, s in manifest.files)]
+    copy.mkdir(parents=True, exist_ok=True)
+    with open(copy / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed, by whatever end
+        missing = [(name, sha) for name, sha in files if not (copy / name).exists()]
+        if missing:
+            _check_room(copy, manifest)
+            say(f"{folder}: copying {len(missing)} files to {copy}")
+        progress = Countdown(f"{folder}", len(missing), "files")
+        with concurrent.futures.ThreadPoolExecutor(THREADS, "copy") as pool:
+            work = [pool.submit(_copy, folder / name, copy / name, sha) for name, sha in missing]
+            try:
+                for done in concurrent.futures.as_completed(work):
+                    done.result()
+                    progress.add(1)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        (copy / MANIFEST).write_bytes((folder / MANIFEST).read_bytes())
+    return copy
+
+
+def _check_room(copy: Path, manifest: Manifest) -> None:
+    there = sum(path.stat().st_size for path in copy.iterdir())
+    needed = manifest.count * int(np.prod(manifest.image_shape)) - there
+    free = shutil.disk_usage(copy).free
+    if free < needed:
+        raise UserError(
+            f"{copy} has {free / 1e6:,.0f} MB free; the copy of {manifest.name} needs "
+            f"{needed / 1e6:,.0f} MB more; config.runtime.cache_dir, or the environment variable "
+            f"{CACHE_DIR}, names another place for it"
+        )
+
+
+def _copy(source: Path, target: Path, expected: str) -> None:
+    """Copies a file from a bucket, whole and right or not at all."""
+    part = target.with_name(f"{target.name}.part")
+    digest = hashlib.sha256()
+    try:
+        with open(part, "wb") as file:
+            for block in source.blocks():
+                digest.update(block)
+                file.write(block)
+    except FileNotFoundError:
+        raise UserError(f"there is no {source}, which the manifest names") from None
+    if digest.hexdigest() != expected:
+        raise UserError(f"{source} is damaged: its sha256 is not the manifest's")
+    os.replace(part, target)
+
+
 def verify(folder: Path, manifest: Manifest) -> None:
     """Compares every file of a split with its checksum, by all cores.
 
@@ -171,8 +250,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
 def sha256(path: Path) -> str:
     """Of a file, which must be there (UserError)."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return checksum(path)
     except FileNotFoundError:
         raise UserError(f"there is no {path}, which the manifest names") from None
 

@@ -10,7 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from diffusion_distill.errors import UserError
+from diffusion_distill.buckets import as_path, is_bucket
+from diffusion_distill.errors import BucketError, UserError
+from diffusion_distill.files import opened
 
 # Modes of Pillow that hold 8 bits a channel, and their channels; others are not 8-bit images.
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -21,7 +23,7 @@ def decode(path: str, channels: int) -> np.ndarray:
     """The image in a file, uint8 [H, W, C]. EXIF orientation is not applied.
 
     Args:
-        path: of an image that Pillow reads.
+        path: of an image that Pillow reads; it may be in a bucket.
         channels: 1 or 3: what is not of that kind is converted (grey to colour by repeating it,
             colour to grey by luma), unless transparency would be lost. 0: nothing is converted.
 
@@ -29,10 +31,10 @@ def decode(path: str, channels: int) -> np.ndarray:
         UserError: the file is no whole image, or not one that `channels` allows; names it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(as_path(path)) if is_bucket(path) else path) as image:
             pixels = np.asarray(_converted(image, channels, path))
         return pixels.reshape(*pixels.shape[:2], -1)
-    except UserError:
+    except (UserError, BucketError):
         raise
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from diffusion_distill.buckets import as_path
 from diffusion_distill.data import cifar10, folder, npz, prepared, tfds
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
@@ -41,12 +42,15 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
 _NEED_PATH = ("cifar10", "folder", "npz", "prepared")
 
 
-def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
+def load(
+    config: ml_collections.ConfigDict, split: str | None = None, cache: Path | None = None
+) -> Source:
     """The source that a config's `data` section names.
 
     Args:
         config: a run's config.data.
         split: in place of config.split.
+        cache: where what is copied from a bucket is kept; None for the usual place.
 
     Raises:
         UserError: there is none of that name, or its files are missing or wrong; says what to do.
@@ -59,7 +63,8 @@ def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
         config.split = split
     if config.name in _NEED_PATH and not config.path:
         raise UserError(f"config.data.path is ''; it must say where the {config.name} images are")
-    source = SOURCES[config.name](config)
+    by_name = SOURCES[config.name]
+    source = by_name(config, cache) if by_name is prepared.load else by_name(config)
     if config.image_size not in (0, *source.image_shape[:1]):
         height, width, _ = source.image_shape
         raise UserError(
@@ -72,7 +77,7 @@ def load(config: ml_collections.ConfigDict, split: str | None = None) -> Source:
 def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
     """Raises UserError where config.path is one split, and another is asked for."""
     alone = config.name == "npz" or (
-        config.name == "folder" and not (Path(config.path) / split).is_dir()
+        config.name == "folder" and not (as_path(config.path) / split).is_dir()
     )
     if alone:
         raise UserError(

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill import cli
 from diffusion_distill import config as configs
+from diffusion_distill.buckets import as_path
 from diffusion_distill.console import say
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_json, write_atomically
@@ -42,7 +43,7 @@ FORMAT_VERSION = 1
 
 def is_export(path: str | Path) -> bool:
     """Whether a folder is one that `write` wrote, or what is left of it."""
-    return any((Path(path) / name).exists() for name in (WEIGHTS, DESCRIPTION))
+    return any((as_path(path) / name).exists() for name in (WEIGHTS, DESCRIPTION))
 
 
 def write(network: Network, out: str | Path) -> None:
@@ -52,7 +53,7 @@ def write(network: Network, out: str | Path) -> None:
         UserError: `out` is a file, or a folder that has other files.
         OSError: it cannot be written.
     """
-    out = Path(out)
+    out = as_path(out)
     if out.is_file():
         raise UserError(f"{out} is a file; name a folder")
     if out.is_dir():
@@ -75,7 +76,7 @@ def read(path: str | Path, mesh: Mesh) -> Network:
         UserError: a file is missing or damaged, the two do not belong together, or they are of a
             later version.
     """
-    path = Path(path)
+    path = as_path(path)
     fields = read_json(path / DESCRIPTION)
     try:
         network = _network(fields)
@@ -159,7 +160,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"give one of --num_steps and --stage, not --num_steps={num_steps} too")
     stage = run.finished_stage(num_steps, name)
     write(from_stage(run, stage, make_mesh()), out)
-    size = (Path(out) / WEIGHTS).stat().st_size
+    size = len((as_path(out) / WEIGHTS).read_bytes())
     say(f"{stage.name} of {run.path}, {stage.num_steps} steps, {size / 1e6:.1f} MB: {out}")
 
 

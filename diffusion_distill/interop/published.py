@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill import cli
 from diffusion_distill import config as configs
+from diffusion_distill.buckets import as_path
 from diffusion_distill.console import say
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop.network import Network, abstract_weights, place
@@ -66,7 +67,7 @@ def read(path: str | Path) -> Published:
     Raises:
         UserError: there is no such file, or it is no such file, damaged or cut off.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     content = path.read_bytes()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from diffusion_distill.buckets import as_path
 from diffusion_distill.console import say
 from diffusion_distill.distributed import on_main
 from diffusion_distill.errors import UserError
@@ -51,7 +52,7 @@ def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
         UserError: the teacher cannot be loaded, or its network is another than the run's.
     """
     path = ours.config.distill.teacher
-    if on_main(lambda: (Path(workdir) / "config.json").exists()):
+    if on_main(lambda: (as_path(workdir) / "config.json").exists()):
         here = Workdir.open(workdir)
         if here.config.distill.teacher and path in ("", here.config.distill.teacher):
             return Teacher(here.config.distill.teacher, here.teacher_num_steps)
@@ -71,7 +72,7 @@ def load(path: str, ours: Network, mesh: Mesh) -> Teacher:
             the run's: the first names and shapes that differ, or the fields.
         CheckpointError: the checkpoint in its workdir is damaged.
     """
-    where = Path(path)
+    where = as_path(path)
     if where.is_file():
         file = published.read(where)
         return Teacher(path, file.num_steps, place(file.weights, ours.params, path))

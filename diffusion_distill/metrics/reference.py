@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill import __version__
+from diffusion_distill.buckets import as_path
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import locked, read_npz
@@ -105,7 +106,7 @@ def reference_from_file(path: str | Path) -> Reference:
     Raises:
         UserError: there is no such file, or it does not hold these.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path} of reference statistics")
     arrays = read_npz(path, names=("mu", "sigma"))  # others may be there, of gigabytes
@@ -132,7 +133,7 @@ def reference_from_file(path: str | Path) -> Reference:
 
 def has_statistics(path: str | Path) -> bool:
     """Whether a path is an npz with the array `mu`: statistics, not images."""
-    path = Path(path)
+    path = as_path(path)
     return path.suffix == ".npz" and path.is_file() and "mu" in read_npz(path, names=("mu",))
 
 

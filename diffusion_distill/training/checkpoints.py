@@ -17,17 +17,16 @@ says which step all restore.
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import orbax.checkpoint as ocp
 
+from diffusion_distill.buckets import THREADS, is_bucket
 from diffusion_distill.distributed import is_main, on_main
-from diffusion_distill.errors import CheckpointError
-from diffusion_distill.files import write_atomically
+from diffusion_distill.errors import BucketError, CheckpointError
+from diffusion_distill.files import files_below, remove, sha256, write_atomically
 from diffusion_distill.training.state import TrainState
 
 CHECKSUMS = "sha256.json"
@@ -35,7 +34,7 @@ CHECKSUMS = "sha256.json"
 
 def folder(workdir: Path, stage_name: str) -> Path:
     """Where a stage's checkpoints are, as the absolute path that Orbax asks for."""
-    return Path(workdir).absolute() / stage_name / "checkpoints"
+    return workdir.absolute() / stage_name / "checkpoints"
 
 
 def steps(directory: Path) -> list[int]:
@@ -156,11 +155,12 @@ def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
             continue
         path = directory / str(step)
         if not is_finished(directory, step):
-            shutil.rmtree(path)
+            remove(path)
             continue
         aside = directory.parent / "damaged"
         aside.mkdir(exist_ok=True)
-        count = sum(p.name.startswith(f"{step}-") for p in aside.iterdir())
+        there = aside.iterdir() if aside.is_dir() else ()
+        count = sum(p.name.startswith(f"{step}-") for p in there)
         path.rename(aside / f"{step}-{count}")
 
 
@@ -279,6 +279,8 @@ def _damage(path: Path, item: str | None) -> str | None:
         checksums = json.loads((path / CHECKSUMS).read_text())
         expected = {n: c for n, c in checksums.items() if (path / n).is_relative_to(below)}
         found = _checksums(path, below)
+    except BucketError:  # it cannot be reached, which says nothing of what is in it
+        raise
     except FileNotFoundError:
         return f"it has no {CHECKSUMS}: writing it was cut off"
     except (ValueError, AttributeError):
@@ -297,10 +299,10 @@ def _damage(path: Path, item: str | None) -> str | None:
 
 def _checksums(path: Path, below: Path) -> dict[str, str]:
     """SHA-256 of every file under `below` but the checksums' own, by its name relative to path."""
-    result = {}
-    for file in sorted(below.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        if file.is_file() and name not in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
-            with open(file, "rb") as opened:
-                result[name] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return result
+    files = {file.relative_to(path).as_posix(): file for file in files_below(below)}
+    for name in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
+        files.pop(name, None)
+    if not is_bucket(path):
+        return {name: sha256(file) for name, file in files.items()}
+    with concurrent.futures.ThreadPoolExecutor(THREADS, "checksums") as pool:
+        return dict(zip(files, pool.map(sha256, files.values()), strict=True))

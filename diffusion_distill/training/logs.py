@@ -7,11 +7,22 @@ from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import register_writer_factory
 
 from diffusion_distill import progress
+from diffusion_distill.buckets import Growing, is_bucket
 from diffusion_distill.console import duration, say
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_rows, write_rows
+
+
+class _InBucket:
+    """How tensorboardX opens event files in a bucket: its own way asks for other credentials."""
+
+    open = staticmethod(Growing)
+
+
+register_writer_factory("gs", _InBucket)
 
 
 class Progress:
@@ -55,6 +66,9 @@ class Progress:
 class MetricsLog:
     """metrics.jsonl and TensorBoard events of one stage, written at once and in this thread.
 
+    In a bucket both are kept in memory and written whole, each minute and before each checkpoint:
+    what a kill costs is made again from the checkpoint on.
+
     Rows that an earlier start wrote past the step that training goes on from are dropped, so that
     the file reads like that of a run that was never stopped.
     """
@@ -64,11 +78,13 @@ class MetricsLog:
         try:
             rows = read_rows(path)
         except UserError as error:
-            path.rename(path.with_suffix(".damaged"))
+            path.replace(path.with_suffix(".damaged"))
             say(f"warning: {error}; it is set aside, and a new one begins")
             rows = []
         write_rows(path, [row for row in rows if row["step"] <= start])
-        self._file = open(path, "a")
+        self._in_bucket = is_bucket(path)
+        self._file = Growing(path, path.read_text()) if self._in_bucket else open(path, "a")
+        self._flush_every = 60.0 if self._in_bucket else 10.0
         (directory / "tensorboard").mkdir(exist_ok=True)
         # Not SummaryWriter: its thread dies of a full disk, and then the next write waits forever.
         self._events = EventsWriter(str(directory / "tensorboard" / "events"), f".{start}")
@@ -76,24 +92,30 @@ class MetricsLog:
         self._events.write_event(
             event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=purge)
         )
-        self._flushed = 0.0
+        self._flushed = time.monotonic() if self._in_bucket else 0.0
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One row; a metric without a value (NaN) is left out."""
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
         self._file.write(json.dumps({"step": step, **known}) + "\n")
-        self._file.flush()
+        if not self._in_bucket:
+            self._file.flush()
         values = [
             summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in known.items()
         ]
         summary = summary_pb2.Summary(value=values)
         event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
         self._events.write_event(event)
-        if time.monotonic() - self._flushed > 10.0:
-            self._events.flush()
-            self._flushed = time.monotonic()
+        if time.monotonic() - self._flushed > self._flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes out what is buffered."""
+        self._file.flush()
+        self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Writes out what is buffered, and lets go of the files."""
         self._file.close()
         self._events.close()

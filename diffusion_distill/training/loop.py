@@ -154,6 +154,8 @@ def train(
         progress.update(step, row["loss"])
 
     def save(step: int) -> None:
+        if log:
+            log.flush()  # a run that goes on from here has no row before it to make again
         writer.save(state, step, fields | {"seconds": time.monotonic() - began})
 
     with contextlib.ExitStack() as stack:
