@@ -7,11 +7,10 @@ A run writes WORKDIR/report.html by itself after each stage. The page needs noth
 its plots are also written as PNG files, into a folder beside it of the same name.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from diffusion_distill import cli
+from diffusion_distill.buckets import as_path
 from diffusion_distill.errors import UserError
 from diffusion_distill.report.page import write
 
@@ -23,10 +22,10 @@ _OUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    workdirs = [Path(path) for path in _WORKDIRS.value or []]
+    workdirs = [as_path(path) for path in _WORKDIRS.value or []]
     cli.required("workdir", workdirs)
     several = len(workdirs) > 1
-    out = Path(_OUT.value or ("comparison.html" if several else workdirs[0] / "report.html"))
+    out = as_path(_OUT.value or ("comparison.html" if several else workdirs[0] / "report.html"))
     if out.suffix != ".html":
         raise UserError(f"--out={out} must end in .html")
     for problem in write(workdirs, out):

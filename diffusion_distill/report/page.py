@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from diffusion_distill import distributed
+from diffusion_distill.buckets import as_path
 from diffusion_distill.console import say
 from diffusion_distill.files import write_atomically
 from diffusion_distill.report.run import read_run
@@ -120,7 +121,7 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
 
 def _titles(workdirs: list[Path]) -> list[str]:
     """A short name for each: that of its folder where no other has the same."""
-    names = [Path(path).resolve().name for path in workdirs]
+    names = [as_path(path).resolve().name for path in workdirs]
     return [
         name if names.count(name) == 1 else str(path)
         for name, path in zip(names, workdirs, strict=True)

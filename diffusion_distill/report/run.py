@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.buckets import as_path
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_json, read_npz, read_rows
 
@@ -94,7 +95,7 @@ def read_run(path: str | Path) -> RunFiles:
     Raises:
         UserError: there is no such folder, or no run has written to it.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_dir():
         raise UserError(f"there is no workdir {path}")
     if not (path / "config.json").exists() and not (path / "results.jsonl").exists():
