@@ -25,6 +25,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "gcsfs>=2026.9,<2027",
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
