@@ -29,8 +29,8 @@ setup(
     ],
     extras_require={
         "test": [
+            "gcsfs>=2026.9,<2027",
             "ipykernel>=6.29,<8",
-            "matplotlib>=3.10,<4",
             "nbclient>=0.10,<0.12",
             "nbformat>=5.10,<6",
             "pyte>=0.8.2,<0.9",
