@@ -12,11 +12,13 @@ from tests.launch.conftest import LAUNCH, printed
 ROOT = LAUNCH.parent
 GUIDE = (ROOT / "docs/pod.md").read_text()
 LINES = re.search(r"```\n(.*?)```", GUIDE, re.DOTALL)[1].splitlines()
+ROWS = re.findall(r"^\| (v\w+:[\dx]+) *\| (\S+) *\| *(\d+) \|", GUIDE, re.MULTILINE)
 EXPORTED = dict(word.split("=") for line in LINES if "export" in line for word in line.split()[1:])
 
 
-def test_ten_lines():
+def test_ten_lines_and_a_table():
     assert len(LINES) == 10
+    assert len(ROWS) >= 8
 
 
 @pytest.mark.parametrize("line", [x for x in LINES if x.startswith("launch/tpu_vm.sh ")])
@@ -50,9 +52,7 @@ def test_the_fields_that_it_sets_are_there():
     assert all(name in fields[section] for section, name in found)
 
 
-@pytest.mark.parametrize(
-    "row", re.findall(r"^\| (v\w+:[\dx]+) *\| (\S+) *\| *(\d+) \|", GUIDE, re.M)
-)
+@pytest.mark.parametrize("row", ROWS)
 def test_the_two_names_are_of_the_same_slice(row):
     topology, accelerator, chips = row
     kind, size = accelerator.rsplit("-", 1)
