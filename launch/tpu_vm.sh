@@ -16,8 +16,9 @@
 #   SPOT=true ACCELERATOR_TYPE=v5litepod-64 launch/tpu_vm.sh create
 #
 # A lost connection does not stop a run. A slice that is preempted takes its disks with it, so the
-# workdir must be where it outlives them, and where all workers see it: on a share that each has
-# mounted at the same path. The run then goes on from its last whole checkpoint.
+# workdir must be where it outlives them, and where all workers see it: in a bucket, as
+# --workdir=gs://NAME/FOLDER, or on a share that each has mounted at the same path. The run then
+# goes on from its last whole checkpoint.
 set -euo pipefail
 
 PROJECT=${PROJECT:-}                          # empty: the project of `gcloud config set project`

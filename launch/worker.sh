@@ -19,7 +19,7 @@ install() {
     export PATH=$HOME/.local/bin:$PATH
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     [[ -x .venv/bin/python ]] || uv venv --python "$1" .venv
-    uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu]'
+    uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu,gcs]'
 }
 
 is_running() {

@@ -185,30 +185,45 @@ def slowest(cost: Cost, limits: Bound, dtype: str) -> str:
 def advice(cost: Cost, chip: Chip, runtime) -> list[str]:
     """What to change so that a program that is too large for a chip fits, the cheapest first.
 
+    Each line is enough by itself, as far as can be told without compiling it: temporaries go with
+    the images that a device has at once, and arguments with the devices that share them. Where the
+    arguments alone are too large, only fsdp or a larger chip helps.
+
     Args:
         cost: of an update, or of the sampler.
         chip: of the topology.
         runtime: config.runtime.
     """
     free, share = TIGHT * chip.memory - cost.arguments, cost.images // cost.devices
-    if cost.name == "sampler":
-        return [f"--config.runtime.sampler_batch_size={max(cost.images // 2, cost.devices)}"]
+    lines = _fsdp_advice(cost, chip, runtime)
     if free <= 0:
-        if "fsdp" in runtime:
-            return ["--config.runtime.fsdp=8: weights are split, not copied", "a larger chip"]
-        return ["a larger chip: weights and optimiser alone are too large for this one"]
+        return [*lines, "a larger chip: weights and what goes with them fill this one"]
     parts = 2 ** math.ceil(math.log2(max(cost.temporaries / free, 2)))
-    wanted = runtime.accumulation * parts
-    lines = []
-    if share % wanted == 0:
-        lines.append(f"--config.runtime.accumulation={wanted}: the same result, a little slower")
+    if cost.name == "sampler":
+        if share > 1:
+            size = max(cost.images // parts, cost.devices)
+            lines.append(f"--config.runtime.sampler_batch_size={size}: the same images")
+        return lines or ["a larger chip"]
     if not runtime.remat:
-        lines.append("--config.runtime.remat=True: a third more computation")
-    if "fsdp" in runtime and runtime.fsdp == 1 and cost.devices > 1:
-        lines.append("--config.runtime.fsdp=8: weights are split, not copied")
-    if share > 1:
+        lines.insert(
+            0, "--config.runtime.remat=True: a third more computation; plan it to see what it saves"
+        )
+    wanted = runtime.accumulation * parts
+    if share % wanted == 0:
+        lines.insert(0, f"--config.runtime.accumulation={wanted}: the same result, a little slower")
+    if share > 1 and cost.devices * parts <= chip.most:
         lines.append(f"about {cost.devices * parts} chips instead of {cost.devices}")
     if share >= parts:
         batch = cost.images // parts
         lines.append(f"--config.train.batch_size={batch}: another result, and more updates to it")
     return lines or ["a larger chip"]
+
+
+def _fsdp_advice(cost: Cost, chip: Chip, runtime) -> list[str]:
+    """Weights over 8 devices, or over all where 8 are not enough, where that makes it fit."""
+    before = min(runtime.fsdp, cost.devices)
+    for parts in sorted({math.gcd(8, cost.devices), cost.devices}):
+        arguments = cost.arguments * before / parts
+        if parts > before and arguments + cost.temporaries <= TIGHT * chip.memory:
+            return [f"--config.runtime.fsdp={parts}: weights are split, not copied"]
+    return []

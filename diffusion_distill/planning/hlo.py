@@ -22,6 +22,10 @@ _SENT = {
 # What is only started shows its operand beside its result: the result's share of the two.
 _OF_RESULT = {"all-gather": lambda n: n / (n + 1), "collective-permute": lambda n: 1 / 2}
 
+# What libtpu makes of a reduce-scatter: a computation of this name, which reduces the whole of it
+# and then takes a slice. The two are one operation, and no device sends more than for its slice.
+_REDUCE_SCATTER = "all-reduce-scatter"
+
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_SENT)})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -67,7 +71,10 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
             size = _size(match[1])
             if f"{kind}-start(" in line:
                 size = _OF_RESULT.get(kind, lambda n: 1.0)(group) * size
-            size *= group if kind == "reduce-scatter" else 1
+            if kind == "reduce-scatter":
+                size *= group
+            elif kind == "all-reduce" and name.startswith(_REDUCE_SCATTER):
+                kind = "reduce-scatter"
             total = found[kind, group]
             total[0] += turns[name]
             total[1] += turns[name] * round(size)

@@ -34,7 +34,7 @@ from diffusion_distill.training.step import Round, make_optimizer, make_update
 _PLATFORM = "accelerator"  # any but "cpu", whose programs have another form
 
 LEAST_EFFORT = -1.0  # of the compiler, in -1 to 1; 0 is what a run uses
-FORMAT = 1  # of the cached answers
+FORMAT = 2  # of the cached answers
 
 # Data sets that are planned for where they are not at hand: image shape, labels, how many.
 _KNOWN = {"cifar10": ((32, 32, 3), 10, 50_000), "digits": ((8, 8, 1), 10, 1797)}

@@ -94,8 +94,14 @@ class Parts(NamedTuple):
     apply: Callable
 
 
-def make_parts(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> Parts:
+def make_parts(
+    model: UNet, config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh | None = None
+) -> Parts:
     """The step of a stage in three parts, between which a batch may be split.
+
+    With a mesh, weights that are split over its devices are gathered before the network uses them.
+    Left to itself, XLA's partitioner splits some activations by channels where it finds kernels
+    split so, and sends them to and fro, which costs more than the weights.
 
     Returns:
         draw(step, batch, key, round) -> Examples, where step counts the stage's updates;
@@ -105,6 +111,11 @@ def make_parts(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> 
     schedule = make_schedule(config)
     weighting = WEIGHTINGS[config.diffusion.weighting]
     optimizer = make_optimizer(config, stage)
+
+    def whole(params):
+        return (
+            params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
+        )
 
     def draw(step, batch: Batch, key: jax.Array, round: Round) -> Examples:
         keys = jax.random.split(jax.random.fold_in(key, step), 4)
@@ -125,12 +136,14 @@ def make_parts(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> 
         z = q_sample(examples.x, examples.eps, logsnr)
         x = examples.x
         if teacher_params is not None:
-            teacher = make_denoiser(model, teacher_params, examples.labels, config)
+            teacher = make_denoiser(model, whole(teacher_params), examples.labels, config)
             x = distillation_target(teacher, z, examples.i, round.num_steps, schedule)
         target = from_x(x, z, logsnr)
 
         def mean_loss(params):
-            denoiser = make_denoiser(model, params, examples.labels, config, examples.dropout_keys)
+            denoiser = make_denoiser(
+                model, whole(params), examples.labels, config, examples.dropout_keys
+            )
             losses = weighting(target, denoiser(z, logsnr))
             return losses.mean(), losses
 
@@ -158,7 +171,9 @@ def make_parts(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> 
     return Parts(draw, gradient, apply)
 
 
-def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage) -> Callable:
+def make_train_step(
+    model: UNet, config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh | None = None
+) -> Callable:
     """The step of a stage: algorithm 1 of the paper for the teacher, algorithm 2 for a student.
 
     With config.runtime.accumulation the batch is computed in so many parts, one after another; the
@@ -168,6 +183,7 @@ def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage
         model: the network, with the stage's dropout.
         config: the run's config.
         stage: used for what all rounds share; what they do not comes in as `round`.
+        mesh: see `make_parts`.
 
     Returns:
         step(state, teacher_params, batch, key, round) -> (state, metrics), a pure function.
@@ -176,7 +192,7 @@ def make_train_step(model: UNet, config: ml_collections.ConfigDict, stage: Stage
         loss_q1 to loss_q4, the loss over the examples with t in each quarter of [0, 1] (NaN where
         the batch has none there).
     """
-    parts, count = make_parts(model, config, stage), config.runtime.accumulation
+    parts, count = make_parts(model, config, stage, mesh), config.runtime.accumulation
 
     def step(state: TrainState, teacher_params, batch: Batch, key: jax.Array, round: Round):
         examples = parts.draw(state.step, batch, key, round)
@@ -255,10 +271,11 @@ def make_update(
         return jax.lax.with_sharding_constraint(batch, batched(mesh))
 
     platform = platform or mesh.devices.flat[0].platform
+    gathered = mesh if mesh.shape["fsdp"] > 1 else None
     if config.runtime.accumulation > 1 and platform == "cpu":
-        parts = make_parts(model, config, stage)
+        parts = make_parts(model, config, stage, gathered)
         return _update_in_calls(parts, config, batch_of, mesh, state_shardings, weights)
-    step = make_train_step(model, config, stage)
+    step = make_train_step(model, config, stage, gathered)
 
     def update(state, teacher_params, data, rows, key, round):
         def one(state, row):

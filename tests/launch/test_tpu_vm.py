@@ -148,7 +148,7 @@ def test_setup_waits_and_installs_on_all_workers(bench, cloud):
         assert (code / "configs/cifar10_distill.py").exists()
     installs = [call for call in bench.calls() if call[0] == "uv"]
     assert sorted(installs) == 2 * [
-        "uv pip install --python .venv/bin/python -c constraints.txt -e .[tpu]".split()
+        "uv pip install --python .venv/bin/python -c constraints.txt -e .[tpu,gcs]".split()
     ] + 2 * ["uv venv --python 3.11 .venv".split()]
     assert not list(bench.path.glob("*.tgz"))
     again = bench.run("tpu_vm.sh", "setup")  # after a change of the code

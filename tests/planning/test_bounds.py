@@ -43,7 +43,7 @@ COST = Cost(
     fits=True,
     seconds=1.0,
 )
-RUNTIME = ml_collections.ConfigDict({"accumulation": 1, "remat": False})
+RUNTIME = ml_collections.ConfigDict({"accumulation": 1, "remat": False, "fsdp": 1})
 
 
 def test_the_bound_is_the_largest_of_three():
@@ -91,7 +91,7 @@ def test_a_batch_that_is_too_large_is_accumulated():
 
 
 def test_advice_goes_on_from_what_was_done_already():
-    runtime = ml_collections.ConfigDict({"accumulation": 8, "remat": True})
+    runtime = ml_collections.ConfigDict({"accumulation": 8, "remat": True, "fsdp": 1})
     lines = advice(dataclasses.replace(COST, temporaries=1000), CHIP, runtime)
     assert lines[0].startswith("--config.runtime.accumulation=16:")  # 16 images a device: the most
     assert not any("remat" in line for line in lines)
@@ -99,16 +99,40 @@ def test_advice_goes_on_from_what_was_done_already():
     assert not any("accumulation" in line for line in lines)
 
 
-def test_weights_that_are_too_large_are_split_where_they_can_be():
-    large = dataclasses.replace(COST, arguments=950)
-    assert "a larger chip" in advice(large, CHIP, RUNTIME)[0]
-    runtime = ml_collections.ConfigDict({"accumulation": 1, "remat": False, "fsdp": 1})
-    assert advice(large, CHIP, runtime)[0].startswith("--config.runtime.fsdp=")
+@pytest.mark.parametrize(
+    ("changes", "fsdp", "expected"),
+    [
+        ({"arguments": 950, "temporaries": 600}, 1, "fsdp=4:"),  # of 4 devices, 238 each
+        ({"arguments": 950, "temporaries": 600, "devices": 64}, 1, "fsdp=8:"),
+        ({"arguments": 950, "temporaries": 850, "devices": 64}, 1, "fsdp=64:"),
+        ({"arguments": 950, "temporaries": 800, "devices": 64}, 8, "fsdp=64:"),
+        ({"arguments": 950, "temporaries": 600}, 4, None),  # over all already
+        ({"arguments": 950, "temporaries": 919}, 1, None),  # not enough
+        ({"arguments": 400, "temporaries": 600}, 1, "fsdp=4:"),
+        ({"arguments": 400, "temporaries": 600, "devices": 1}, 1, None),
+    ],
+)
+def test_weights_are_split_where_that_makes_them_fit(changes, fsdp, expected):
+    runtime = ml_collections.ConfigDict({"accumulation": 1, "remat": False, "fsdp": fsdp})
+    lines = advice(dataclasses.replace(COST, **changes), CHIP, runtime)
+    found = [line.split("fsdp=")[1] for line in lines if "fsdp" in line]
+    assert [f"fsdp={line.split()[0]}" for line in found] == [expected] * (expected is not None)
+    assert (lines[-1].startswith("a larger chip")) == (changes["arguments"] == 950)
 
 
 def test_a_sampler_that_is_too_large_makes_fewer_at_once():
+    """2,000 bytes of temporaries, 620 free: a quarter of the images."""
     sampler = dataclasses.replace(COST, name="sampler", images=256, temporaries=2000)
-    assert advice(sampler, CHIP, RUNTIME) == ["--config.runtime.sampler_batch_size=128"]
+    assert advice(sampler, CHIP, RUNTIME) == [
+        "--config.runtime.sampler_batch_size=64: the same images"
+    ]
+    one_each = dataclasses.replace(sampler, images=4)
+    assert advice(one_each, CHIP, RUNTIME) == ["a larger chip"]
+
+
+def test_no_more_chips_than_there_are():
+    lines = advice(dataclasses.replace(COST, devices=32, temporaries=2000), CHIP, RUNTIME)
+    assert not any("chips" in line for line in lines)
 
 
 def test_what_it_waits_for():
