@@ -2,6 +2,7 @@
 
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -201,6 +202,44 @@ def test_tfds_gives_images_and_labels_without_tensorflow(tmp_path):
         assert small.images([0]).shape == (1, 16, 16, 3)
         assert small.fingerprint != source.fingerprint
     assert "tensorflow" not in sys.modules
+
+
+def test_labels_of_tfds_are_read_without_their_images_and_by_few_tasks(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    opened, tasks = [], []
+    submit = ThreadPoolExecutor.submit
+
+    class Records:
+        def __len__(self):
+            return 5000
+
+        def __getitem__(self, index):
+            if index == 17:
+                raise ValueError("damaged")
+            return {"image": np.zeros((8, 8, 3), np.uint8), "label": index % 10}
+
+    def as_data_source(split, decoders=None):
+        opened.append(decoders)
+        return Records()
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(8, 8, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    info = types.SimpleNamespace(splits={"train": 0}, features=features, full_name="x/1")
+    builder = types.SimpleNamespace(info=info, as_data_source=as_data_source)
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "submit", lambda *args: tasks.append(args) or submit(*args)
+    )
+    source = sources.load(data("tfds", tmp_path, tfds_name="x"))
+    expected = np.arange(5000) % 10
+    expected[17] = 0
+    np.testing.assert_array_equal(source.labels, expected)
+    assert isinstance(opened[-1]["image"], tfds.decode.SkipDecoding)
+    assert len(tasks) < 50
 
 
 @pytest.mark.parametrize(
