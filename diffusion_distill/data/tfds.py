@@ -57,7 +57,8 @@ def load(config: ml_collections.ConfigDict) -> Source:
         if image.shape != shape:
             raise UserError(
                 f"{name}: image {index} is {'x'.join(map(str, image.shape))}, where image 0 is "
-                f"{'x'.join(map(str, shape))}; set data.image_size and data.channels"
+                f"{'x'.join(map(str, shape))}; set config.data.image_size and "
+                "config.data.channels"
             )
         return image
 
@@ -127,8 +128,9 @@ def _open(name: str, path: str, split: str):
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         folder = f" --data_dir={path}" if path else ""
         raise UserError(
-            f"{name} cannot be read from {path or 'the default folder of tfds'} ({reason}). Get it "
-            "with: pip install tensorflow-datasets tensorflow && "
+            f"config.data.tfds_name: {name} cannot be read from "
+            f"{path or 'the default folder of tfds'} ({reason}). Get it with: pip install "
+            "tensorflow-datasets tensorflow && "
             f"tfds build {name} --file_format=array_record{folder}"
         ) from None
     raise UserError(f"config.data.split is {split!r}; {name} has {', '.join(splits)}")
