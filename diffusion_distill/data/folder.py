@@ -29,23 +29,23 @@ def load(config: ml_collections.ConfigDict) -> Source:
     """
     root = as_path(config.path)
     splits = [name for name in SPLITS if (root / name).is_dir()]
+    if config.split in SPLITS and splits:
+        _check_all_splits(root, splits)
     if (root / config.split).is_dir():
         root = root / config.split
     elif splits:
         raise UserError(f"{root} has no split {config.split!r}; it has {', '.join(splits)}")
     files, labels, num_classes = _scan(root, config.folder_labels)
     size, resize, channels = config.image_size, config.resize, config.channels
-    shape = _first_shape(files, channels)
-    if size:
-        shape = (size, size, shape[-1])
+    shape, alike = _usual_shape(files, channels, size)
 
     def one(index: int) -> np.ndarray:
         image = preprocess.to_square(preprocess.decode(files[index], channels), size, resize)
         if image.shape != shape:
             raise UserError(
-                f"{files[index]} is {'x'.join(map(str, image.shape))}, where {files[0]} is "
-                f"{'x'.join(map(str, shape))} (height, width, channels); set data.image_size and "
-                "data.channels to make them alike"
+                f"{files[index]} is {'x'.join(map(str, image.shape))}, where {alike} is "
+                f"{'x'.join(map(str, shape))} (height, width, channels); set "
+                "config.data.image_size and config.data.channels to make them alike"
             )
         return image
 
@@ -62,15 +62,44 @@ def load(config: ml_collections.ConfigDict) -> Source:
     )
 
 
-def _first_shape(files: list[str], channels: int) -> tuple[int, int, int]:
-    """Of the first image that can be read, among the first hundred; what is damaged is left out."""
-    errors = []
-    for file in files[:100]:
+def _check_all_splits(root: Path, splits: list[str]) -> None:
+    """Raises UserError where labels, or images, stand beside what would be taken for splits."""
+    others = [
+        p
+        for p in sorted(root.iterdir())
+        if p.name not in splits and p.name[0] != "." and (p.is_dir() or _is_image(p.name))
+    ]
+    for other in others:
+        if _is_image(other.name) or _images_below(other):
+            raise UserError(
+                f"{root} has {', '.join(splits)}, which would be a split, beside {other.name}, "
+                f"which is none: give config.data.path={root / splits[0]} where it is a split, and "
+                "rename it where it is a label"
+            )
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and name[0] != "."
+
+
+def _usual_shape(files: list[str], channels: int, size: int) -> tuple[tuple[int, int, int], str]:
+    """(the most common shape of twenty images from all over the set, the first that has it).
+
+    What is damaged is left out.
+    """
+    of_shape, errors = {}, []
+    for file in files[:: max(1, len(files) // 20)]:
         try:
-            return preprocess.decode(file, channels).shape
+            height, width, depth = preprocess.decode(file, channels).shape
         except UserError as error:
             errors.append(error)
-    raise errors[0]
+        else:
+            shape = (size, size, depth) if size else (height, width, depth)
+            of_shape.setdefault(shape, []).append(file)
+    if not of_shape:
+        raise errors[0]
+    shape, alike = max(of_shape.items(), key=lambda item: len(item[1]))
+    return shape, alike[0]
 
 
 def in_threads(one, shape: tuple[int, ...], threads: int | None = None):
@@ -104,7 +133,7 @@ def _scan(root: Path, folder_labels: bool) -> tuple[list[str], np.ndarray, int]:
         if loose:
             raise UserError(
                 f"{root} has images beside its subfolders, {min(loose)} for one; with "
-                "data.folder_labels each must be in a subfolder, whose place is its label"
+                "config.data.folder_labels each must be in a subfolder, whose place is its label"
             )
         empty = [name for name, images in zip(names, below, strict=True) if not images]
         if empty:
@@ -146,11 +175,7 @@ def _images_below(root: Path) -> list[str]:
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(s for s in subfolders if s[0] != ".")
-        found += [
-            os.path.join(folder, name)
-            for name in sorted(names)
-            if name.lower().endswith(EXTENSIONS) and name[0] != "."
-        ]
+        found += [os.path.join(folder, name) for name in sorted(names) if _is_image(name)]
     return found
 
 
@@ -167,6 +192,6 @@ def _fingerprint(root: Path, files: list[str], rest: tuple) -> str:
         return digest.hexdigest()
     for file in files:
         stat = os.stat(file)
-        times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
-        digest.update(f"{os.path.relpath(file, root)} {stat.st_size} {times}\n".encode())
+        named = f"{os.path.relpath(file, root)} {stat.st_size} {stat.st_mtime_ns}\n"
+        digest.update(named.encode())
     return digest.hexdigest()

@@ -22,11 +22,12 @@ from diffusion_distill import cli
 from diffusion_distill.config import base
 from diffusion_distill.console import Countdown, say
 from diffusion_distill.data import cifar10, preprocess, sources
-from diffusion_distill.data.prepared import LABELS, MANIFEST, Manifest, sha256, verify
+from diffusion_distill.data.prepared import LABELS, MANIFEST, PREPARING, Manifest, sha256, verify
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import locked, read_json, write_atomically
 
+TRIED = 1000  # images after which it is too many when half of them could not be read
 FILE_BYTES = 2**27  # of images in one file: what is in memory at once, and what a stop can cost
 
 _DATASET = flags.DEFINE_string("dataset", None, "cifar10 (is downloaded), or one of DATASETS.")
@@ -88,15 +89,16 @@ def prepare(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_B
     Args:
         source: what to write. Reading one image may raise UserError: it is left out, and named.
         folder: of the split.
-        origin: says where it comes from, to be kept in the manifest; a folder that was begun from
-            elsewhere, or from other images, is refused.
+        origin: says where it comes from, to be kept in the manifest; a folder that was begun with
+            other settings, or from other images, is refused. Its "path" may be another.
         file_bytes: of images in one file, about.
 
     Returns:
         The manifest, which is written last.
 
     Raises:
-        UserError: the folder holds another set, or half of the images cannot be read.
+        UserError: the folder holds another set, or half of the images cannot be read: of all, or
+            of the first thousand and more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = max(1, file_bytes // int(np.prod(source.image_shape)))
@@ -105,28 +107,62 @@ def prepare(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_B
     with locked(folder / ".lock"):
         if (folder / MANIFEST).exists():
             manifest = Manifest.read(folder)
-            if manifest.source != origin:
-                raise UserError(f"{folder} holds what was prepared from {manifest.source}")
+            if differences := _differences(manifest.source, origin):
+                raise UserError(f"{folder} holds another set: {differences}; choose another --out")
             _remove_notes(folder)
             say(f"{folder}: prepared already, {manifest.count:,} images")
             return manifest
         _begin(folder, origin)
         progress = Countdown("prepare", len(source), "images")
         parts = []
+        tried = _Tried(len(source))
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
-            for number, first in enumerate(range(0, len(source), size)):
-                indices = np.arange(first, min(first + size, len(source)))
-                parts.append(_part(source, folder, number, indices, pool, progress))
+            try:
+                for number, first in enumerate(range(0, len(source), size)):
+                    indices = np.arange(first, min(first + size, len(source)))
+                    parts.append(_part(source, folder, number, indices, pool, progress, tried))
+            except BaseException:  # nothing that waits in the pool is wanted any more
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return _finish(source, folder, origin, parts)
+
+
+class _Tried:
+    """Names images that cannot be read as they come, and ends where they are too many."""
+
+    def __init__(self, total: int):
+        self._total, self._count, self._unreadable = total, 0, []
+
+    def add(self, readable: int, unreadable: list[tuple[str, str]]) -> None:
+        """Raises UserError where half of what was tried, TRIED images or all, is unreadable."""
+        for name, reason in unreadable:
+            say(f"left out: {reason if name in reason else f'{name}: {reason}'}")
+        self._unreadable += unreadable
+        self._count += readable + len(unreadable)
+        many = self._count >= min(TRIED, self._total)
+        if many and 2 * len(self._unreadable) >= self._count:
+            name, reason = self._unreadable[0]
+            so_far = "" if self._count == self._total else f" tried so far, of {self._total},"
+            raise UserError(
+                f"{len(self._unreadable)} of {self._count} images{so_far} could not be read, and "
+                f"no set is made of the rest; the first: {name}: {reason}"
+            )
+
+
+def _differences(old: dict, new: dict) -> str:
+    """In which settings two origins differ; the path is none, since the content is compared."""
+    names = [n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n) and n != "path"]
+    settings = [f"{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in names if n != "fingerprint"]
+    return ", ".join(settings or ["its images were others, or have changed" for _ in names])
 
 
 def _begin(folder: Path, origin: dict) -> None:
     """Notes where a set comes from, or refuses to mix it with what was begun from elsewhere."""
-    note = folder / "preparing.json"
+    note = folder / PREPARING
     if note.exists():
         begun = read_json(note)
-        if begun != origin:
-            raise UserError(f"{folder} was begun from {begun}; remove it to begin anew")
+        if differences := _differences(begun, origin):
+            raise UserError(f"{folder} was begun otherwise: {differences}; remove it to begin anew")
         say(f"{folder}: going on where it was stopped")
     elif any(not p.name.startswith(".") for p in folder.iterdir()):
         raise UserError(f"{folder} has other files; choose another --out")
@@ -134,27 +170,31 @@ def _begin(folder: Path, origin: dict) -> None:
         write_atomically(note, json.dumps(origin) + "\n")
 
 
-def _part(source, folder, number, indices, pool, progress) -> dict:
+def _part(source, folder, number, indices, pool, progress, tried) -> dict:
     """One file of images and the note beside it; nothing is done where both are there."""
     path, note = folder / f"images-{number:05d}.npy", folder / f"part-{number:05d}.json"
     if note.exists():
         progress.skip(len(indices))
-        return read_json(note)
+        part = read_json(note)
+        tried.add(len(part["labels"]), [tuple(pair) for pair in part["unreadable"]])
+        return part
 
     def read(index: int) -> tuple[np.ndarray | None, str]:
         try:
             return source.images([index])[0], ""
         except UserError as error:
-            return None, str(error)
+            return None, _with_flags(str(error))
 
     images = np.empty((len(indices), *source.image_shape), np.uint8)
     labels, unreadable = [], []
     for index, (image, reason) in zip(indices, pool.map(read, indices), strict=True):
         if image is None:
             unreadable.append((source.image_name(int(index)), reason))
+            tried.add(0, unreadable[-1:])
         else:
             images[len(labels)] = image
             labels.append(int(source.labels[index]))
+            tried.add(1, [])
         progress.add(1)
     digest = ""
     if labels:
@@ -170,13 +210,6 @@ def _part(source, folder, number, indices, pool, progress) -> dict:
 def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Manifest:
     labels = np.array([label for part in parts for label in part["labels"]], np.int32)
     unreadable = [tuple(pair) for part in parts for pair in part["unreadable"]]
-    for name, reason in unreadable:
-        say(f"left out: {reason if name in reason else f'{name}: {reason}'}")
-    if len(unreadable) >= len(source) / 2:
-        raise UserError(
-            f"{len(unreadable)} of {len(source)} images could not be read, and no set is made of "
-            f"the rest; the first: {unreadable[0][0]}: {unreadable[0][1]}"
-        )
     buffer = io.BytesIO()
     np.save(buffer, labels)
     write_atomically(folder / LABELS, buffer.getbuffer())
@@ -200,21 +233,24 @@ def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Ma
 
 def _remove_notes(folder: Path) -> None:
     """What only a set in the making needs; a stop may have come between its manifest and this."""
-    for note in [*folder.glob("part-*.json"), folder / "preparing.json"]:
+    for note in [*folder.glob("part-*.json"), folder / PREPARING]:
         note.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    out = Path(cli.required("out", _OUT.value))
     if _VERIFY.value:
-        _verify_all(out)
+        _verify_all(_out())
     elif _DATASET.value == "cifar10" and _SOURCE.value is None and _PATH.value is None:
-        cifar10.download(out)
+        cifar10.download(_out())
     else:
         name = _DATASET.value or ""
-        config = _data_config(name)
-        source = sources.load(config)
+        config = _data_config(name)  # before --out, because it says where a data set is got
+        out = _out()
+        try:
+            source = sources.load(config)
+        except UserError as error:
+            raise UserError(_with_flags(str(error))) from error
         if name:
             source = dataclasses.replace(source, name=name)
         origin = {"name": config.name, "path": config.path, "tfds_name": config.tfds_name}
@@ -224,6 +260,16 @@ def main(argv: list[str]) -> None:
         expected = DATASETS[name].counts.get(config.split) if name in DATASETS else None
         if expected not in (None, manifest.count):
             say(f"warning: {name} {config.split} has {expected:,} images as published")
+
+
+def _out() -> Path:
+    return Path(cli.required("out", _OUT.value))
+
+
+def _with_flags(message: str) -> str:
+    """A message about a config's data, with the flags that stand for its fields here."""
+    message = message.replace("--config.data.", "--").replace("config.data.name", "--source")
+    return message.replace("config.data.", "--")
 
 
 def _data_config(dataset: str):

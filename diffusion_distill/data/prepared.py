@@ -38,6 +38,7 @@ PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose setting
 FORMAT = 1
 MANIFEST = "manifest.json"
 LABELS = "labels.npy"
+PREPARING = "preparing.json"  # is there while `prepare` is at work, or was stopped
 VERIFIED_AT_LOADING = 2**30  # bytes; a larger set has its sizes compared, not its checksums
 
 
@@ -125,15 +126,14 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     root = as_path(config.path)
     folder = root / config.split
     if not root.is_dir():
-        kind = f"--dataset={root.name}" if root.name in PUBLISHED else "--source=folder"
-        raise UserError(
-            f"there is no {root}; make it with: python -m diffusion_distill.data.prepare {kind} "
-            f"--path=... --out={root}, or say where it is with --config.data.path"
-        )
+        raise UserError(f"there is no {root}; {_how_to_make(root, config)}")
     if not (folder / MANIFEST).exists():
         splits = sorted(p.parent.name for p in root.glob(f"*/{MANIFEST}"))
+        if (folder / PREPARING).exists():
+            raise UserError(f"{folder} is not finished: prepare was stopped; its command goes on")
         raise UserError(
-            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}"
+            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}; "
+            f"{_how_to_make(root, config)}"
         )
     manifest = Manifest.read(folder)
     if is_bucket(folder):
@@ -163,6 +163,19 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
         preprocessing=manifest.preprocessing,
         fingerprint_of=lambda: manifest.fingerprint,
         image_name=f"image {{}} of {folder}".format,
+    )
+
+
+def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> str:
+    rest = "" if config.split == "train" else f"--split={config.split} "
+    known = f"--dataset={root.name}"
+    if root.name not in PUBLISHED:
+        size = config.image_size or "SIZE"
+        known = f"--source=folder --image_size={size} --resize=area (or antialias)"
+        rest += f"(in place of --source and what it goes with: --dataset={'|'.join(PUBLISHED)}) "
+    return (
+        f"make it with: python -m diffusion_distill.data.prepare {known} --path=... --out={root} "
+        f"{rest}or say where it is with --config.data.path"
     )
 
 

@@ -40,6 +40,7 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
     "tfds": tfds.load,
 }
 _NEED_PATH = ("cifar10", "folder", "npz", "prepared")
+_RESIZE = ("folder", "tfds")
 
 
 def load(
@@ -64,14 +65,35 @@ def load(
     if config.name in _NEED_PATH and not config.path:
         raise UserError(f"config.data.path is ''; it must say where the {config.name} images are")
     by_name = SOURCES[config.name]
-    source = by_name(config, cache) if by_name is prepared.load else by_name(config)
-    if config.image_size not in (0, *source.image_shape[:1]):
-        height, width, _ = source.image_shape
-        raise UserError(
-            f"config.data.image_size is {config.image_size}, but {config.path or config.name} has "
-            f"images of {height}x{width}"
-        )
+    try:
+        source = by_name(config, cache) if by_name is prepared.load else by_name(config)
+    except UserError as error:
+        if config.name not in _NEED_PATH or str(error).startswith("config."):
+            raise
+        raise UserError(f"config.data.path: {error}") from None
+    _check_as_asked(config, source)
     return source
+
+
+def _check_as_asked(config: ml_collections.ConfigDict, source: Source) -> None:
+    """Raises UserError where fields ask for a conversion that this source does not make."""
+    what, (height, width, channels) = config.path or config.name, source.image_shape
+    if config.image_size and (height, width) != (config.image_size,) * 2:
+        raise UserError(
+            f"config.data.image_size is {config.image_size}, but {what} has images of "
+            f"{height}x{width}"
+        )
+    if config.channels not in (0, channels):
+        raise UserError(
+            f"config.data.channels is {config.channels}, but {what} has images of {channels}; only "
+            "folder and tfds convert"
+        )
+    # "area" is the default, and asks for nothing.
+    if config.name not in _RESIZE and config.resize not in ("area", *source.preprocessing.split()):
+        raise UserError(
+            f"config.data.resize is {config.resize!r}, but {what} is not resized; only folder and "
+            "tfds are"
+        )
 
 
 def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
@@ -81,5 +103,6 @@ def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
     )
     if alone:
         raise UserError(
-            f"{config.path} has no split {split!r}: it is the split {config.split!r} alone"
+            f"config.data.path: {config.path} has no split {split!r}: it is the split "
+            f"{config.split!r} alone"
         )

@@ -14,19 +14,22 @@ from diffusion_distill.data.folder import in_threads
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
 
+PART = 1000  # records whose labels one thread reads at a time
+
 
 def load(config: ml_collections.ConfigDict) -> Source:
     """The data set config.tfds_name ("cifar10", "lsun/church:3.1.0") in the folder config.path.
 
     It must have been prepared in the file format array_record. Images come from its feature
-    "image". Labels come from its feature "label"; to learn them every record is read once, so a
-    large set is better turned into a prepared one first (data/prepare.py).
+    "image". Labels come from its feature "label"; to learn them every record is read once (and no
+    image decoded), so a large set is better turned into a prepared one first (data/prepare.py).
 
     Raises:
         UserError: it is not there, has no such split, or no images; says what to do.
     """
     name = config.tfds_name
-    records, info = _open(name, config.path, config.split)
+    builder = _open(name, config.path, config.split)
+    records, info = builder.as_data_source(split=config.split), builder.info
     if "image" not in info.features:
         raise UserError(f"{name} has the features {', '.join(info.features)}; it must have image")
     num_classes = info.features["label"].num_classes if "label" in info.features else 0
@@ -54,13 +57,14 @@ def load(config: ml_collections.ConfigDict) -> Source:
         if image.shape != shape:
             raise UserError(
                 f"{name}: image {index} is {'x'.join(map(str, image.shape))}, where image 0 is "
-                f"{'x'.join(map(str, shape))}; set data.image_size and data.channels"
+                f"{'x'.join(map(str, shape))}; set config.data.image_size and "
+                "config.data.channels"
             )
         return image
 
     labels = np.zeros(len(records), np.int32)
     if num_classes:
-        labels = _labels(record, len(records), name)
+        labels = _labels(builder, config.split, record, len(records), name)
         labels, num_classes = checked_labels(labels, len(records), num_classes, name)
     identity = (info.full_name, config.split, len(records), shape, config.resize)
     return Source(
@@ -77,25 +81,39 @@ def load(config: ml_collections.ConfigDict) -> Source:
     )
 
 
-def _labels(record: Callable[[int], dict], count: int, name: str) -> np.ndarray:
+def _labels(
+    builder, split: str, record: Callable[[int], dict], count: int, name: str
+) -> np.ndarray:
     """The label of every record, [N]; 0 for one that cannot be read, which its image then tells."""
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}  # which would take nearly all of the time
+    records = builder.as_data_source(split=split, decoders=decoders)
 
     def label(index: int) -> int:
         try:
-            return int(record(index)["label"])
-        except UserError:
-            return 0
+            return int(records[index]["label"])
+        except Exception:  # of many kinds, from array_record; the whole record is then the judge
+            try:
+                return int(record(index)["label"])
+            except UserError:
+                return 0
 
+    def labels_of(indices: range) -> list[int]:
+        return [label(index) for index in indices]
+
+    # In parts, because whatever the pool is given it keeps all of, from the start.
+    parts = [range(n, min(n + PART, count)) for n in range(0, count, PART)]
     labels, countdown = np.zeros(count, np.int32), Countdown(f"labels of {name}", count, "records")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, value in enumerate(pool.map(label, range(count))):
-            labels[index] = value
-            countdown.add(1)
+        for part, values in zip(parts, pool.map(labels_of, parts), strict=True):
+            labels[part.start : part.stop] = values
+            countdown.add(len(part))
     return labels
 
 
 def _open(name: str, path: str, split: str):
-    """The records of a split, by index, and the data set's DatasetInfo."""
+    """The builder of a data set that is there and has this split."""
     import tensorflow_datasets as tfds
 
     if not name:
@@ -104,13 +122,15 @@ def _open(name: str, path: str, split: str):
         builder = tfds.builder(name, data_dir=path or None)
         splits = list(builder.info.splits)
         if not splits or split in splits:
-            return builder.as_data_source(split=split), builder.info
+            builder.as_data_source(split=split)
+            return builder
     except Exception as error:  # tfds raises errors of many kinds, most of many lines
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         folder = f" --data_dir={path}" if path else ""
         raise UserError(
-            f"{name} cannot be read from {path or 'the default folder of tfds'} ({reason}). Get it "
-            "with: pip install tensorflow-datasets tensorflow && "
+            f"config.data.tfds_name: {name} cannot be read from "
+            f"{path or 'the default folder of tfds'} ({reason}). Get it with: pip install "
+            "tensorflow-datasets tensorflow && "
             f"tfds build {name} --file_format=array_record{folder}"
         ) from None
     raise UserError(f"config.data.split is {split!r}; {name} has {', '.join(splits)}")

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from diffusion_distill.config import base
+from diffusion_distill.data import prepare as prepare_module
 from diffusion_distill.data import prepared, sources
 from diffusion_distill.data.prepare import DATASETS, prepare
 from diffusion_distill.data.source import Source, from_arrays
@@ -102,11 +103,24 @@ def test_where_nothing_can_be_read_nothing_is_made(tmp_path):
     assert not (tmp_path / "set/train/manifest.json").exists()
 
 
+def test_unreadable_images_are_named_as_they_come_and_too_many_end_it_early(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(prepare_module, "TRIED", 10)
+    source = failing(range(5), stop_at=12)
+    with pytest.raises(UserError, match="5 of 10 images tried so far, of 20, could not be read"):
+        prepare(source, tmp_path / "set/train", {}, FILE_BYTES)
+    assert "left out: 0.png" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):  # fewer than half: it goes on to where it is stopped
+        prepare(failing(range(4), stop_at=12), tmp_path / "other/train", {}, FILE_BYTES)
+    assert "left out: 3.png" in capsys.readouterr().out
+
+
 def test_it_goes_on_where_it_was_stopped(tmp_path, out, capsys):
     folder = tmp_path / "again/train"
     with pytest.raises(KeyboardInterrupt):
         prepare(failing([], stop_at=9), folder, {}, FILE_BYTES)
-    with pytest.raises(UserError, match="has no prepared split 'train'; it has none"):
+    with pytest.raises(UserError, match="train is not finished: prepare was stopped; its command"):
         load(folder.parent)
     first = folder / "images-00000.npy"
     written = first.stat().st_mtime_ns
@@ -163,15 +177,20 @@ def test_a_finished_set_is_left_as_it_is_and_another_is_not_mixed_into_it(out):
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.npy")}
     prepare(from_arrays(IMAGES, LABELS, 4), out / "train", {}, FILE_BYTES)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.npy")} == before
-    with pytest.raises(UserError, match="holds what was prepared from"):
-        prepare(from_arrays(IMAGES, LABELS, 4), out / "train", {"path": "other"}, FILE_BYTES)
+    with pytest.raises(UserError, match="another set: split was None, is 'x'; choose another"):
+        prepare(from_arrays(IMAGES, LABELS, 4), out / "train", {"split": "x"}, FILE_BYTES)
+
+
+def test_the_same_images_by_another_path_are_the_same_set(out):
+    prepare(from_arrays(IMAGES, LABELS, 4), out / "train", {"path": "./a"}, FILE_BYTES)
 
 
 def test_a_folder_begun_from_elsewhere_or_with_other_files_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        prepare(failing([], stop_at=9), tmp_path / "set", {"path": "a"}, FILE_BYTES)
-    with pytest.raises(UserError, match="was begun from .*'a'.*; remove it"):
-        prepare(from_arrays(IMAGES), tmp_path / "set", {"path": "b"}, FILE_BYTES)
+        prepare(failing([], stop_at=9), tmp_path / "set", {"split": "a", "x": 1}, FILE_BYTES)
+    with pytest.raises(UserError, match="begun otherwise: split was 'a', is 'b'; remove it"):
+        same = from_arrays(IMAGES, LABELS, 4)
+        prepare(same, tmp_path / "set", {"split": "b", "x": 1}, FILE_BYTES)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="thesis has other files"):
@@ -182,8 +201,10 @@ def test_a_source_that_changed_since_is_not_mixed_in(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare(failing([], stop_at=9), tmp_path / "set", {}, FILE_BYTES)
     more = from_arrays(np.concatenate([IMAGES[:1], IMAGES]), None)
-    with pytest.raises(UserError, match="was begun from .*; remove it"):
+    with pytest.raises(UserError, match="begun otherwise: images was 20, is 21; remove it"):
         prepare(more, tmp_path / "set", {}, FILE_BYTES)
+    with pytest.raises(UserError, match="otherwise: its images were others, or have changed; rem"):
+        prepare(from_arrays(IMAGES // 2, LABELS, 4), tmp_path / "set", {}, FILE_BYTES)
 
 
 def test_splits_are_told_apart(out):
@@ -234,21 +255,30 @@ def command(*flags):
 
 
 def test_data_that_is_not_there_ends_with_the_command_that_gets_it(tmp_path):
-    with pytest.raises(
-        UserError, match=f"prepare --source=folder --path=... --out={tmp_path}/none"
-    ):
-        load(tmp_path / "none")
+    made = (
+        r"prepare --source=folder --image_size=SIZE --resize=area \(or antialias\) --path=\.\.\. "
+    )
+    for name in ("none", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=f"data.path: .*{made}--out={tmp_path}/{name} --split="):
+            load(tmp_path / name, "test")
+    with pytest.raises(UserError, match="prepare --dataset=imagenet64 --path"):
+        load(tmp_path / "imagenet64")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--out must be given"),
+        (["--source=npz", "--path=x.npz"], "--out must be given"),
+        ([], "--dataset or --source must be given"),
+        (["--dataset=imagenet64"], "needs an account on https://image-net.org"),
+        (["--out=x", "--source=foo"], "--source is 'foo'; there are"),
+        (["--out=x", "--source=npz"], "--path is ''; it must say"),
         (["--out=x"], "--dataset or --source must be given"),
         (["--out=x", "--dataset=mnist"], "there are cifar10, imagenet64"),
         (["--out=x", "--dataset=imagenet64"], "needs an account on https://image-net.org"),
         (["--out=x", "--dataset=lsun_church128"], "https://www.yf.io/p/lsun"),
-        (["--out=x", "--source=folder", "--path=none"], "there is no folder none"),
+        (["--out=x", "--source=folder", "--path=none"], "--path: there is no folder none"),
         (["--out=x", "--source=npz", "--path=none", "--resize=best"], "there are area, antialias"),
         (["--out=none", "--verify"], "none has no prepared split"),
     ],

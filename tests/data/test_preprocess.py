@@ -1,8 +1,12 @@
 """Images of any size and kind become squares of one size, as published."""
 
+import concurrent.futures
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from diffusion_distill.data.preprocess import antialias, area, central_square, decode, to_square
 from diffusion_distill.errors import UserError
@@ -31,6 +35,21 @@ def test_area_resize_is_the_mean_of_the_area_that_a_pixel_covers(source, size):
     image = RNG.integers(0, 256, (source, source, 3), np.uint8)
     # Half a level of rounding, and float32 within.
     np.testing.assert_allclose(area(image, size), area_by_hand(image, size), atol=0.5 + 1e-4)
+
+
+def test_area_resize_in_several_threads_is_not_held_up_by_those_of_a_library():
+    """`prepare` and folders call it so; with BLAS in it, it took many times the processor time."""
+    image = RNG.integers(0, 256, (375, 375, 3), np.uint8)
+
+    def seconds(threads):  # of all processors together
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            began = time.process_time()
+            list(pool.map(lambda _: area(image, 64), range(20)))
+            return time.process_time() - began
+
+    with threadpool_limits(1):
+        alone = min(seconds(1) for _ in range(3))
+    assert min(seconds(2) for _ in range(3)) < 4 * alone
 
 
 @pytest.mark.parametrize("resize", [area, antialias])
@@ -93,7 +112,7 @@ def save(path, mode, alpha=255):
 def test_other_kinds_become_colour_where_that_is_asked_for(tmp_path, mode, name):
     save(tmp_path / name, mode)
     assert decode(str(tmp_path / name), 3).shape == (5, 7, 3)
-    with pytest.raises(UserError, match=f"{name} is of mode {mode}; .* data.channels=3"):
+    with pytest.raises(UserError, match=f"{name} is of mode {mode}; .* config.data.channels=3"):
         decode(str(tmp_path / name), 0)
 
 

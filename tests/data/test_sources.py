@@ -2,6 +2,7 @@
 
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -93,6 +94,31 @@ def test_a_damaged_first_image_is_not_the_end(folder):
         source.images([0])
 
 
+def test_the_usual_shape_is_the_norm_and_not_the_first(folder):
+    Image.fromarray(folder[1][0][..., 0]).save(folder[0] / "cat/1.png")
+    source = sources.load(data("folder", folder[0]))
+    np.testing.assert_array_equal(source.images([1, 2, 3, 4]), folder[1][1:])
+    with pytest.raises(UserError, match=r"cat/1.png is 6x8x1, where .*cat/2.png is 6x8x3"):
+        source.images([0])
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_label_called_as_a_split_is_is_never_taken_for_all(folder, labels):
+    (folder[0] / "cat").rename(folder[0] / "train")
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match="has train, .* beside dog, which is none: give config"):
+            sources.load(data("folder", folder[0], folder_labels=labels, split=split))
+    for image in (folder[0] / "dog").iterdir():
+        image.unlink()
+    assert len(sources.load(data("folder", folder[0], folder_labels=False))) == 3
+
+
+def test_rights_alone_do_not_change_the_fingerprint(folder):
+    before = sources.load(data("folder", folder[0])).fingerprint
+    (folder[0] / "cat/1.png").chmod(0o600)
+    assert sources.load(data("folder", folder[0])).fingerprint == before
+
+
 def test_images_of_two_sizes_are_refused_by_name(folder):
     Image.fromarray(folder[1][0][:4]).save(folder[0] / "dog/1.png")
     with pytest.raises(UserError, match=r"dog/1.png is 4x8x3, where .*cat/1.png is 6x8x3"):
@@ -115,10 +141,10 @@ def test_grey_among_colour_is_refused_by_name_or_made_colour(folder):
         (lambda root: [p.unlink() for p in root.rglob("*.[pP][nN][gG]")], "cat has no images"),
         (lambda root: root.rename(root.parent / "other"), "there is no folder"),
     ],
-)
+)  # fmt: skip
 def test_a_folder_that_is_not_as_it_should_be(folder, change, message):
     change(folder[0])
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^config.data.path: .*{message}"):
         sources.load(data("folder", folder[0]))
 
 
@@ -140,6 +166,22 @@ def test_an_image_size_that_is_not_the_datas():
     ):
         sources.load(data("digits", image_size=32))
     assert len(sources.load(data("digits", image_size=8))) == 1797
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_size", 32, "config.data.image_size is 32, but .* has images of 32x48"),
+        ("image_size", 48, "config.data.image_size is 48, but .* has images of 32x48"),
+        ("channels", 1, "config.data.channels is 1, but .*a.npz has images of 3; only folder"),
+        ("resize", "antialias", "config.data.resize is 'antialias', but .*a.npz is not resized"),
+    ],
+)
+def test_a_conversion_that_a_source_does_not_make_is_refused(tmp_path, field, value, message):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 32, 48, 3), np.uint8))
+    sources.load(data("npz", tmp_path / "a.npz", channels=3))
+    with pytest.raises(UserError, match=message):
+        sources.load(data("npz", tmp_path / "a.npz", **{field: value}))
 
 
 def test_npz_gives_images_with_labels_or_without(tmp_path):
@@ -171,7 +213,7 @@ def test_npz_with_other_arrays_is_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=message) as error:
         sources.load(data("npz", tmp_path / "a.npz"))
-    assert "a.npz" in str(error.value)
+    assert str(error.value).startswith("config.data.path: ") and "a.npz" in str(error.value)
 
 
 def test_a_damaged_npz_is_named(tmp_path):
@@ -201,6 +243,44 @@ def test_tfds_gives_images_and_labels_without_tensorflow(tmp_path):
         assert small.images([0]).shape == (1, 16, 16, 3)
         assert small.fingerprint != source.fingerprint
     assert "tensorflow" not in sys.modules
+
+
+def test_labels_of_tfds_are_read_without_their_images_and_by_few_tasks(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    opened, tasks = [], []
+    submit = ThreadPoolExecutor.submit
+
+    class Records:
+        def __len__(self):
+            return 5000
+
+        def __getitem__(self, index):
+            if index == 17:
+                raise ValueError("damaged")
+            return {"image": np.zeros((8, 8, 3), np.uint8), "label": index % 10}
+
+    def as_data_source(split, decoders=None):
+        opened.append(decoders)
+        return Records()
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(8, 8, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    info = types.SimpleNamespace(splits={"train": 0}, features=features, full_name="x/1")
+    builder = types.SimpleNamespace(info=info, as_data_source=as_data_source)
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "submit", lambda *args: tasks.append(args) or submit(*args)
+    )
+    source = sources.load(data("tfds", tmp_path, tfds_name="x"))
+    expected = np.arange(5000) % 10
+    expected[17] = 0
+    np.testing.assert_array_equal(source.labels, expected)
+    assert isinstance(opened[-1]["image"], tfds.decode.SkipDecoding)
+    assert len(tasks) < 50
 
 
 @pytest.mark.parametrize(
