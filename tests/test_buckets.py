@@ -77,7 +77,7 @@ def killed_and_finished(server):
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
-    objects, end = server.buckets["bucket"], time.monotonic() + 120
+    objects, end = server.buckets["bucket"], time.monotonic() + 300
     while "run/teacher/checkpoints/4/sha256.json" not in objects:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
