@@ -127,7 +127,7 @@ def test_images_of_two_sizes_are_refused_by_name(folder):
 
 def test_grey_among_colour_is_refused_by_name_or_made_colour(folder):
     Image.fromarray(folder[1][3][..., 0]).save(folder[0] / "dog/1.png")
-    with pytest.raises(UserError, match=r"dog/1.png is 6x8x1, where .* data.channels"):
+    with pytest.raises(UserError, match=r"dog/1.png is 6x8x1, where .* config.data.channels"):
         sources.load(data("folder", folder[0])).images()
     images = sources.load(data("folder", folder[0], channels=3)).images()
     np.testing.assert_array_equal(images[3], np.repeat(folder[1][3][..., :1], 3, axis=-1))
