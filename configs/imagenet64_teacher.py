@@ -5,7 +5,9 @@
     python -m diffusion_distill.main --config=configs/imagenet64_teacher.py \
         --workdir=runs/imagenet64
 
-Hardware: the paper used 64 TPU v4 chips. 713 EFLOP (550,000 updates of 2,048 images, three forward
+Hardware: the paper used 64 TPU v4 chips.
+
+Time: 713 EFLOP (550,000 updates of 2,048 images, three forward
 passes each): 62 hours on 64 chips at 50 TFLOP a second each. Computed, not measured.
 
 Result: not measured here; of the paper's teacher no figure is known to us but its curves.

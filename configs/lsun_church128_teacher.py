@@ -5,7 +5,9 @@
     python -m diffusion_distill.main --config=configs/lsun_church128_teacher.py \
         --workdir=runs/church
 
-Hardware: the paper used 64 TPU v4 chips. 439 EFLOP (550,000 updates of 2,048 images, three forward
+Hardware: the paper used 64 TPU v4 chips.
+
+Time: 439 EFLOP (550,000 updates of 2,048 images, three forward
 passes each): 38 hours on 64 chips at 50 TFLOP a second each. Computed, not measured.
 
 Result: not measured here; of the paper's teacher no figure is known to us but its curves.

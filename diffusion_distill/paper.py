@@ -15,7 +15,7 @@ def cifar10() -> ml_collections.ConfigDict:
     config = base()
     config.data.name = "cifar10"  # the release, as its authors pack it
     config.data.path = "data/cifar10"  # where `prepare --dataset=cifar10` puts it
-    config.data.image_size = 32
+    config.data.image_size = 32  # its only size: what a plan without the data assumes
     config.data.random_flip = True  # as in all of the paper's runs
     return _measured_on_inception(config)
 
@@ -24,7 +24,7 @@ def imagenet64() -> ml_collections.ConfigDict:
     """ImageNet 64x64 with its 1,000 labels: 295.9 M parameters, 211 GFLOP forward an image."""
     config = _large("imagenet64", image_size=64)
     config.model.class_conditional = True  # the only one of the four
-    config.model.channels = 192
+    config.model.channels = 192  # table of the paper's appendix, as the rest of the network
     config.model.channel_multipliers = (1, 2, 3, 4)  # 64, 32, 16 and 8 pixels
     return config
 
@@ -36,7 +36,7 @@ def lsun128(name: str) -> ml_collections.ConfigDict:
         name: "bedroom" or "church".
     """
     config = _large(f"lsun_{name}128", image_size=128)
-    config.model.channels = 64
+    config.model.channels = 64  # at 128 pixels, where a layer costs most
     config.model.channel_multipliers = (1, 2, 4, 6, 8)  # 128 down to 8 pixels
     return config
 
@@ -46,15 +46,15 @@ def _large(name: str, image_size: int) -> ml_collections.ConfigDict:
     config = base()
     config.data.name = "prepared"  # too large to decode at each start
     config.data.path = f"data/{name}"  # where README has `prepare` put it
-    config.data.image_size = image_size
-    config.data.random_flip = True
+    config.data.image_size = image_size  # what `prepare` made; another is refused
+    config.data.random_flip = True  # as in all of the paper's runs
 
     config.diffusion.parameterization = "both"  # x and eps, in twice the channels
 
-    config.model.emb_channels = 768
-    config.model.attention_resolutions = (8, 16, 32)
+    config.model.emb_channels = 768  # where CIFAR-10 has 4 times channels
+    config.model.attention_resolutions = (8, 16, 32)  # one more than CIFAR-10
     config.model.num_heads = 0  # given by the channels of a head
-    config.model.head_dim = 64
+    config.model.head_dim = 64  # so that wider layers have more heads
 
     config.train.batch_size = 2048  # of all devices together
 
@@ -70,16 +70,15 @@ def _large(name: str, image_size: int) -> ml_collections.ConfigDict:
 
 def _measured_on_inception(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """FID of 50,000 images against the training split, and what goes with it."""
-    config.eval.features = "inception"
-    config.eval.metrics = ("fd", "kid", "precision_recall")
-    # The paper's table goes to 8192 steps; 50,000 images in so many would cost as much as training.
-    config.eval.max_steps = 128
+    config.eval.features = "inception"  # the features that FID is defined by
+    config.eval.metrics = ("fd", "kid", "precision_recall")  # FID first: baselines have it alone
+    config.eval.max_steps = 128  # the paper has 8192, which would cost as much as training
     return config
 
 
 def teacher_alone(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """No rounds: the run ends with its teacher."""
-    config.distill.end_steps = config.distill.start_steps
+    config.distill.end_steps = config.distill.start_steps  # so that there is no round
     return config
 
 
@@ -107,39 +106,40 @@ def _as_it_is(config: ml_collections.ConfigDict) -> None:
 
 def _fast(config: ml_collections.ConfigDict) -> None:
     """The paper's appendix found less lost by fewer updates a round than by quartering."""
-    config.distill.start_steps = 256
-    config.distill.updates = 10_000
-    config.distill.updates_last_rounds = 10_000
+    config.distill.start_steps = 256  # two rounds fewer to wait for at 1024, five at 8192
+    config.distill.updates = 10_000  # a fifth of the paper's
+    config.distill.updates_last_rounds = 10_000  # a tenth: all rounds alike
+    config.eval.baseline_images = 10_000  # for fewer hours; a metric's name has its count
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
     """Every part runs, at the data's own size: the network is narrow, the chain 4 -> 2 -> 1."""
     config.model.channels = 8  # enough for every part to have something to do
-    config.model.channel_multipliers = (1,) * len(config.model.channel_multipliers)
-    config.model.num_blocks = 1
-    config.model.emb_channels = 16
-    config.model.attention_resolutions = (8,)
-    config.model.num_heads, config.model.head_dim = 1, 0
-    config.model.num_groups = 4
+    config.model.channel_multipliers = (1,) * len(config.model.channel_multipliers)  # as deep
+    config.model.num_blocks = 1  # the fewest; two on the way up
+    config.model.emb_channels = 16  # twice channels, next to no time
+    config.model.attention_resolutions = (8,)  # attention runs, where it is cheapest
+    config.model.num_heads, config.model.head_dim = 1, 0  # 8 channels are no head of 64
+    config.model.num_groups = 4  # must divide 8 channels
 
-    config.train.batch_size = 16
-    config.train.checkpoint_every = 5
+    config.train.batch_size = 16  # small, for time
+    config.train.checkpoint_every = 5  # so that a stop within a stage can be tried
 
-    config.teacher.updates = 10
+    config.teacher.updates = 10  # as many as are seen to run
     config.teacher.warmup = 0  # longer than the stage
-    config.teacher.learning_rate = config.distill.learning_rate = 1e-3
+    config.teacher.learning_rate = config.distill.learning_rate = 1e-3  # so few updates must show
     config.teacher.ema_decay = config.distill.ema_decay = 0.5  # so that weights leave their start
 
-    config.distill.start_steps = 4
-    config.distill.updates = 5
-    config.distill.updates_last_rounds = 5
+    config.distill.start_steps = 4  # two rounds: one from the teacher, one from a student
+    config.distill.updates = 5  # not used by two rounds, which are the last; as below
+    config.distill.updates_last_rounds = 5  # the rounds to 2 and to 1
 
-    config.eval.num_images = 64
+    config.eval.num_images = 64  # seconds on two cores
     config.eval.features = "thumbnails"  # Inception would take longer than all the rest
-    config.eval.metrics = ("fd", "kid")
-    config.eval.baselines = ("ddim",)
-    config.eval.grid_images = 16
-    config.runtime.sampler_batch_size = 32
+    config.eval.metrics = ("fd", "kid")  # one on moments, one on pairs of images
+    config.eval.baselines = ("ddim",)  # one sampler is enough to run that code
+    config.eval.grid_images = 16  # few, for time
+    config.runtime.sampler_batch_size = 32  # two batches, so that their seam is tried
 
 
 VARIANTS = {"": _as_it_is, "fast": _fast, "tiny": _tiny}

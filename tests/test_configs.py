@@ -1,5 +1,6 @@
 """The configs that a person starts from hold the paper's settings, and are valid."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -26,8 +27,25 @@ def test_every_config_is_valid_and_says_what_to_expect(path, variant):
     configs.validate(load(path.stem, variant))
     docstring = path.read_text().split('"""')[1]
     assert f"--config=configs/{path.name}" in docstring
-    assert "measured" in docstring.lower()
+    paragraphs = {p.partition(":")[0].strip(): p for p in docstring.split("\n\n")}
+    assert re.search("TPU v4|CPU cores|H200", paragraphs["Hardware"])
+    assert re.search("(hours?|minutes)", paragraphs["Time"])
+    assert re.search("[Mm]easured", paragraphs["Time"])
+    assert re.search(r"not\s+measured here|measured there, fd_\w+: .*\d", paragraphs["Result"])
     assert ":tiny" in docstring
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, ROOT / "diffusion_distill/paper.py"], ids=lambda p: p.stem
+)
+def test_every_field_that_is_set_says_why(path):
+    fields = [s for s in path.read_text().splitlines() if re.match(r" +config\.[\w., ]+ = ", s)]
+    assert [line for line in fields if not re.search(r"  # \w.{4,}", line)] == []
+
+
+def test_fast_measures_its_baselines_by_fewer_images():
+    evaluation = load("cifar10_distill", "fast").eval
+    assert (evaluation.num_images, evaluation.baseline_images) == (50_000, 10_000)
 
 
 @pytest.mark.parametrize(
