@@ -192,7 +192,7 @@ def test_a_damaged_file_is_named_with_both_sums(release, files, version, form, d
     with pytest.raises(UserError) as caught:
         load(path)
     file = f"{path}: {name}" if form == "archive" else str(path / name.partition("/")[2])
-    assert str(caught.value).startswith(f"{file} is damaged")
+    assert str(caught.value).startswith(f"config.data.path: {file} is damaged")
     assert f"its {algorithm} is {found}, not {expected}" in str(caught.value)
 
 
@@ -225,7 +225,7 @@ def test_a_damaged_archive_is_named(release, tmp_path, damage):
     )
     with pytest.raises(UserError) as caught:
         load(archive)
-    assert str(caught.value).startswith(str(archive))
+    assert str(caught.value).startswith(f"config.data.path: {archive}")
     assert "damaged" in str(caught.value)
 
 
