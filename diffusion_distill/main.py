@@ -6,7 +6,7 @@ The same command continues a run that was stopped. `--config.train.batch_size=64
 
 On several hosts the same command is started on each. On a Cloud TPU, under Slurm and under Open MPI
 they find each other by themselves; elsewhere --coordinator, --num_processes and --process_id say
-how. The workdir must be one folder that all of them see.
+how. The workdir must be one folder that all of them see, or one in a bucket.
 """
 
 import contextlib

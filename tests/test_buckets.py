@@ -263,7 +263,7 @@ def test_a_wrong_address_is_told_in_one_line(server, path, kind, message):
 def test_the_command_tells_it_in_one_line(server):
     done = run("main", "--config=configs/digits_distill.py:tiny", "--workdir=gs://nobody/run")
     assert done.returncode == 2
-    assert done.stderr == "error: gs://nobody/run/config.json: there is no bucket nobody\n"
+    assert done.stderr == "error: gs://nobody/run: there is no bucket nobody\n"
 
 
 def test_without_gcsfs_it_says_how_to_get_it(monkeypatch):
