@@ -110,7 +110,8 @@ def never_stopped(tmp_path_factory):
     output = finish(workdir)
     assert "step 40 of 40" in output
     assert "images/s" in output
-    assert "left" in output
+    assert re.search(r"s left, run ~\d", output)
+    assert "\x1b" not in output  # on a pipe: lines, and no display
     assert "| student_0001 |" in output
     return workdir
 
