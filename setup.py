@@ -12,7 +12,9 @@ setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "clu>=0.0.12,<0.1",
+        "etils[epath]>=1.14,<2",
         "flax>=0.12.8,<0.13",
+        "fsspec>=2025.9",
         "jax>=0.10.2,<0.13",
         "jinja2>=3.1,<4",
         "matplotlib>=3.10,<4",

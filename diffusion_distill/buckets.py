@@ -188,7 +188,7 @@ def locked(path: Path, lost: Callable[[str], None] | None = None) -> Iterator[No
     is changed every HEARTBEAT seconds. A process that ends without letting go leaves it behind,
     unchanged: another one that watches it so for SILENCE seconds, by its own clock, removes it,
     on condition that it is still unchanged, and takes its place. Who finds its lock in other hands
-    was silent for too long, and ends at once, before it writes what is no longer its own.
+    was silent for too long (suspended, say), and ends within HEARTBEAT seconds of going on.
 
     Args:
         path: of the object; its folder is what is locked.
@@ -265,7 +265,7 @@ def _beat(fs, path: Path, generation: str, done: threading.Event, lost) -> None:
 
 
 def _end(reason: str) -> None:
-    """Ends the process, before anything is written that belongs to another one by now."""
+    """Ends the process, which may write no more to what belongs to another one by now."""
     print(f"error: {reason}", file=sys.stderr, flush=True)
     os._exit(2)
 

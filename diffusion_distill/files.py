@@ -27,9 +27,11 @@ def cache_folder(named: str = "") -> Path:
     Raises:
         UserError: it is in a bucket.
     """
-    if is_bucket(named):
-        raise UserError(f"config.runtime.cache_dir is {named}; it must be a folder of this host")
-    return Path(named or os.environ.get(CACHE_DIR) or "~/.cache/diffusion_distill").expanduser()
+    folder = named or os.environ.get(CACHE_DIR) or "~/.cache/diffusion_distill"
+    if is_bucket(folder):
+        what = "config.runtime.cache_dir" if named else CACHE_DIR
+        raise UserError(f"{what} is {folder}; it must be a folder of this host")
+    return Path(folder).expanduser()
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

@@ -125,6 +125,7 @@ class Run:
         """
         self._stop = StopSignal()
         with self.workdir.lock(), self._stop as stop, self._progress() as self._shown:
+            self._show_results()  # a stop may have come between a row and this
             measured = {row["stage"] for row in self.workdir.results()}
             for number, stage in enumerate(self.stages.values(), 1):
                 if stage.name in measured and self._is_settled(stage):
@@ -231,10 +232,20 @@ class Run:
         }
         self.workdir.add_result(row)
         remove(folder)
-        table = results_table(self.workdir.results())
-        write_atomically(self.workdir.path / "results.txt", table + "\n")
-        refresh(self.workdir.path)
+        self._show_results()
         say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
+
+    def _show_results(self) -> None:
+        """Writes results.txt and the report, where they are not of all rows yet."""
+        rows, path = self.workdir.results(), self.workdir.path / "results.txt"
+        table = results_table(rows) + "\n"
+
+        def write() -> None:
+            if rows and (not path.exists() or path.read_text() != table):
+                refresh(self.workdir.path)
+                write_atomically(path, table)
+
+        on_main(write)
 
     def _write_pictures(self, directory: Path, images: np.ndarray, labels: np.ndarray) -> None:
         """What the report shows of a stage and of the data."""

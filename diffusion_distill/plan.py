@@ -15,12 +15,12 @@ takes longer.
 
 import dataclasses
 import json
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from diffusion_distill import cli
+from diffusion_distill.buckets import as_path
 from diffusion_distill.console import say
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import write_atomically
@@ -45,11 +45,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--effort is {_EFFORT.value}; it must be from -1 to 1")
     getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
     if _JSON.value:  # a folder that cannot be made is found before minutes of compiling, not after
-        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
+        as_path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
     plan = make_plan(_CONFIG.value, topology, _EFFORT.value)
     if _JSON.value:
         fields = dataclasses.asdict(plan) | {"topology": str(topology)}
-        write_atomically(Path(_JSON.value), json.dumps(fields, indent=1) + "\n")
+        write_atomically(as_path(_JSON.value), json.dumps(fields, indent=1) + "\n")
     say("\n" + text(plan, _CONFIG.value))
 
 

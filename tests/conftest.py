@@ -23,8 +23,6 @@ os.environ["DIFFUSION_DISTILL_CACHE"] = _REFERENCES
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
 
 from configs import digits_distill  # noqa: E402
 from diffusion_distill.main import Run  # noqa: E402
@@ -56,6 +54,9 @@ def browser():
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("there is no chromium with its chromedriver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -62,7 +62,7 @@ def command(module, *arguments):
 
 def run(module, *arguments):
     return subprocess.run(
-        command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=120
+        command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 

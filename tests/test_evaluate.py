@@ -17,7 +17,7 @@ CONFIG = "--config=configs/digits_distill.py:tiny"
 
 def evaluate(*arguments):
     command = [sys.executable, "-m", "diffusion_distill.evaluate", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def on_terminal(workdir, until, signum=None):
         command, cwd=ROOT, stdin=terminal.theirs, stdout=terminal.theirs, stderr=terminal.theirs,
         env=environment,
     )  # fmt: skip
-    end, seen = time.monotonic() + 120, set()
+    end, seen = time.monotonic() + 300, set()
     while process.poll() is None and time.monotonic() < end:
         lines = terminal.read(0.1)
         seen.update(lines)
@@ -213,7 +213,7 @@ def on_terminal(workdir, until, signum=None):
 
 
 def test_a_real_run_on_a_terminal_stops_clean_and_goes_on_to_its_end(tmp_path):
-    code, terminal, _ = on_terminal(tmp_path / "run", "stage 1 of 2, training", signal.SIGTERM)
+    code, terminal, _ = on_terminal(tmp_path / "run", "stage 1 of 2, compiling", signal.SIGTERM)
     lines = terminal.lines()
     terminal.close()
     assert code == 128 + signal.SIGTERM, lines

@@ -82,6 +82,16 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     assert after == before
 
 
+def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir):
+    names = ("results.txt", "report.html")
+    before = (workdir / "results.txt").read_text()
+    for name in names:
+        (workdir / name).unlink()
+    Run(tiny_config(), workdir).finish()
+    assert (workdir / "results.txt").read_text() == before
+    assert "student_0001" in (workdir / "report.html").read_text()
+
+
 def test_students_start_from_the_averaged_weights_with_a_fresh_optimiser(finished):
     workdir, _ = finished
     teacher = ema_params(workdir, "teacher")

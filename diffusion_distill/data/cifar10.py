@@ -20,7 +20,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.buckets import as_path
+from diffusion_distill.buckets import as_path, is_bucket
 from diffusion_distill.data.download import fetch
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
@@ -91,6 +91,8 @@ def download(out: Path, url: str = URL) -> Path:
     Raises:
         UserError: see `data.download.fetch`; or a file inside is not the release's.
     """
+    if is_bucket(out):
+        raise UserError(f"--out={out} is a bucket; download into a folder, then copy it there")
     archive = Path(out) / BINARY.archive
     if fetch(url, archive, checksum=ARCHIVE_CHECKSUM, size=ARCHIVE_SIZE):
         try:

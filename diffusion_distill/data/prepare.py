@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_distill import cli
+from diffusion_distill.buckets import as_path
 from diffusion_distill.config import base
 from diffusion_distill.console import Countdown, say
 from diffusion_distill.data import cifar10, preprocess, sources
@@ -263,7 +264,7 @@ def main(argv: list[str]) -> None:
 
 
 def _out() -> Path:
-    return Path(cli.required("out", _OUT.value))
+    return as_path(cli.required("out", _OUT.value))
 
 
 def _with_flags(message: str) -> str:

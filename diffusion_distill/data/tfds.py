@@ -8,6 +8,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
+from diffusion_distill.buckets import is_bucket
 from diffusion_distill.console import Countdown
 from diffusion_distill.data import preprocess
 from diffusion_distill.data.folder import in_threads
@@ -118,6 +119,11 @@ def _open(name: str, path: str, split: str):
 
     if not name:
         raise UserError("config.data.tfds_name is ''; it must name a data set, such as cifar10")
+    if is_bucket(path):
+        raise UserError(
+            f"config.data.path is {path}; data sets of TensorFlow Datasets must be in a folder: make "
+            "a prepared set of it, which may be in a bucket (python -m diffusion_distill.data.prepare)"
+        )
     try:
         builder = tfds.builder(name, data_dir=path or None)
         splits = list(builder.info.splits)

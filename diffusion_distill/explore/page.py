@@ -121,7 +121,7 @@ def answered(handler: Callable[..., Iterator[str]]) -> Callable[..., Iterator[st
     def wrapped(*inputs):
         try:
             yield from handler(*inputs)
-        except (UserError, CheckpointError) as error:
+        except (UserError, CheckpointError, OSError) as error:
             yield refusal(str(error))
 
     return wrapped

@@ -46,8 +46,11 @@ def is_export(path: str | Path) -> bool:
     return any((as_path(path) / name).exists() for name in (WEIGHTS, DESCRIPTION))
 
 
-def write(network: Network, out: str | Path) -> None:
+def write(network: Network, out: str | Path) -> int:
     """Writes a network to the folder `out`, which is made; what was exported there is replaced.
+
+    Returns:
+        Bytes of the weights.
 
     Raises:
         UserError: `out` is a file, or a folder that has other files.
@@ -67,6 +70,7 @@ def write(network: Network, out: str | Path) -> None:
     # Written last: until it is, the sha256 of an older one refuses the new weights.
     description = _description(network) | {"sha256": hashlib.sha256(content).hexdigest()}
     write_atomically(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    return len(content)
 
 
 def read(path: str | Path, mesh: Mesh) -> Network:
@@ -159,8 +163,7 @@ def main(argv: list[str]) -> None:
     if num_steps is not None and name is not None:
         raise UserError(f"give one of --num_steps and --stage, not --num_steps={num_steps} too")
     stage = run.finished_stage(num_steps, name)
-    write(from_stage(run, stage, make_mesh()), out)
-    size = len((as_path(out) / WEIGHTS).read_bytes())
+    size = write(from_stage(run, stage, make_mesh()), out)
     say(f"{stage.name} of {run.path}, {stage.num_steps} steps, {size / 1e6:.1f} MB: {out}")
 
 

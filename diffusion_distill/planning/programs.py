@@ -15,6 +15,7 @@ import jaxlib
 import ml_collections
 from jax.sharding import Mesh
 
+from diffusion_distill.buckets import is_bucket
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.errors import UserError
@@ -67,17 +68,19 @@ def describe(config: ml_collections.ConfigDict) -> Data:
     data = config.data
     if data.name in _KNOWN:
         return Data(*_KNOWN[data.name])
-    if data.path and Path(data.path).exists():
+    bucket = is_bucket(data.path)  # where looking would copy the whole set to this machine
+    if data.path and not bucket and Path(data.path).exists():
         source = sources.load(data)
         return Data(source.image_shape, source.num_classes, len(source))
     if not data.image_size:
         raise UserError(
-            f"config.data.image_size is 0, and there is no {data.path or data.name}; give it, so "
+            f"config.data.image_size is 0, and {data.path or data.name} is not here; give it, so "
             "that the run can be planned without its data"
         )
     labels = 1000 if config.model.class_conditional else 0
     shape = (data.image_size, data.image_size, data.channels or 3)
-    assumed = f"there is no {data.path or data.name}: {'x'.join(map(str, shape))}, read ahead"
+    missing = f"{data.path} is not looked at" if bucket else f"there is no {data.path or data.name}"
+    assumed = f"{missing}: {'x'.join(map(str, shape))}, read ahead"
     return Data(shape, labels, 0, assumed + (f", {labels} labels" if labels else ""))
 
 
