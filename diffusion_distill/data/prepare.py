@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_distill import cli
+from diffusion_distill.buckets import as_path, is_bucket
 from diffusion_distill.config import base
 from diffusion_distill.console import Countdown, say
 from diffusion_distill.data import cifar10, preprocess, sources
@@ -206,10 +207,12 @@ def _remove_notes(folder: Path) -> None:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    out = Path(cli.required("out", _OUT.value))
+    out = as_path(cli.required("out", _OUT.value))
     if _VERIFY.value:
         _verify_all(out)
     elif _DATASET.value == "cifar10" and _SOURCE.value is None and _PATH.value is None:
+        if is_bucket(out):
+            raise UserError(f"--out={out}: download to a local folder, and copy that to the bucket")
         cifar10.download(out)
     else:
         name = _DATASET.value or ""
