@@ -121,8 +121,8 @@ def _open(name: str, path: str, split: str):
         raise UserError("config.data.tfds_name is ''; it must name a data set, such as cifar10")
     if is_bucket(path):
         raise UserError(
-            f"config.data.path is {path}; data sets of TensorFlow Datasets must be in a folder: make "
-            "a prepared set of it, which may be in a bucket (python -m diffusion_distill.data.prepare)"
+            f"config.data.path is {path}; TensorFlow Datasets' own must be in a folder: make a "
+            "prepared set of it, which may be in a bucket: python -m diffusion_distill.data.prepare"
         )
     try:
         builder = tfds.builder(name, data_dir=path or None)
