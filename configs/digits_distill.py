@@ -51,6 +51,7 @@ def get_config(variant: str = ""):
     config.distill.ema_decay = 0.98  # an average over 50 updates
 
     config.eval.num_images = 1000  # what is compared with 1,797, in seconds
+    config.eval.baselines = ("ddim", "ancestral", "dpmpp_2m")  # the last: what needs no training
     config.eval.label_agreement = True  # whether the digit that was asked for came out
 
     if variant == "tiny":
@@ -62,6 +63,7 @@ def get_config(variant: str = ""):
         config.distill.start_steps = 4  # two rounds: one from the teacher, one from a student
         config.distill.updates = 6  # as the last rounds, which both are
         config.distill.updates_last_rounds = 6  # one checkpoint within, one at the end
+        config.eval.baselines = ("ddim", "ancestral")  # one step at a time, and a random one
         config.eval.num_images = 100  # enough for a number, which says nothing
         config.eval.grid_images = 10  # one of each digit
     elif variant:
