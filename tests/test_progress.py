@@ -35,6 +35,7 @@ def terminal(monkeypatch):
 
 def stages_and_parts():
     config = get_config()  # 32 -> 16 -> 8 -> 4 -> 2 -> 1, a teacher of 1200 updates
+    config.eval.baselines = ("ddim", "ancestral")
     stages = plan(config)
     steps = [stage.num_steps for stage in stages]
     return stages, {s.name: measuring_parts(s, steps, config.eval) for s in stages}

@@ -34,7 +34,9 @@ def write_run(
         metric: what is measured.
         labels: classes.
     """
-    config = config or digits_distill.get_config()
+    if config is None:
+        config = digits_distill.get_config()
+        config.eval.baselines = ("ddim", "ancestral")
     stages = plan(config)
     measured = len(stages) if measured is None else measured
     workdir.mkdir(parents=True)
