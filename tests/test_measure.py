@@ -120,6 +120,7 @@ def config():
     config = get_config()
     config.distill.start_steps = 64
     config.eval.num_images = 200
+    config.eval.baselines = ("ddim", "ancestral")
     config.eval.label_agreement = False
     MADE.clear()
     return config
