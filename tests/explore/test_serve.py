@@ -115,6 +115,11 @@ def test_a_port_that_is_taken(address):
         serve.listen("no.such.host.invalid", 0)
 
 
+def heed_interrupts():
+    """What a terminal's child does; tests that run in the background hand down to ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_serves_until_it_is_told_to_end(finished):
     """And neither it nor gradio looks up or connects to anything at its start."""
     watch = (
@@ -131,26 +136,32 @@ def test_the_command_serves_until_it_is_told_to_end(finished):
     processes = {
         signum: subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment,
+            env=environment, preexec_fn=heed_interrupts,
         )
         for signum in ends
     }  # fmt: skip
-    for signum, process in processes.items():
-        lines = []
-        while not lines or "Ctrl-C ends it" not in lines[-1]:
-            lines.append(process.stdout.readline())
-            assert lines[-1], process.stderr.read()
-        address = lines[-1].split(" at ")[1].split()[0]
-        assert "3 finished stages" in lines[-1]
-        assert address.startswith("http://127.0.0.1:")
-        # A request for events stays open: it must not hold up the end.
-        with socket.create_connection(("127.0.0.1", urlsplit(address).port)) as connection:
-            connection.sendall(b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert connection.recv(15) == b"HTTP/1.1 200 OK"
-            process.send_signal(signum)
-            out, said = process.communicate(timeout=60)
-        assert process.returncode == ends[signum]
-        assert said.startswith("error: ")
-        assert len(said.splitlines()) == 1
-        network = [line for line in (*lines, *out.splitlines()) if "NETWORK" in line]
-        assert [line for line in network if "127.0.0.1" not in line] == []
+    try:
+        for signum, process in processes.items():
+            lines = []
+            while not lines or "Ctrl-C ends it" not in lines[-1]:
+                lines.append(process.stdout.readline())
+                assert lines[-1], process.stderr.read()
+            address = lines[-1].split(" at ")[1].split()[0]
+            assert "3 finished stages" in lines[-1]
+            assert address.startswith("http://127.0.0.1:")
+            # A request for events stays open: it must not hold up the end.
+            with socket.create_connection(("127.0.0.1", urlsplit(address).port)) as connection:
+                connection.sendall(
+                    b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                )
+                assert connection.recv(15) == b"HTTP/1.1 200 OK"
+                process.send_signal(signum)
+                out, said = process.communicate(timeout=60)
+            assert process.returncode == ends[signum]
+            assert said.startswith("error: ")
+            assert len(said.splitlines()) == 1
+            network = [line for line in (*lines, *out.splitlines()) if "NETWORK" in line]
+            assert [line for line in network if "127.0.0.1" not in line] == []
+    finally:
+        for process in processes.values():
+            process.kill()
