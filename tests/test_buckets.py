@@ -352,7 +352,7 @@ def test_a_prepared_set_is_copied_once_and_checked_on_the_way(server, small, tmp
     assert not any(path.endswith(".npy") for _, path in server.asked)
 
     flip(server, "prepared/train/images-00001.npy")
-    with pytest.raises(UserError, match="^gs://bucket/prepared/train/images-00001.npy is damaged"):
+    with pytest.raises(UserError, match="gs://bucket/prepared/train/images-00001.npy is damaged"):
         sources.load(config, cache=tmp_path / "another")
     del server.buckets["bucket"]["prepared/train/images-00001.npy"]
     with pytest.raises(UserError, match="there is no gs://bucket/prepared/train/images-00001.npy"):
