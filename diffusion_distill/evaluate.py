@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill import cli
+from diffusion_distill import cli, compiler
 from diffusion_distill import config as configs
 from diffusion_distill.buckets import as_path
 from diffusion_distill.data import sources
@@ -227,6 +227,7 @@ def main(argv: list[str]) -> None:
     if _REFERENCE.value:
         refuse_with("reference", _SPLIT)
     config = chosen_config()
+    compiler.keep_programs(config.runtime.cache_dir)
     if _IMAGES.value:
         measure_images(config)
     else:

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from diffusion_distill import compiler
 from diffusion_distill.data.batches import to_uint8_on_device
 from diffusion_distill.diffusion.process import clip_x
 from diffusion_distill.diffusion.samplers import (
@@ -68,9 +69,13 @@ def make_sample_fn(
 
     loop = config.runtime.sampler_loop
     whole, rows = replicated(mesh), batched(mesh)
+    options = compiler.options(mesh.devices.flat[0].platform)
     if loop == "inside" or (loop == "auto" and jax.default_backend() != "cpu"):
         compiled = jax.jit(
-            whole_loop, in_shardings=(None, rows, rows, rows, whole), out_shardings=rows
+            whole_loop,
+            in_shardings=(None, rows, rows, rows, whole),
+            out_shardings=rows,
+            compiler_options=options,
         )
 
         def loop_inside(params, z, keys, labels, num_steps):
@@ -81,7 +86,10 @@ def make_sample_fn(
         return loop_inside
 
     compiled_step = jax.jit(
-        one_step, in_shardings=(None, rows, rows, rows, whole, whole), out_shardings=rows
+        one_step,
+        in_shardings=(None, rows, rows, rows, whole, whole),
+        out_shardings=rows,
+        compiler_options=options,
     )
 
     def loop_outside(params, z, keys, labels, num_steps):

@@ -21,7 +21,7 @@ from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 
-from diffusion_distill import cli
+from diffusion_distill import cli, compiler
 from diffusion_distill import config as configs
 from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
@@ -319,6 +319,7 @@ def main(argv: list[str]) -> None:
     began = time.monotonic()
     getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
     run = Run(_CONFIG.value, _WORKDIR.value)
+    compiler.keep_programs(run.config.runtime.cache_dir)
     run.finish()
     say("\n" + results_table(run.workdir.results()))
     say(f"\n{run.workdir.path}: done in {duration(time.monotonic() - began)}")

@@ -7,6 +7,8 @@ of what is measured already.
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import json
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill import progress
+from diffusion_distill import compiler, progress
 from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
@@ -53,8 +55,14 @@ def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNet
     """
     network = everywhere(lambda: FEATURES[config.eval.features](config.runtime.feature_weights))
     whole, rows = replicated(mesh), batched(mesh)
-    compiled = jax.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows)
+    compiled = jax.jit(
+        network.apply,
+        in_shardings=(whole, rows),
+        out_shardings=rows,
+        compiler_options=compiler.options(mesh.devices.flat[0].platform),
+    )
 
+    @functools.wraps(network.apply)
     def apply(params, images):
         return compiled(params, place(images, rows) if isinstance(images, np.ndarray) else images)
 
@@ -282,7 +290,8 @@ class Measurer:
         evaluation, name = self.config.eval, self._network.name
         images = jax.ShapeDtypeStruct((self.mesh.size, *self._source.image_shape), np.uint8)
         try:
-            features, logits = jax.eval_shape(self._network.apply, self._network.params, images)
+            apply = inspect.unwrap(self._network.apply)  # compiled as a whole, never within
+            features, logits = jax.eval_shape(apply, self._network.params, images)
         except (TypeError, ValueError) as error:
             shape = "x".join(map(str, self._source.image_shape))
             raise UserError(f"{name} takes no images of {shape}: {error}") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from diffusion_distill import cli
+from diffusion_distill import cli, compiler
 from diffusion_distill.buckets import as_path
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import write_atomically
@@ -73,6 +73,7 @@ def main(argv: list[str]) -> None:
             labels = [int(label) for label in _LABELS.value]
         except ValueError:
             raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
+    compiler.keep_programs()
     sampler = load_sampler(_WORKDIR.value, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
     shown = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
     out = as_path(_OUT.value)

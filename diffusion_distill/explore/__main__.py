@@ -10,7 +10,7 @@ import signal
 
 from absl import flags
 
-from diffusion_distill import cli
+from diffusion_distill import cli, compiler
 from diffusion_distill.console import say
 from diffusion_distill.errors import UserError
 from diffusion_distill.explore.world import World
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     cli.required("workdir", _WORKDIR.value)
     signal.signal(signal.SIGTERM, _end)
     world = World(_WORKDIR.value)
+    compiler.keep_programs(world.run.config.runtime.cache_dir)
     try:
         from diffusion_distill.explore import page, serve
     except ModuleNotFoundError as error:

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_distill.models.layers import Conv, GroupNorm, materialize
+
 # How logSNR enters the network: each maps logsnr [B] to about [0, 1], and the embedding
 # takes 1000 times that.
 TIME_INPUTS: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
@@ -51,24 +53,6 @@ def upsample(x: jax.Array) -> jax.Array:
 RESAMPLE: dict[str, Callable[[jax.Array], jax.Array]] = {"down": downsample, "up": upsample}
 
 
-class Normalize(nn.Module):
-    """GroupNorm in float32, whatever the input's dtype; the result has the input's dtype."""
-
-    num_groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        if channels < self.num_groups or channels % self.num_groups:
-            raise ValueError(
-                f"{channels} channels do not divide into {self.num_groups} groups for GroupNorm: "
-                "choose channel counts that are multiples of num_groups"
-            )
-        norm = nn.GroupNorm(num_groups=self.num_groups, epsilon=1e-6, dtype=jnp.float32)
-        nn.share_scope(self, norm)
-        return norm(x).astype(x.dtype)
-
-
 class ResnetBlock(nn.Module):
     """Two convolutions with the embedding between them, added to a shortcut.
 
@@ -84,22 +68,21 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        h = nn.swish(Normalize(self.num_groups, name="norm1")(x))
+        h = GroupNorm(self.num_groups, nn.swish, name="norm1")(x)
         if self.resample is not None:
-            h, x = RESAMPLE[self.resample](h), RESAMPLE[self.resample](x)
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(h)
+            resample = RESAMPLE[self.resample]
+            h, x = materialize(resample(h)), materialize(resample(x))
+        h = Conv(self.channels, dtype=self.dtype, name="conv1")(h)
         scale_shift = nn.Dense(2 * self.channels, dtype=self.dtype, name="temb_proj")(nn.swish(emb))
-        scale, shift = jnp.split(scale_shift[:, None, None, :], 2, axis=-1)
-        h = Normalize(self.num_groups, name="norm2")(h)
-        h = nn.swish(h * (1.0 + scale) + shift)
+        scale, shift = jnp.split(scale_shift, 2, axis=-1)
+        h = GroupNorm(self.num_groups, nn.swish, name="norm2")(h, scale, shift)
         if dropout_keys is not None and self.dropout:
             h = dropout(h, self.dropout, dropout_keys, self.name)
-        h = nn.Conv(
-            self.channels, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2"
-        )(h)
+        zeros = nn.initializers.zeros
+        h = Conv(self.channels, dtype=self.dtype, kernel_init=zeros, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="nin_shortcut")(x)
-        return x + h
+        return materialize(x + h)
 
 
 def dropout(h: jax.Array, rate: float, keys: jax.Array, layer: str) -> jax.Array:
@@ -133,7 +116,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, height, width, channels = x.shape
         heads, head_dim = attention_heads(channels, self.num_heads, self.head_dim)
-        h = Normalize(self.num_groups, name="norm")(x).reshape(b, height * width, channels)
+        h = GroupNorm(self.num_groups, name="norm")(x).reshape(b, height * width, channels)
         q, k, v = (
             nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
         )
@@ -145,7 +128,7 @@ class AttentionBlock(nn.Module):
             kernel_init=nn.initializers.zeros,
             name="proj_out",
         )(h)
-        return x + h.reshape(x.shape)
+        return materialize(x + h.reshape(x.shape))
 
 
 def attention_heads(channels: int, num_heads: int | None, head_dim: int | None) -> tuple[int, int]:
@@ -177,7 +160,7 @@ class Resample(nn.Module):
         if self.resample == "up":
             x = upsample(x)
         strides = 2 if self.resample == "down" else 1
-        return nn.Conv(x.shape[-1], (3, 3), strides=strides, dtype=self.dtype, name="conv")(x)
+        return Conv(x.shape[-1], strides=strides, dtype=self.dtype, name="conv")(x)
 
 
 class UNet(nn.Module):
@@ -249,7 +232,7 @@ class UNet(nn.Module):
         levels = len(self.channel_multipliers)
         width = [self.channels * m for m in self.channel_multipliers]
 
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))
+        h = Conv(self.channels, dtype=self.dtype, name="conv_in")(z)
         skips = [h]
         for level in range(levels):
             for block in range(self.num_blocks):
@@ -270,14 +253,8 @@ class UNet(nn.Module):
             if level > 0:
                 h = self._resample(h, emb, dropout_keys, "up", f"up_{level}.upsample")
 
-        h = nn.swish(Normalize(self.num_groups, name="norm_out")(h))
-        return nn.Conv(
-            self.out_channels,
-            (3, 3),
-            dtype=jnp.float32,
-            kernel_init=nn.initializers.zeros,
-            name="conv_out",
-        )(h.astype(jnp.float32))
+        h = GroupNorm(self.num_groups, nn.swish, name="norm_out")(h)
+        return Conv(self.out_channels, kernel_init=nn.initializers.zeros, name="conv_out")(h)
 
     def _embedding(self, logsnr, labels):
         time = TIME_INPUTS[self.time_input](logsnr, self.logsnr_min, self.logsnr_max)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from diffusion_distill import compiler
 from diffusion_distill.data.batches import Batch, gather, to_network
 from diffusion_distill.diffusion.distill import distillation_target
 from diffusion_distill.diffusion.losses import WEIGHTINGS
@@ -298,6 +299,7 @@ def make_update(
         ),
         out_shardings=(state_shardings, whole),
         donate_argnums=0,
+        compiler_options=compiler.options(platform),
     )
 
 
@@ -317,7 +319,12 @@ def _update_in_calls(
     def start(params, t):
         return jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(t)
 
-    @functools.partial(jax.jit, out_shardings=(weights, split_rows), donate_argnums=(0, 1))
+    @functools.partial(
+        jax.jit,
+        out_shardings=(weights, split_rows),
+        donate_argnums=(0, 1),
+        compiler_options=compiler.options("cpu"),
+    )
     def add(total, losses, params, teacher_params, examples, k, round):
         part = jax.tree.map(lambda a: a[k], examples)
         grads, part_losses = parts.gradient(params, teacher_params, part, round)

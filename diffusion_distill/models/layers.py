@@ -1,0 +1,134 @@
+"""Convolution and normalisation, arranged so that each pass over the pixels is made once.
+
+XLA on CPU fuses a cheap operation into every operation that reads its result. In a network's
+backward pass that makes long chains of additions and exponentials over and over, and it runs a sum
+over rows and columns together on one thread. So there, and only there, what is read more than once
+is computed in full first (`materialize`), and sums over pixels go row by row. On other platforms
+all of this is the plain operation.
+
+Images are [B, H, W, C].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import linear_call
+
+
+def materialize(x: jax.Array) -> jax.Array:
+    """x, and on CPU a bound to fusion: computed in full before anything reads it.
+
+    The compiler must be told to keep such bounds: `compiler.options`.
+    """
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
+def materialize_gradient(x: jax.Array) -> jax.Array:
+    """x; what is materialized is the gradient that comes back through it."""
+    return linear_call(lambda _, x: x, lambda _, gradient: materialize(gradient), (), x)
+
+
+def sum_pixels(x: jax.Array) -> jax.Array:
+    """The sum over rows and columns: [B, H, W, C] -> [B, C]."""
+    return materialize(x.sum(axis=2)).sum(axis=1)
+
+
+def spread_pixels(v: jax.Array, height: int) -> jax.Array:
+    """[B, C] -> [B, H, 1, C], to be combined with images; its gradient is a `sum_pixels`."""
+    batch, channels = v.shape
+    return materialize(jnp.broadcast_to(v[:, None, None, :], (batch, height, 1, channels)))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018) in float32, whatever the input's dtype.
+
+    For each example and group, x is brought to mean 0 and variance 1 over the group's channels and
+    all pixels; then come a scale and a bias for each channel, those that the caller gives, and
+    `activation`. All of it but the last is one multiplication and one addition a value, which are
+    computed for each example and channel beforehand. The variance is that of E[x^2] - E[x]^2.
+
+    Attributes:
+        num_groups: a divisor of the channels.
+        activation: of the result; None for none.
+    """
+
+    num_groups: int
+    activation: Callable[[jax.Array], jax.Array] | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None
+    ) -> jax.Array:
+        """The normalised images, of x's shape and dtype.
+
+        Args:
+            x: [B, H, W, C].
+            scale, shift: [B, C]; what is normalised is multiplied by 1 + scale, and shift added.
+
+        Raises:
+            ValueError: the channels do not divide into the groups.
+        """
+        batch, height, width, channels = x.shape
+        if channels < self.num_groups or channels % self.num_groups:
+            raise ValueError(
+                f"{channels} channels do not divide into {self.num_groups} groups for GroupNorm: "
+                "choose channel counts that are multiples of num_groups"
+            )
+        gain = self.param("scale", nn.initializers.ones, (channels,))
+        offset = self.param("bias", nn.initializers.zeros, (channels,))
+        each = channels // self.num_groups
+        values = x.astype(jnp.float32)
+
+        def mean(sums):  # of each group, at each of its channels
+            sums = sums.reshape(batch, self.num_groups, each).sum(axis=-1) / (height * width * each)
+            return jnp.repeat(sums, each, axis=-1)
+
+        first, second = mean(sum_pixels(values)), mean(sum_pixels(jnp.square(values)))
+        variance = jnp.maximum(second - jnp.square(first), 0.0)
+        factor = gain * jax.lax.rsqrt(variance + 1e-6)
+        summand = offset - first * factor
+        if scale is not None:
+            factor, summand = factor * (1.0 + scale), summand * (1.0 + scale) + shift
+        values = values * spread_pixels(factor, height) + spread_pixels(summand, height)
+        if self.activation is not None:
+            values = self.activation(materialize_gradient(values))
+        return materialize(values.astype(x.dtype))
+
+
+class Conv(nn.Module):
+    """A convolution with zeros around the image, and a bias; parameters as those of nn.Conv.
+
+    Attributes:
+        features: channels of the result.
+        kernel_size: (height, width).
+        strides: pixels from one result to the next.
+        dtype: what to compute in.
+        kernel_init: of the kernel.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: Callable = nn.linear.default_kernel_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
+        kernel_shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, kernel_shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.strides, self.strides),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        batch, height, _, features = y.shape
+        bias = jnp.broadcast_to(bias, (batch, features))
+        return materialize(y + spread_pixels(bias, height))
