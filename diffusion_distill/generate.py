@@ -34,12 +34,22 @@ Labels = int | Sequence[int] | np.ndarray | None
 
 
 def make_sample_fn(
-    model: UNet, config: ml_collections.ConfigDict, sampler: str, mesh: Mesh
+    model: UNet,
+    config: ml_collections.ConfigDict,
+    sampler: str,
+    mesh: Mesh,
+    platform: str | None = None,
 ) -> SampleFn:
     """The compiled sampler. Weights and num_steps are arguments: one compilation serves them all.
 
     Its loop runs inside the compiled program or around one compiled step, as
     config.runtime.sampler_loop says. x_hat is clipped to [-1, 1].
+
+    Args:
+        model, config: of the network.
+        sampler: one of SAMPLERS.
+        mesh: the devices.
+        platform: "cpu", "gpu" or "tpu": whose form the program has; None for the mesh's own.
 
     Raises:
         UserError: there is no sampler of that name.
@@ -67,10 +77,11 @@ def make_sample_fn(
         denoiser, noise_fn = bind(params, keys, labels, state.z.shape[1:])
         return step(denoiser, state, i, num_steps, schedule, noise_fn)
 
+    platform = platform or mesh.devices.flat[0].platform
     loop = config.runtime.sampler_loop
     whole, rows = replicated(mesh), batched(mesh)
-    options = compiler.options(mesh.devices.flat[0].platform)
-    if loop == "inside" or (loop == "auto" and jax.default_backend() != "cpu"):
+    options = compiler.options(platform)
+    if loop == "inside" or (loop == "auto" and platform != "cpu"):
         compiled = jax.jit(
             whole_loop,
             in_shardings=(None, rows, rows, rows, whole),

@@ -156,7 +156,7 @@ def _sampler(config, data: Data, mesh: Mesh) -> Program:
         _array((size,), jnp.int32, rows),
         _array((), jnp.int32, replicated(mesh)),
     )
-    function = jax.jit(make_sample_fn(model, config, "ddim", mesh))
+    function = jax.jit(make_sample_fn(model, config, "ddim", mesh, _PLATFORM))
     return Program("sampler", size, 1, function, arguments)
 
 

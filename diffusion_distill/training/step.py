@@ -88,9 +88,10 @@ class Examples(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The train step in three pure functions; see `make_parts`."""
+    """The train step in pure functions; see `make_parts`."""
 
     draw: Callable
+    loss: Callable
     gradient: Callable
     apply: Callable
 
@@ -98,7 +99,7 @@ class Parts(NamedTuple):
 def make_parts(
     model: UNet, config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh | None = None
 ) -> Parts:
-    """The step of a stage in three parts, between which a batch may be split.
+    """The step of a stage in parts, between which a batch may be split.
 
     With a mesh, weights that are split over its devices are gathered before the network uses them.
     Left to itself, XLA's partitioner splits some activations by channels where it finds kernels
@@ -106,8 +107,9 @@ def make_parts(
 
     Returns:
         draw(step, batch, key, round) -> Examples, where step counts the stage's updates;
-        gradient(params, teacher_params, examples, round) -> (gradient of the examples' mean loss,
-        their losses [B]); and apply(state, gradient, losses, t, round) -> (state, metrics).
+        loss(params, teacher_params, examples, round) -> (mean loss of the examples, their losses
+        [B]); gradient, of the same arguments -> (gradient of the mean loss, losses); and
+        apply(state, gradient, losses, t, round) -> (state, metrics).
     """
     schedule = make_schedule(config)
     weighting = WEIGHTINGS[config.diffusion.weighting]
@@ -132,23 +134,18 @@ def make_parts(
         dropout_keys = jax.random.split(dropout_key, size) if stage.dropout else None
         return Examples(x, batch.labels, eps, t, i, dropout_keys)
 
-    def gradient(params, teacher_params, examples: Examples, round: Round):
+    def loss(params, teacher_params, examples: Examples, round: Round):
         logsnr = schedule(examples.t)
         z = q_sample(examples.x, examples.eps, logsnr)
         x = examples.x
         if teacher_params is not None:
             teacher = make_denoiser(model, whole(teacher_params), examples.labels, config)
             x = distillation_target(teacher, z, examples.i, round.num_steps, schedule)
-        target = from_x(x, z, logsnr)
-
-        def mean_loss(params):
-            denoiser = make_denoiser(
-                model, whole(params), examples.labels, config, examples.dropout_keys
-            )
-            losses = weighting(target, denoiser(z, logsnr))
-            return losses.mean(), losses
-
-        return jax.grad(mean_loss, has_aux=True)(params)
+        denoiser = make_denoiser(
+            model, whole(params), examples.labels, config, examples.dropout_keys
+        )
+        losses = weighting(from_x(x, z, logsnr), denoiser(z, logsnr))
+        return losses.mean(), losses
 
     def apply(state: TrainState, grads, losses: jax.Array, t: jax.Array, round: Round):
         rate = learning_rate(
@@ -169,7 +166,7 @@ def make_parts(
         }
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
-    return Parts(draw, gradient, apply)
+    return Parts(draw, loss, jax.grad(loss, has_aux=True), apply)
 
 
 def make_train_step(

@@ -1,0 +1,310 @@
+"""Training and sampling beside what one would use in PyTorch: same batch, same machine, in turn.
+
+    pip install -e '.[peers]'
+    python -m benchmarks.peers
+
+CIFAR-10's network of the paper, at its width and at about a third of it, against
+
+- diffusers' UNet2DModel, which can be made the same network to the parameter (resampling inside
+  residual blocks, scale and shift by the embedding, attention of one head at 16 and 8 pixels), with
+  its DDIMScheduler;
+- denoising-diffusion-pytorch's Unet, which has two residual blocks at each resolution and other
+  attention: its width is chosen to match the parameter count, so that its operations differ.
+
+A training step is a whole one: noise, network, loss, gradient, clipping, AdamW, moving average;
+without dropout. Sampling goes from noise to images in so many DDIM steps. What is compared runs in
+turn in one process; a time is a median. On an accelerator PyTorch's networks go through
+torch.compile and autocast; on a CPU they run as they are, in float32, which both use.
+"""
+
+import contextlib
+import dataclasses
+import importlib.machinery
+import os
+import sys
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks import measuring
+from benchmarks.workload import Workload
+from configs import cifar10_teacher
+from diffusion_distill import cli
+from diffusion_distill.errors import UserError
+
+_CHANNELS = flags.DEFINE_list("channels", ["96", "256"], "Widths; multiples of 32.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "4"], "Images at once, for each width.")
+_BLOCKS = flags.DEFINE_integer("num_blocks", 3, "Residual blocks at a resolution; the paper's: 3.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 4, "Sampling steps.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Times that each is run.")
+_OUT = flags.DEFINE_string("out", "runs/benchmarks/peers.json", "File for the numbers.")
+
+HEADER = [
+    "network", "width", "parameters, M", "batch", "training, s", "images/s", "beside ours",
+    "sampling, s", "images/s", "beside ours",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One network, ready: each call does its work on a whole batch and waits for it.
+
+    Attributes:
+        parameters: how many it has.
+        train: one training step.
+        sample: a batch of images.
+    """
+
+    parameters: int
+    train: Callable[[], None]
+    sample: Callable[[], None]
+
+
+def ours(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
+    config = cifar10_teacher.get_config()
+    config.model.channels, config.model.num_blocks = channels, num_blocks
+    config.model.emb_channels = 4 * channels
+    config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config.train.batch_size = batch
+    config.teacher.dropout = 0.0
+    work = Workload(config)
+    stage = work.stages["teacher"]
+    updating = work.updating(stage, work.compiled_update(stage).call)
+    count = sum(p.size for p in jax.tree.leaves(work.params))
+    return Contender(count, updating, work.sampling(num_steps, batch))
+
+
+def diffusers(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
+    import torch
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    model = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(channels,) * 3,
+        layers_per_block=num_blocks,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=channels,
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=32,
+    )
+    place, network, autocast = _torch(model)
+    scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+
+    def loss(x):
+        noise, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),), device=x.device)
+        z, target = scheduler.add_noise(x, noise, t), scheduler.get_velocity(x, noise, t)
+        return torch.nn.functional.mse_loss(network(z, t).sample.float(), target)
+
+    @torch.inference_mode()
+    def sample():
+        scheduler.set_timesteps(num_steps)
+        z = torch.randn(place(batch).shape, device=place.device)
+        for t in scheduler.timesteps:
+            with autocast():
+                output = network(z, t).sample
+            z = scheduler.step(output.float(), t, z).prev_sample
+        z.cpu()
+
+    return Contender(_count(model), _torch_step(model, loss, place, batch, autocast), sample)
+
+
+def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    del num_blocks
+    model = Unet(
+        channels,
+        dim_mults=(1, 1, 1),
+        full_attn=(False, True, True),
+        attn_heads=1,
+        attn_dim_head=channels,
+    )
+    place, network, autocast = _torch(model)
+    diffusion = GaussianDiffusion(
+        model, image_size=32, sampling_timesteps=num_steps, objective="pred_v", auto_normalize=False
+    ).to(place.device)
+    diffusion.model = network
+
+    def sample():
+        with autocast():
+            diffusion.sample(batch_size=batch).cpu()
+
+    return Contender(_count(model), _torch_step(model, diffusion, place, batch, autocast), sample)
+
+
+def matching_width(wanted: int) -> int:
+    """The width, a multiple of 8, at which the second peer has about as many parameters."""
+    from denoising_diffusion_pytorch import Unet
+
+    def count(channels):
+        return _count(
+            Unet(channels, dim_mults=(1, 1, 1), full_attn=(False, True, True), attn_heads=1,
+                 attn_dim_head=channels)
+        )  # fmt: skip
+
+    width = 8
+    while count(width + 8) < wanted:
+        width += 8
+    return min(width, width + 8, key=lambda w: abs(count(w) - wanted))
+
+
+def _count(model) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _torch(model):
+    """Batch size -> random images; the network to call; a context to compute in."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    def place(batch):
+        return torch.rand(batch, 3, 32, 32, device=device) * 2 - 1
+
+    place.device = device
+    if device == "cpu":
+        return place, model, contextlib.nullcontext
+
+    def autocast():
+        return torch.autocast("cuda", torch.bfloat16)
+
+    return place, torch.compile(model), autocast
+
+
+def _torch_step(model, loss, place, batch: int, autocast) -> Callable[[], None]:
+    """A training step as PyTorch's users write it, with the fused forms of what is around it."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    weights = list(model.parameters())
+    average = [w.detach().clone() for w in weights]
+    x = place(batch)
+
+    def step():
+        with autocast():
+            value = loss(x)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [w.detach() for w in weights], 1e-4)
+        value.item()
+
+    return step
+
+
+def check_installed() -> None:
+    """Makes sure that the peers can be imported.
+
+    Both import torchvision without a use for it here, and where its build does not match torch's,
+    as with a torch for CPUs and PyPI's torchvision, that fails; then a stand-in takes its place.
+
+    Raises:
+        UserError: they are not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise UserError("torch is not installed: pip install -e '.[peers]'") from None
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError):
+        _stand_in("torchvision", "transforms", "transforms.functional", "utils", "models")
+    try:
+        import denoising_diffusion_pytorch  # noqa: F401
+        from diffusers import UNet2DModel  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install -e '.[peers]'") from None
+
+
+def _stand_in(package: str, *modules: str) -> None:
+    for name in [package, *(f"{package}.{module}" for module in modules)]:
+        for loaded in [n for n in sys.modules if n == name]:
+            del sys.modules[loaded]
+        module = mock.MagicMock(name=name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        module.__path__ = []
+        sys.modules[name] = module
+
+
+def compare(channels: int, num_blocks: int, batch: int, num_steps: int, repeats: int) -> list[dict]:
+    """The three networks at one width, in turn: a dict of numbers for each, ours first."""
+    makers = {"ours": ours, "diffusers": diffusers, "lucidrains": lucidrains}
+    widths = dict.fromkeys(makers, channels)
+    found, calls = {}, {}
+    for name, make in makers.items():
+        if name == "lucidrains":
+            widths[name] = matching_width(found["ours"].parameters)
+        found[name] = make(widths[name], num_blocks, batch, num_steps)
+        calls |= {(name, "train"): found[name].train, (name, "sample"): found[name].sample}
+    for call in calls.values():  # once for what is made at the first call
+        call()
+    seconds = measuring.alternating(calls, repeats)
+    return [
+        {
+            "network": name,
+            "channels": widths[name],
+            "parameters": contender.parameters,
+            "batch_size": batch,
+            "train_seconds": seconds[name, "train"],
+            "sample_seconds": seconds[name, "sample"],
+        }
+        for name, contender in found.items()
+    ]
+
+
+def rows(found: list[dict]) -> list[list[str]]:
+    """The table's body; "beside ours" is images a second over ours."""
+    body = []
+    for row in found:
+        if row["network"] == "ours":
+            first = row
+        cells = []
+        for what in ("train_seconds", "sample_seconds"):
+            seconds, ratio = row[what], first[what] / row[what]
+            cells += [f"{seconds:.2f}", f"{row['batch_size'] / seconds:,.1f}", f"{ratio:.2f}"]
+        body.append(
+            [row["network"], str(row["channels"]), f"{row['parameters'] / 1e6:.1f}",
+             str(row["batch_size"]), *cells]
+        )  # fmt: skip
+    return body
+
+
+def main(argv: list[str]) -> None:
+    cli.no_arguments(argv)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a peer's bars
+    check_installed()
+    import torch
+
+    try:
+        widths, sizes = (list(map(int, f.value)) for f in (_CHANNELS, _BATCH_SIZES))
+    except ValueError as error:
+        raise UserError(f"--channels and --batch_sizes must be integers: {error}") from None
+    if len(widths) != len(sizes):
+        raise UserError(f"there are {len(widths)} --channels and {len(sizes)} --batch_sizes")
+    torch.manual_seed(0)
+    np.random.seed(0)
+    found = []
+    for channels, batch in zip(widths, sizes, strict=True):
+        found += compare(
+            channels,
+            cli.at_least("num_blocks", _BLOCKS.value, 1),
+            batch,
+            cli.at_least("num_steps", _NUM_STEPS.value, 1),
+            cli.at_least("repeats", _REPEATS.value, 1),
+        )
+    versions = {name: sys.modules[name].__version__ for name in ("torch", "diffusers")}
+    record = {"num_steps": _NUM_STEPS.value, "versions": versions, "networks": found}
+    measuring.publish(_OUT.value, record, HEADER, rows(found))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,255 @@
+"""The programs of a run with made-up images and random weights, ready to be timed."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_distill import compiler
+from diffusion_distill import config as configs
+from diffusion_distill.data.batches import Batch
+from diffusion_distill.data.source import Source
+from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.planning.flops import count_flops
+from diffusion_distill.planning.programs import describe
+from diffusion_distill.training.feed import Feed
+from diffusion_distill.training.loop import StopSignal, calls, train, updates_per_call
+from diffusion_distill.training.sharding import make_mesh, place, replicated, shardings
+from diffusion_distill.training.stages import Stage, plan
+from diffusion_distill.training.state import TrainState, abstract_params, abstract_state
+from diffusion_distill.training.step import (
+    Round,
+    make_optimizer,
+    make_parts,
+    make_train_step,
+    make_update,
+)
+
+IMAGES = 4096  # in the made-up data set
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program, and what it took to get.
+
+    Attributes:
+        call: the program.
+        seconds: that tracing and compiling it, or loading it, took.
+        memory: bytes of arguments, and of temporaries with what results take beyond arguments
+            that they overwrite, by the compiler's count; None where a step is several programs.
+        flops: of the whole call, by the compiler's own count; None likewise.
+    """
+
+    call: Callable
+    seconds: float
+    memory: tuple[int, int] | None
+    flops: float | None
+
+
+class Workload:
+    """One config's programs on one mesh.
+
+    Attributes:
+        config: the config, checked.
+        stages: "teacher" and "student": the first of each kind.
+        per_call: updates in one compiled call.
+        feed: of a made-up data set.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
+        """Raises UserError where the config is not valid, or says nothing of its images."""
+        configs.validate(config)
+        self.config, self.mesh = config, mesh or make_mesh(config.runtime.fsdp)
+        data = describe(config)
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (IMAGES, *data.image_shape), np.uint8)
+        labels = rng.integers(0, max(data.num_classes, 1), IMAGES).astype(np.int32)
+        self._source = Source(
+            "made_up", "train", data.image_shape, labels, data.num_classes, images.__getitem__
+        )
+        self.feed = Feed(self._source, self.mesh, config.runtime.data_on_device)
+        stages = plan(config)
+        self.stages = {"teacher": stages[0], "student": stages[1] if stages[1:] else stages[0]}
+        self.per_call = updates_per_call(config, self.mesh.devices.flat[0].platform)
+        shapes = abstract_params(self.model(), self.image_shape, self.mesh)
+        self.params = jax.tree.map(
+            lambda s: place(np.float32(0.02 * rng.normal(size=s.shape)), s.sharding), shapes
+        )
+        self._shapes = shapes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self._source.image_shape
+
+    def model(self, dropout: float = 0.0):
+        """The network, with a stage's dropout."""
+        channels, classes = self.image_shape[-1], self._source.num_classes
+        return build_unet(self.config, channels, classes, dropout)
+
+    def abstract(self, stage: Stage) -> TrainState:
+        return abstract_state(self._shapes, make_optimizer(self.config, stage), self.mesh)
+
+    def state(self, stage: Stage) -> TrainState:
+        """A state with buffers of its own, for it is donated."""
+        abstract, optimizer = self.abstract(stage), make_optimizer(self.config, stage)
+
+        def start(params):
+            copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
+            return TrainState(jnp.zeros((), jnp.int32), *copies, optimizer.init(params))
+
+        return jax.jit(start, out_shardings=shardings(abstract))(self.params)
+
+    def arguments(self, stage: Stage, rows) -> tuple:
+        """What an update takes after the state."""
+        round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
+        key, round = place((jax.random.key(0), round), replicated(self.mesh))
+        teacher = self.params if stage.teacher else None
+        return teacher, self.feed.data, rows, key, round
+
+    def rows(self, first: int = 0):
+        """(first, updates, rows) of calls from an update on, for ever."""
+        end = first + 10**6 * self.per_call
+        left = calls(first, end, self.per_call, end)
+        return self.feed.calls(0, 0, self.config.train.batch_size, left)
+
+    def compiled_update(self, stage: Stage) -> Compiled:
+        """The update of a stage, traced and compiled anew, or loaded from JAX's cache."""
+        began = time.perf_counter()
+        update = make_update(
+            self.model(stage.dropout), self.config, stage, self.mesh, self.abstract(stage)
+        )
+        batches = self.rows()
+        _, _, rows = next(batches)
+        batches.close()
+        arguments = (self.state(stage), *self.arguments(stage, rows))
+        if not hasattr(update, "lower"):  # parts of a batch are calls of their own
+            jax.block_until_ready(update(*arguments))
+            return Compiled(update, time.perf_counter() - began, None, None)
+        program = update.lower(*arguments).compile()
+        seconds, memory = time.perf_counter() - began, program.memory_analysis()
+        beyond = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return Compiled(
+            program,
+            seconds,
+            (memory.argument_size_in_bytes, memory.temp_size_in_bytes + beyond),
+            (program.cost_analysis() or {}).get("flops"),
+        )
+
+    def updating(self, stage: Stage, program: Callable) -> Callable[[], None]:
+        """A call that makes `per_call` updates on rows that are ready, and waits for them."""
+        batches = self.rows()
+        _, _, rows = next(batches)
+        batches.close()
+        state, arguments = self.state(stage), self.arguments(stage, rows)
+
+        def call():
+            nonlocal state
+            state, metrics = program(state, *arguments)
+            jax.block_until_ready((state, metrics))
+
+        call()
+        return call
+
+    def flops(self, stage: Stage) -> float:
+        """Operations of matrix products and convolutions of one update, by the traced program."""
+        step = make_train_step(self.model(stage.dropout), self.config, stage)
+        batch = self._batch()
+        teacher, _, _, key, round = self.arguments(stage, None)
+        traced = jax.make_jaxpr(step)(self.state(stage), teacher, batch, key, round)
+        return count_flops(traced.jaxpr).total
+
+    def forward_flops(self, images: int) -> float:
+        """The same of one forward pass."""
+        model, shape = self.model(), (images, *self.image_shape)
+        labels = jnp.zeros(images, jnp.int32) if model.num_classes else None
+
+        def forward(params, z, logsnr):
+            return model.apply({"params": params}, z, logsnr, labels)
+
+        z, logsnr = jnp.zeros(shape), jnp.zeros(images)
+        return count_flops(jax.make_jaxpr(forward)(self.params, z, logsnr).jaxpr).total
+
+    def _batch(self):
+        rows = np.arange(self.config.train.batch_size) % IMAGES
+        images = jnp.asarray(self._source.read(rows))
+        return Batch(images, jnp.asarray(self._source.labels[rows]))
+
+    def parts(self, stage: Stage) -> dict[str, Callable[[], None]]:
+        """A step's parts as programs of their own: draw, forward, gradient, update, and input.
+
+        "gradient" includes the forward pass, and for a student its teacher's; "forward" stops at
+        the loss. "update" is clipping, optimiser, average and metrics. "input" is what the host
+        does for one update, beside the device.
+        """
+        options = compiler.options(self.mesh.devices.flat[0].platform)
+        made = make_parts(self.model(stage.dropout), self.config, stage)
+        state = self.state(stage)
+        teacher, _, _, key, round = self.arguments(stage, None)
+        batch = self._batch()
+
+        def drawn(step, batch, key, round):
+            return made.draw(step, batch, key, round)
+
+        draw = jax.jit(drawn, compiler_options=options)
+        examples = draw(state.step, batch, key, round)
+        gradient = jax.jit(made.gradient, compiler_options=options)
+        grads, losses = gradient(state.params, teacher, examples, round)
+        forward = jax.jit(made.loss, compiler_options=options)
+        # Donated, as in the step: without it the new state would be written beside the old.
+        update = jax.jit(made.apply, compiler_options=options, donate_argnums=0)
+        batches = self.rows()
+
+        def updated():
+            nonlocal state
+            state, metrics = update(state, grads, losses, examples.t, round)
+            jax.block_until_ready((state, metrics))
+
+        params = jax.tree.map(jnp.copy, state.params)
+        found = {
+            "draw": lambda: jax.block_until_ready(draw(state.step, batch, key, round)),
+            "forward": lambda: jax.block_until_ready(forward(params, teacher, examples, round)),
+            "gradient": lambda: jax.block_until_ready(gradient(params, teacher, examples, round)),
+            "update": updated,
+            "input": lambda: jax.block_until_ready(next(batches)[2]),
+        }
+        for call in found.values():
+            call()
+        return found
+
+    def sampling(self, num_steps: int, size: int) -> Callable[[], None]:
+        """A call that samples a batch to uint8 on the devices, and waits for it."""
+        sample_fn = make_sample_fn(self.model(), self.config, "ddim", self.mesh)
+        sampler = Sampler(
+            sample_fn,
+            self.params,
+            num_steps,
+            self.image_shape,
+            self.model().num_classes,
+            self.mesh,
+            size,
+        )
+        labels, indices = sampler.image_labels(size), np.arange(size)
+
+        def call():
+            jax.block_until_ready(sampler.on_devices(0, indices, labels))
+
+        call()
+        return call
+
+    def loop(self, stage: Stage, program: Callable, updates: int, folder: Path) -> float:
+        """Seconds that the training loop takes for so many updates, checkpoints and logs too."""
+        stage = dataclasses.replace(stage, updates=updates)
+        teacher = self.params if stage.teacher else None
+        state = self.state(stage)
+        with StopSignal() as stop:
+            _, seconds = train(
+                stage, self.config, folder, state, teacher, self.feed, program, self.mesh, 0.0, stop
+            )
+        return seconds
