@@ -11,6 +11,7 @@ how. The workdir must be one folder that all of them see, or one in a bucket.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from diffusion_distill.interop import teacher as teachers
 from diffusion_distill.interop.network import Network, abstract_weights
 from diffusion_distill.measure import Measurer, cache_dir
 from diffusion_distill.measure_stage import first_images, measuring_parts, stage_row
-from diffusion_distill.models.build import build_unet
+from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.pictures import write_real, write_samples
 from diffusion_distill.progress import RunProgress
 from diffusion_distill.report.grid import grid, png
@@ -42,7 +43,13 @@ from diffusion_distill.report.table import results_table, value_text
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, train
-from diffusion_distill.training.sharding import check_divides, make_mesh, place, replicated
+from diffusion_distill.training.sharding import (
+    check_divides,
+    make_mesh,
+    place,
+    replicated,
+    shardings,
+)
 from diffusion_distill.training.stages import Stage, plan, started_from
 from diffusion_distill.training.state import (
     TrainState,
@@ -110,6 +117,8 @@ class Run:
             num_classes,
             self.teacher.num_steps if self.teacher else 0,
         )
+        cast = functools.partial(compute_weights, dtype=config.model.dtype)
+        self._cast = jax.jit(cast, out_shardings=shardings(params))  # of a student's teacher
         self._updates = {}  # compiled steps: one for the teacher, one for all students
         self._sample_fns = {}  # compiled samplers, by name
         self._feed = None  # of batches, once something trains
@@ -134,6 +143,7 @@ class Run:
                 params, seconds = self._trained(stage, stop)
                 if stage.name not in measured:
                     self._measure(stage, params, seconds)
+                del params  # frees the devices for the next stage
 
     def _progress(self) -> RunProgress:
         """Of all stages, with what earlier starts timed."""
@@ -190,6 +200,8 @@ class Run:
             state = whole.state(abstract)
             seconds = whole.meta()["seconds"]
             say(f"{stage.name}: going on from {whole.path}")
+        if teacher_params is not None and self.config.model.dtype != "float32":
+            teacher_params = self._cast(teacher_params)  # frees those of float32
         self.workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
         state, seconds = train(
             stage,

@@ -90,6 +90,14 @@ def test_the_data_need_not_be_there():
     assert (cifar.image_shape, cifar.num_images) == ((32, 32, 3), 50_000)
 
 
+def test_a_students_teacher_takes_half_of_its_memory_in_bfloat16():
+    config = small_config()
+    exact = of(config, "student").argument_bytes()
+    config.model.dtype = "bfloat16"
+    half = 2 * count_parameters()
+    assert 0.9 * half < exact - of(config, "student").argument_bytes() < half
+
+
 def test_a_resident_data_set_is_an_argument_on_every_device():
     config = small_config()
     resident = of(config, "teacher").argument_bytes()

@@ -3,11 +3,13 @@
     python -m diffusion_distill.interop.export --workdir=runs/digits --num_steps=4 --out=digits_4
 
 OUT/
-  model.safetensors  float32 arrays, by the network's names joined by "/"
+  model.safetensors  float32 arrays, by the network's names joined by "/"; with --dtype=bfloat16
+                     half the bytes, each weight rounded to the 8 bits that bfloat16 keeps of it
   model.json         the architecture, the diffusion, the images and labels, the sampler, and the
                      sha256 of model.safetensors
 
-`load_sampler(OUT)` gives the images that `load_sampler` of the workdir gives, to the bit.
+`load_sampler(OUT)` gives the images that `load_sampler` of the workdir gives: to the bit from
+float32, nearly the same from bfloat16. Either is read as float32 arrays.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -39,6 +42,9 @@ from diffusion_distill.workdir import Workdir
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
+# Of weights in the file, by the names of config.DTYPES and by those of the format.
+_DTYPES = {name: jnp.dtype(name) for name in configs.DTYPES}
+_STORED = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}
 
 
 def is_export(path: str | Path) -> bool:
@@ -46,16 +52,21 @@ def is_export(path: str | Path) -> bool:
     return any((as_path(path) / name).exists() for name in (WEIGHTS, DESCRIPTION))
 
 
-def write(network: Network, out: str | Path) -> int:
+def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     """Writes a network to the folder `out`, which is made; what was exported there is replaced.
+
+    Args:
+        dtype: what the weights are kept in, one of config.DTYPES.
 
     Returns:
         Bytes of the weights.
 
     Raises:
-        UserError: `out` is a file, or a folder that has other files.
+        UserError: `out` is a file, or a folder that has other files; or there is no such dtype.
         OSError: it cannot be written.
     """
+    if dtype not in configs.DTYPES:
+        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(configs.DTYPES)}")
     out = as_path(out)
     if out.is_file():
         raise UserError(f"{out} is a file; name a folder")
@@ -65,10 +76,12 @@ def write(network: Network, out: str | Path) -> int:
             raise UserError(f"{out} has other files, {others[0]} for one; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     weights = flatten(jax.device_get(network.params))
-    content = safetensors.numpy.save({n: np.ascontiguousarray(w) for n, w in weights.items()})
+    kept = {name: np.ascontiguousarray(w, _DTYPES[dtype]) for name, w in weights.items()}
+    content = safetensors.numpy.save(kept)
     write_atomically(out / WEIGHTS, content)
     # Written last: until it is, the sha256 of an older one refuses the new weights.
-    description = _description(network) | {"sha256": hashlib.sha256(content).hexdigest()}
+    description = _description(network)
+    description |= {"weights_dtype": dtype, "sha256": hashlib.sha256(content).hexdigest()}
     write_atomically(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     return len(content)
 
@@ -98,12 +111,23 @@ def read(path: str | Path, mesh: Mesh) -> Network:
             f"{DESCRIPTION}"
         )
     try:
-        weights = safetensors.numpy.load(content)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path / WEIGHTS} is not a safetensors file: {error}") from None
+        weights = _decode(content)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
     abstract = abstract_weights(network.config, network.image_shape, network.num_classes, mesh)
     params = place(weights, abstract, str(path))
     return Network(**{**vars(network), "params": params})
+
+
+def _decode(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a file by name; safetensors.numpy reads no bfloat16."""
+    weights = {}
+    for name, array in safetensors.deserialize(content):
+        if array["dtype"] not in _STORED:
+            raise ValueError(f"{name} is {array['dtype']}; it must be one of {', '.join(_STORED)}")
+        flat = np.frombuffer(array["data"], _STORED[array["dtype"]])
+        weights[name] = flat.reshape(array["shape"])
+    return weights
 
 
 def _description(network: Network) -> dict:
@@ -163,7 +187,7 @@ def main(argv: list[str]) -> None:
     if num_steps is not None and name is not None:
         raise UserError(f"give one of --num_steps and --stage, not --num_steps={num_steps} too")
     stage = run.finished_stage(num_steps, name)
-    size = write(from_stage(run, stage, make_mesh()), out)
+    size = write(from_stage(run, stage, make_mesh()), out, flags.FLAGS.dtype)
     say(f"{stage.name} of {run.path}, {stage.num_steps} steps, {size / 1e6:.1f} MB: {out}")
 
 
@@ -173,4 +197,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_steps", None, "The stage of these steps; default: the last finished.")
     flags.DEFINE_string("stage", None, "A stage by name, in place of --num_steps.")
     flags.DEFINE_string("out", None, "Folder to write; made if it is not there.")
+    flags.DEFINE_enum("dtype", "float32", configs.DTYPES, "What the weights are kept in.")
     cli.run(main)

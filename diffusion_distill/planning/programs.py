@@ -21,13 +21,13 @@ from diffusion_distill.data.batches import Batch
 from diffusion_distill.errors import UserError
 from diffusion_distill.files import read_json, write_atomically
 from diffusion_distill.generate import make_sample_fn
-from diffusion_distill.models.build import build_unet
+from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.planning.flops import Flops, count_flops
 from diffusion_distill.planning.hardware import Topology, libtpu_version
 from diffusion_distill.planning.hlo import Collective, collectives
 from diffusion_distill.training.feed import RESIDENT
 from diffusion_distill.training.loop import updates_per_call
-from diffusion_distill.training.sharding import batched, replicated
+from diffusion_distill.training.sharding import batched, replicated, with_shardings
 from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import abstract_params, abstract_state
 from diffusion_distill.training.step import Round, make_optimizer, make_update
@@ -135,7 +135,7 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
     abstract = abstract_state(params, make_optimizer(config, stage), mesh)
     arguments = (
         abstract,
-        params if stage.teacher else None,
+        _teacher(params, model.dtype, mesh) if stage.teacher else None,
         resident,
         rows,
         _array((), _key_dtype(), replicated(mesh)),
@@ -167,6 +167,11 @@ def _network(config, data: Data, mesh: Mesh, dropout: float = 0.0):
         return model, abstract_params(model, data.image_shape, mesh)
     except ValueError as error:
         raise UserError(f"config.model does not fit the data: {error}") from error
+
+
+def _teacher(params: dict, dtype, mesh: Mesh) -> dict:
+    """A teacher's abstract weights, as main.py gives them to a student's update."""
+    return with_shardings(mesh, jax.eval_shape(lambda p: compute_weights(p, dtype), params))
 
 
 def _batches(config, data: Data, count: int, mesh: Mesh):

@@ -71,6 +71,8 @@ def test_export(finished, tmp_path):
         ("interop.export", ["--workdir=FINISHED"], "--out must be given"),
         ("interop.export", ["--workdir=FINISHED", "--out=x", "--num_steps=3", "--stage=teacher"],
          "give one of --num_steps and --stage"),
+        ("interop.export", ["--workdir=FINISHED", "--out=x", "--dtype=int8"],
+         "flag --dtype=int8: value should be one of <float32|bfloat16>"),
         ("main", [*CONFIG, "--workdir=x", "--config.distill.teacher=nowhere"],
          "config.distill.teacher is 'nowhere'; there is no such"),
     ],

@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -11,7 +13,7 @@ import safetensors.numpy
 import diffusion_distill
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export
-from diffusion_distill.interop.network import from_stage
+from diffusion_distill.interop.network import flatten, from_stage
 from diffusion_distill.main import Run
 from diffusion_distill.training.sharding import make_mesh
 from diffusion_distill.workdir import Workdir
@@ -20,9 +22,9 @@ from tests.interop.test_teacher import assert_same_bits, distilled_from, params
 load = diffusion_distill.load_sampler
 
 
-def exported(workdir, stage, out):
+def exported(workdir, stage, out, dtype="float32"):
     run = Workdir.open(workdir)
-    export.write(from_stage(run, run.finished_stage(name=stage), make_mesh()), out)
+    export.write(from_stage(run, run.finished_stage(name=stage), make_mesh()), out, dtype)
     return out
 
 
@@ -70,6 +72,48 @@ def test_an_export_is_a_teacher(finished, student, tmp_path):
     assert run.teacher.num_steps == 2
     run._trained(run.stages["teacher"], None)
     assert_same_bits(params(tmp_path / "run", "teacher"), params(finished[0], "student_0002"))
+
+
+def rounded(weights):
+    """Weights as float32 that bfloat16 holds."""
+    return {n: np.float32(np.asarray(w, jnp.bfloat16)) for n, w in weights.items()}
+
+
+def test_bfloat16_is_half_the_file_and_each_weight_rounded(finished, student, tmp_path):
+    out = exported(finished[0], "student_0002", tmp_path / "out", "bfloat16")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (out, student)]
+    header = int.from_bytes((out / "model.safetensors").read_bytes()[:8], "little") + 8
+    assert (sizes[0] - header) * 2 == pytest.approx(sizes[1] - header, abs=1000)
+    dtypes = [json.loads((f / "model.json").read_text())["weights_dtype"] for f in (out, student)]
+    assert dtypes == ["bfloat16", "float32"]
+    read = flatten(jax.device_get(load(out)._params))
+    assert {w.dtype.name for w in read.values()} == {"float32"}
+    assert_same_bits(read, rounded(params(finished[0], "student_0002")))
+
+
+def test_a_chain_starts_from_bfloat16(finished, tmp_path):
+    out = exported(finished[0], "student_0002", tmp_path / "out", "bfloat16")
+    run = Run(distilled_from(out), tmp_path / "run")
+    assert run.teacher.num_steps == 2
+    run._trained(run.stages["teacher"], None)
+    expected = rounded(params(finished[0], "student_0002"))
+    assert_same_bits(params(tmp_path / "run", "teacher"), expected)
+
+
+def test_a_dtype_that_is_none_is_refused_before_anything_is_written(finished, tmp_path):
+    with pytest.raises(UserError, match="dtype is 'int8'; it must be one of float32, bfloat16"):
+        exported(finished[0], "student_0002", tmp_path / "out", "int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_an_unknown_kind_are_refused(copy):
+    content = safetensors.numpy.save({"conv_in/kernel": np.zeros(3, np.int8)})
+    (copy / "model.safetensors").write_bytes(content)
+    fields = json.loads((copy / "model.json").read_text())
+    fields["sha256"] = hashlib.sha256(content).hexdigest()
+    (copy / "model.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="conv_in/kernel is I8; it must be one of F32, BF16"):
+        load(copy)
 
 
 def test_damage_is_refused_by_name(copy):

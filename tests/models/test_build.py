@@ -1,0 +1,105 @@
+"""Weights that are cast before the network casts them: the same output, to the bit."""
+
+import dataclasses
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from diffusion_distill import main
+from diffusion_distill.data.batches import Batch
+from diffusion_distill.models.build import build_unet, compute_weights
+from diffusion_distill.training import loop
+from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.training.stages import plan
+from diffusion_distill.training.state import init_student
+from diffusion_distill.training.step import Round, make_optimizer, make_update
+from tests.models.test_unet import SMALL, inputs, random_params
+
+BFLOAT16 = dataclasses.replace(SMALL, dtype=jnp.bfloat16)
+
+
+def equal_bits(a, b):
+    return np.array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+@pytest.mark.parametrize("resample_blocks", [True, False])
+def test_weights_are_cast_where_it_changes_nothing_and_nowhere_else(resample_blocks):
+    """With labels, attention and shortcuts; each weight that is kept would change the output."""
+    model = dataclasses.replace(BFLOAT16, resample_blocks=resample_blocks)
+    params = random_params(model, *inputs())["params"]
+    apply = jax.jit(lambda p: model.apply({"params": p}, *inputs()))
+    expected = apply(params)
+    cast = compute_weights(params, jnp.bfloat16)
+    assert equal_bits(apply(cast), expected)
+    leaves = traverse_util.flatten_dict(cast)
+    kept = {path for path, leaf in leaves.items() if leaf.dtype == jnp.float32}
+    assert {leaves[path].dtype for path in leaves.keys() - kept} == {jnp.dtype(jnp.bfloat16)}
+    assert sum(leaves[path].size for path in kept) < 0.1 * sum(x.size for x in leaves.values())
+    original = traverse_util.flatten_dict(params)
+    for path in kept:
+        rounded = original[path].astype(jnp.bfloat16).astype(jnp.float32)
+        changed = traverse_util.unflatten_dict(original | {path: rounded})
+        assert not equal_bits(apply(changed), expected), path
+
+
+def test_float32_weights_are_themselves():
+    params = random_params(SMALL, *inputs())["params"]
+    same = jax.tree.map(lambda a, b: a is b, params, compute_weights(params, "float32"))
+    assert jax.tree.all(same)
+
+
+def test_a_students_step_has_the_same_bits_with_a_teacher_that_was_cast(tiny_config):
+    """The compiled update, of a network with random weights: no part of its state differs."""
+    tiny_config.model.dtype = "bfloat16"
+    tiny_config.model.attention_resolutions = (8,)
+    tiny_config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
+    stage, mesh = plan(tiny_config)[1], make_mesh()
+    model = build_unet(tiny_config, 1, 10)
+    update = make_update(model, tiny_config, stage, mesh)
+    teacher = random_params(model, *inputs(channels=1, classes=10))["params"]
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.integers(0, 256, (1, 16, 8, 8, 1), np.uint8), np.arange(16)[None] % 10)
+    round = Round(jnp.int32(2), jnp.int32(6))
+
+    def after(teacher_params):
+        state = init_student(teacher, make_optimizer(tiny_config, stage), mesh)
+        return update(state, teacher_params, None, batch, jax.random.key(0), round)
+
+    state, metrics = after(teacher)
+    other_state, other_metrics = after(compute_weights(teacher, "bfloat16"))
+    assert np.all(metrics["grad_norm"] > 0)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(metrics["loss"], other_metrics["loss"])
+
+
+def test_a_run_keeps_a_students_teacher_in_what_it_computes_in(tiny_config, tmp_path, monkeypatch):
+    """And no other copy: the state is four times the weights, the teacher half of them."""
+    seen = {}
+
+    def floats():
+        gc.collect()
+        live = [a for a in jax.live_arrays() if jnp.issubdtype(a.dtype, jnp.floating)]
+        return sum(a.nbytes for a in live)
+
+    def train(stage, config, workdir, state, teacher_params, *rest):
+        weights = sum(x.nbytes for x in jax.tree.leaves(state.params))
+        dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(teacher_params)]
+        seen[stage.name] = dtypes, (floats() - before) / weights
+        return loop.train(stage, config, workdir, state, teacher_params, *rest)
+
+    monkeypatch.setattr(main, "train", train)
+    monkeypatch.setattr(main.Run, "_measure", lambda *arguments: None)
+    tiny_config.model.dtype = "bfloat16"
+    tiny_config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
+    run, before = main.Run(tiny_config, tmp_path / "run"), floats()
+    run.finish()
+    assert seen.pop("teacher")[0] == []
+    assert list(seen) == ["student_0002", "student_0001"]
+    for dtypes, held in seen.values():
+        assert dtypes.count("bfloat16") > len(dtypes) / 2
+        assert held < 4.6
