@@ -36,7 +36,7 @@ from diffusion_distill import cli
 from diffusion_distill.errors import UserError
 
 _CHANNELS = flags.DEFINE_list("channels", ["96", "256"], "Widths; multiples of 32.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "4"], "Images at once, for each width.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "8"], "Images at once, for each width.")
 _BLOCKS = flags.DEFINE_integer("num_blocks", 3, "Residual blocks at a resolution; the paper's: 3.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 4, "Sampling steps.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Times that each is run.")

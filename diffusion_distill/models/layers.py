@@ -15,20 +15,46 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import linear_call
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def _identity(name: str, transpose: Callable, cpu: Callable | None = None) -> Primitive:
+    """A primitive of one array that gives it back.
+
+    Args:
+        name: of the primitive.
+        transpose: what the gradient goes through on its way back.
+        cpu: what it is in programs for CPUs; None for nothing.
+    """
+    primitive = Primitive(name)
+    primitive.def_impl(lambda x: x)
+    primitive.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(primitive, lambda _, x: [x])
+    if cpu is not None:
+        mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), "cpu")
+    ad.deflinear2(primitive, lambda gradient, _: [transpose(gradient)])
+    batching.defvectorized(primitive)
+    return primitive
 
 
 def materialize(x: jax.Array) -> jax.Array:
     """x, and on CPU a bound to fusion: computed in full before anything reads it.
 
-    The compiler must be told to keep such bounds: `compiler.options`.
+    The compiler must be told to keep such bounds: `compiler.options`. The same holds for the
+    gradient.
     """
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    return _materialize.bind(x)
 
 
 def materialize_gradient(x: jax.Array) -> jax.Array:
     """x; what is materialized is the gradient that comes back through it."""
-    return linear_call(lambda _, x: x, lambda _, gradient: materialize(gradient), (), x)
+    return _materialize_gradient.bind(x)
+
+
+# jax.lax.platform_dependent would say it without primitives, at twice the time to trace a network.
+_materialize = _identity("materialize", materialize, jax.lax.optimization_barrier)
+_materialize_gradient = _identity("materialize_gradient", materialize)
 
 
 def sum_pixels(x: jax.Array) -> jax.Array:
