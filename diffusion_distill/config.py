@@ -118,7 +118,8 @@ def base() -> ml_collections.ConfigDict:
     runtime.data_on_device = "auto"  # auto: where it has at most a GiB; always, never: read ahead
     runtime.fsdp = 1  # devices that share one copy of the weights; 1: each has its own
     runtime.accumulation = 1  # parts in which a batch is computed, to save memory
-    runtime.remat = False  # recompute activations in the backward pass, to save memory; not on CPU
+    runtime.remat = False  # recompute activations in the backward pass, to save memory
+    runtime.fused_attention = True  # cuDNN's on NVIDIA GPUs, in bfloat16; False: XLA's there too
     runtime.updates_per_call = 0  # updates in one compiled call; 0: 1 on CPU, 10 elsewhere
     runtime.sampler_loop = "auto"  # auto: outside the compiled step on CPU, inside elsewhere
     runtime.sampler_batch_size = 256  # images sampled at once

@@ -39,6 +39,7 @@ def build_unet(
         logsnr_max=config.diffusion.logsnr_max,
         dtype=jnp.dtype(model.dtype),
         remat=config.runtime.remat,
+        fused_attention=config.runtime.fused_attention,
     )
 
 

@@ -216,6 +216,41 @@ def test_attention_against_numpy():
     )
 
 
+@pytest.mark.parametrize(
+    ("backend", "dtype", "head_dim", "fused", "expected"),
+    [
+        ("gpu", jnp.bfloat16, 64, True, "cudnn"),
+        ("gpu", jnp.bfloat16, 64, False, "xla"),
+        ("gpu", jnp.float32, 64, True, "xla"),
+        ("gpu", jnp.bfloat16, 256, True, "xla"),
+        ("gpu", jnp.bfloat16, 12, True, "xla"),
+        ("tpu", jnp.bfloat16, 64, True, "xla"),
+        ("cpu", jnp.bfloat16, 64, True, "xla"),
+    ],
+)
+def test_attention_is_fused_where_there_is_a_kernel_for_it(
+    backend, dtype, head_dim, fused, expected
+):
+    assert unet.attention_implementation(backend, dtype, head_dim, fused) == expected
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+def test_fused_attention_gives_what_the_other_gives():
+    x = jnp.bfloat16(np.random.default_rng(0).normal(size=(2, 16, 16, 128)))
+
+    def gradient(fused):
+        block = unet.AttentionBlock(None, 64, 32, jnp.bfloat16, fused)
+        params = random_params(block, x)
+        return jax.jit(jax.grad(lambda p: block.apply(p, x).astype(jnp.float32).mean()))(params)
+
+    # bfloat16 has 8 bits: sums in another order differ in the last.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * np.abs(b).max()),
+        gradient(True),
+        gradient(False),
+    )
+
+
 def test_heads_by_count_or_by_size():
     assert unet.attention_heads(96, 4, None) == (4, 24)
     assert unet.attention_heads(192, None, 64) == (3, 64)
