@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from diffusion_distill import compiler
 from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.inception.network import SIZE, Inception
 
@@ -42,8 +43,13 @@ def main(argv: list[str]) -> None:
     params = jax.jit(Inception().init)(jax.random.key(0), floats)["params"]
     shape = (batches, batch_size, _SIZE.value, _SIZE.value, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    extract = jax.jit(lambda params, batch: inception.apply(params, batch)[0])
-    forward = jax.jit(lambda params, batch: Inception().apply({"params": params}, batch))
+    options = compiler.options(jax.default_backend())
+    extract = jax.jit(
+        lambda params, batch: inception.apply(params, batch)[0], compiler_options=options
+    )
+    forward = jax.jit(
+        lambda params, batch: Inception().apply({"params": params}, batch), compiler_options=options
+    )
 
     def whole_way():
         on_device = [extract(params, batch) for batch in images]
