@@ -7,9 +7,6 @@ same batches with the same noise, then samples the same noise with the averaged 
 Prints a Markdown table; differences of images are of values in [-1, 1].
 """
 
-import json
-from pathlib import Path
-
 import jax
 import ml_collections
 import numpy as np
@@ -17,6 +14,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from benchmarks import measuring
 from diffusion_distill import cli
 from diffusion_distill import config as configs
 from diffusion_distill.data import sources
@@ -24,7 +22,6 @@ from diffusion_distill.data.source import Source
 from diffusion_distill.distributed import fetch
 from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.models.build import build_unet
-from diffusion_distill.report.table import markdown
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import calls, updates_per_call
 from diffusion_distill.training.sharding import check_divides, make_mesh, place, replicated
@@ -116,8 +113,8 @@ def compared(
     }
 
 
-def table(result: dict) -> str:
-    """The Markdown table of a result."""
+def table(result: dict) -> tuple[list[str], list[list[str]]]:
+    """The header and the body of a result's table."""
     num_images, num_steps = result["num_images"], result["num_steps"]
     window = min(WINDOW, result["updates"])
     images = f"{num_images} images in {num_steps} DDIM steps"
@@ -131,7 +128,7 @@ def table(result: dict) -> str:
         return [what, "", "", f"{found['mean']:{form}}", f"{found['largest']:{form}}"]
 
     head = f"{result['data']}, {result['updates']} updates of {result['batch_size']} images"
-    return markdown(
+    return (
         [head, "float32", "bfloat16", "difference, mean", "largest"],
         [
             losses("loss, mean of all updates", "mean_loss"),
@@ -152,9 +149,7 @@ def main(argv: list[str]) -> None:
         for name in ("updates", "num_images", "num_steps")
     ]
     result = compared(config, *numbers)
-    print(table(result))
-    if flags.FLAGS.out:
-        Path(flags.FLAGS.out).write_text(json.dumps(result, indent=1) + "\n")
+    measuring.publish(flags.FLAGS.out, result, *table(result))
 
 
 if __name__ == "__main__":
@@ -162,5 +157,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("updates", 300, "Of the teacher; its schedule ends there.")
     flags.DEFINE_integer("num_images", 64, "Images that are sampled.")
     flags.DEFINE_integer("num_steps", 8, "Sampling steps.")
-    flags.DEFINE_string("out", None, "A JSON file of all numbers; default: none.")
+    flags.DEFINE_string("out", "runs/benchmarks/precision.json", "File for the numbers.")
     cli.run(main)

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill import cli
+from diffusion_distill import cli, compiler
 from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.errors import UserError
@@ -69,7 +69,12 @@ def row(config, image_shape, num_classes: int, num_steps: int, size: int, repeat
     def forward(params, z, logsnr, labels):
         return model.apply({"params": params}, z, logsnr, labels if model.num_classes else None)
 
-    compiled = jax.jit(forward, in_shardings=(whole, rows, rows, rows), out_shardings=rows)
+    compiled = jax.jit(
+        forward,
+        in_shardings=(whole, rows, rows, rows),
+        out_shardings=rows,
+        compiler_options=compiler.options(mesh.devices.flat[0].platform),
+    )
 
     def passes():
         for _ in range(num_steps):

@@ -5,9 +5,9 @@
 One field of the config is changed at a time, the others stay. Images are made up and weights
 random. "teacher" and "student" are the median time of an update, "memory" what the student's
 program holds, arguments and temporaries, on each device, by the compiler's count. Of a chain it is
-the seconds of all its rounds, --updates each, and the programs that were compiled for them: one,
-however long it is. On a CPU several devices are simulated, and share its cores: what a split costs
-shows there, not what it gains.
+the seconds of a round of --updates, its start from the teacher included, and how often the update
+was compiled for all rounds: once, however many they are. On a CPU several devices are simulated,
+and share its cores: what a split costs shows there, not what it gains.
 """
 
 import time
@@ -59,7 +59,7 @@ def point(config: ml_collections.ConfigDict, repeats: int, devices: int | None =
 
 def chain(config: ml_collections.ConfigDict, rounds: list[int], updates: int) -> list[dict]:
     """The seconds of chains of so many rounds, of one compiled program."""
-    work = Workload(config)
+    work = Workload(config, make_mesh(config.runtime.fsdp, jax.devices()[:1]))
     stage = work.stages["student"]
     update = make_update(work.model(stage.dropout), config, stage, work.mesh, work.abstract(stage))
     batches = work.rows()

@@ -57,8 +57,10 @@ def measure(
         calls = {name: call for name, (call, _) in peaks.items()}
         calls |= {n: work.updating(work.stages[n], warm[n].call) for n in work.stages}
         calls["sampling step"] = work.sampling(num_steps, size)
-        seconds = measuring.alternating(calls, repeats)
-        parts = measuring.alternating(work.parts(work.stages["teacher"]), repeats)
+        parts = work.parts(work.stages["teacher"])
+        seconds = measuring.alternating(calls | parts, repeats)
+        parts = {name: seconds[name] for name in parts}
+        parts["input"] /= work.per_call
         steps = {}
         for name, stage in work.stages.items():
             steps[f"{name}'s step"] = {
@@ -79,7 +81,7 @@ def measure(
         ratios = {
             "student / teacher": student / teacher,
             "update / teacher": parts["update"] / teacher,
-            "input / teacher": parts["input"] / work.per_call / teacher,
+            "input / teacher": parts["input"] / teacher,
         }
         if loop_updates:
             stage, program = work.stages["teacher"], warm["teacher"].call
@@ -90,6 +92,7 @@ def measure(
             "steps": steps,
             "parts": parts,
             "peaks": {name: flops / seconds[name] for name, (_, flops) in peaks.items()},
+            "devices_used": work.mesh.size,
             "ratios": ratios,
             "peak_memory": measuring.peak_memory(),
         }
@@ -114,7 +117,8 @@ def _compiled(work: Workload, folder: str) -> dict:
 
 def rows(found: dict) -> list[list[str]]:
     """The table's body."""
-    peak, teacher = max(found["peaks"].values()), found["steps"]["teacher's step"]["seconds"]
+    peak = max(found["peaks"].values()) * found["devices_used"]  # each measured on one device
+    teacher = found["steps"]["teacher's step"]["seconds"]
     body = []
     for name, step in found["steps"].items():
         seconds, flops = step["seconds"], step["flops"]

@@ -1,6 +1,7 @@
 """The programs of a run with made-up images and random weights, ready to be timed."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from diffusion_distill import config as configs
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.data.source import Source
 from diffusion_distill.generate import Sampler, make_sample_fn
-from diffusion_distill.models.build import build_unet
+from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.planning.flops import count_flops
 from diffusion_distill.planning.programs import describe
 from diffusion_distill.training.feed import Feed
@@ -41,7 +42,8 @@ class Compiled:
 
     Attributes:
         call: the program.
-        seconds: that tracing and compiling it, or loading it, took.
+        seconds: that tracing and compiling it, or loading it, took; where a step is several
+            programs, with one update.
         memory: bytes of arguments, and of temporaries with what results take beyond arguments
             that they overwrite, by the compiler's count; None where a step is several programs.
         flops: of the whole call, by the compiler's own count; None likewise.
@@ -82,7 +84,9 @@ class Workload:
         self.params = jax.tree.map(
             lambda s: place(np.float32(0.02 * rng.normal(size=s.shape)), s.sharding), shapes
         )
-        self._shapes = shapes
+        cast = functools.partial(compute_weights, dtype=self.model().dtype)
+        self._teacher_params = jax.jit(cast)(self.params)  # as a run hands them to a student
+        self._shapes, self._starts = shapes, {}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -98,19 +102,21 @@ class Workload:
 
     def state(self, stage: Stage) -> TrainState:
         """A state with buffers of its own, for it is donated."""
-        abstract, optimizer = self.abstract(stage), make_optimizer(self.config, stage)
+        if stage not in self._starts:
+            abstract, optimizer = self.abstract(stage), make_optimizer(self.config, stage)
 
-        def start(params):
-            copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
-            return TrainState(jnp.zeros((), jnp.int32), *copies, optimizer.init(params))
+            def start(params):
+                copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
+                return TrainState(jnp.zeros((), jnp.int32), *copies, optimizer.init(params))
 
-        return jax.jit(start, out_shardings=shardings(abstract))(self.params)
+            self._starts[stage] = jax.jit(start, out_shardings=shardings(abstract))
+        return self._starts[stage](self.params)
 
     def arguments(self, stage: Stage, rows) -> tuple:
         """What an update takes after the state."""
         round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
         key, round = place((jax.random.key(0), round), replicated(self.mesh))
-        teacher = self.params if stage.teacher else None
+        teacher = self._teacher_params if stage.teacher else None
         return teacher, self.feed.data, rows, key, round
 
     def rows(self, first: int = 0):
@@ -121,14 +127,14 @@ class Workload:
 
     def compiled_update(self, stage: Stage) -> Compiled:
         """The update of a stage, traced and compiled anew, or loaded from JAX's cache."""
-        began = time.perf_counter()
-        update = make_update(
-            self.model(stage.dropout), self.config, stage, self.mesh, self.abstract(stage)
-        )
         batches = self.rows()
         _, _, rows = next(batches)
         batches.close()
         arguments = (self.state(stage), *self.arguments(stage, rows))
+        began = time.perf_counter()
+        update = make_update(
+            self.model(stage.dropout), self.config, stage, self.mesh, self.abstract(stage)
+        )
         if not hasattr(update, "lower"):  # parts of a batch are calls of their own
             jax.block_until_ready(update(*arguments))
             return Compiled(update, time.perf_counter() - began, None, None)
@@ -159,7 +165,9 @@ class Workload:
 
     def flops(self, stage: Stage) -> float:
         """Operations of matrix products and convolutions of one update, by the traced program."""
-        step = make_train_step(self.model(stage.dropout), self.config, stage)
+        # A fused attention's operations cannot be seen in the traced program.
+        model = dataclasses.replace(self.model(stage.dropout), fused_attention=False)
+        step = make_train_step(model, self.config, stage)
         batch = self._batch()
         teacher, _, _, key, round = self.arguments(stage, None)
         traced = jax.make_jaxpr(step)(self.state(stage), teacher, batch, key, round)
@@ -167,7 +175,8 @@ class Workload:
 
     def forward_flops(self, images: int) -> float:
         """The same of one forward pass."""
-        model, shape = self.model(), (images, *self.image_shape)
+        model = dataclasses.replace(self.model(), fused_attention=False)
+        shape = (images, *self.image_shape)
         labels = jnp.zeros(images, jnp.int32) if model.num_classes else None
 
         def forward(params, z, logsnr):
@@ -186,7 +195,8 @@ class Workload:
 
         "gradient" includes the forward pass, and for a student its teacher's; "forward" stops at
         the loss. "update" is clipping, optimiser, average and metrics. "input" is what the host
-        does for one update, beside the device.
+        does for one call of `per_call` updates, beside the device; the made-up images are on the
+        device, as those of a set of up to a GiB are in a run.
         """
         options = compiler.options(self.mesh.devices.flat[0].platform)
         made = make_parts(self.model(stage.dropout), self.config, stage)
@@ -246,7 +256,7 @@ class Workload:
     def loop(self, stage: Stage, program: Callable, updates: int, folder: Path) -> float:
         """Seconds that the training loop takes for so many updates, checkpoints and logs too."""
         stage = dataclasses.replace(stage, updates=updates)
-        teacher = self.params if stage.teacher else None
+        teacher = self._teacher_params if stage.teacher else None
         state = self.state(stage)
         with StopSignal() as stop:
             _, seconds = train(

@@ -55,8 +55,9 @@ def keep_programs(named: str = "") -> None:
     """Keeps compiled programs in the cache's folder `compiled`, for later starts to load.
 
     JAX's own persistent cache does it, for each kind of CPU apart: a program for one may crash on
-    another. Where JAX was told a place (JAX_COMPILATION_CACHE_DIR) or to keep nothing
-    (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed. Removing the folder does no harm.
+    another. Of several processes the first alone writes, so that other hosts, with caches of their
+    own, compile at each start. Where JAX was told a place (JAX_COMPILATION_CACHE_DIR) or to keep
+    nothing (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed. Removing the folder does no harm.
 
     Args:
         named: as for `files.cache_folder`.

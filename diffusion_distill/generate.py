@@ -49,7 +49,7 @@ def make_sample_fn(
         model, config: of the network.
         sampler: one of SAMPLERS.
         mesh: the devices.
-        platform: "cpu", "gpu" or "tpu": whose form the program has; None for the mesh's own.
+        platform: whose form the program has: "cpu", or any other; None for the mesh's own.
 
     Raises:
         UserError: there is no sampler of that name.

@@ -117,6 +117,7 @@ class GroupNorm(nn.Module):
         factor = gain * jax.lax.rsqrt(variance + 1e-6)
         summand = offset - first * factor
         if scale is not None:
+            scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
             factor, summand = factor * (1.0 + scale), summand * (1.0 + scale) + shift
         values = values * spread_pixels(factor, height) + spread_pixels(summand, height)
         if self.activation is not None:

@@ -4,6 +4,7 @@ Images are [B, H, W, C]. Parameters are float32; `dtype` is what convolutions, d
 attention compute in. Normalisation, softmax and the output are float32 whatever `dtype` is.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -121,7 +122,7 @@ class AttentionBlock(nn.Module):
         q, k, v = (
             nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
         )
-        how = attention_implementation(jax.default_backend(), self.dtype, head_dim, self.fused)
+        how = attention_implementation(self.fused and has_cudnn(), self.dtype, head_dim)
         # Scaled by 1 / sqrt(head_dim), softmax in float32.
         h = jax.nn.dot_product_attention(q, k, v, implementation=how)
         h = nn.DenseGeneral(
@@ -134,20 +135,30 @@ class AttentionBlock(nn.Module):
         return materialize(x + h.reshape(x.shape))
 
 
-def attention_implementation(backend: str, dtype: Any, head_dim: int, fused: bool) -> str:
-    """Of jax.nn.dot_product_attention: "cudnn", fused, where it takes such heads, else "xla".
+def attention_implementation(fused: bool, dtype: Any, head_dim: int) -> str:
+    """Of jax.nn.dot_product_attention: "cudnn", one kernel, where it takes such heads, else "xla".
 
-    cuDNN's is for NVIDIA's GPUs, 16-bit types, and heads of up to 128 channels in eights (256 on
-    some). The compilers for TPUs and CPUs make their own of "xla".
+    It takes 16-bit types, and heads of up to 128 channels in eights (256 on some GPUs).
 
     Args:
-        backend: "cpu", "gpu" or "tpu".
+        fused: whether it is there and wanted.
         dtype: that attention computes in.
         head_dim: channels of a head.
-        fused: whether the fused one is wanted.
     """
     takes = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
-    return "cudnn" if fused and backend == "gpu" and takes else "xla"
+    return "cudnn" if fused and takes else "xla"
+
+
+@functools.cache
+def has_cudnn() -> bool:
+    """Whether programs run on NVIDIA's GPUs of compute capability 8 or more, with cuDNN's kernel.
+
+    The compilers for TPUs and CPUs make their own of "xla".
+    """
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+        return False
+    return float(device.compute_capability) >= 8.0
 
 
 def attention_heads(channels: int, num_heads: int | None, head_dim: int | None) -> tuple[int, int]:

@@ -349,7 +349,12 @@ def _update_in_calls(
         total = jax.tree.map(lambda a, g: a + g / count, total, grads)
         return total, losses.at[k].set(part_losses)
 
-    @functools.partial(jax.jit, out_shardings=(state_shardings, whole), donate_argnums=0)
+    @functools.partial(
+        jax.jit,
+        out_shardings=(state_shardings, whole),
+        donate_argnums=0,
+        compiler_options=compiler.options("cpu"),
+    )
     def apply(state, grads, losses, t, round):
         return parts.apply(state, grads, losses.reshape(-1), t.reshape(-1), round)
 

@@ -1,5 +1,6 @@
 """Each benchmark as a person runs it, on a tiny network: it ends, and its numbers are numbers."""
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -56,14 +57,14 @@ def test_step(tmp_path):
 
 def test_scaling(tmp_path):
     flags = (
-        "--config=configs/digits_distill.py:tiny --batch_sizes=4,8 --channels=8 --image_sizes=8 "
-        "--rounds=1,3 --devices=1,2 --repeats=1 --updates=2"
+        "--config=configs/digits_distill.py:tiny --batch_sizes=4,8 --channels= --image_sizes= "
+        "--rounds=1,3 --devices=2 --repeats=1 --updates=2"
     )
     result, table = run("scaling", tmp_path, *flags.split())
     check_machine(result)
     points = result["points"]
     assert {axis: [p["value"] for p in points[axis]] for axis in points} == {
-        "batch": [4, 8], "channels": [8], "image size": [8], "rounds": [1, 3], "devices": [1, 2],
+        "batch": [4, 8], "rounds": [1, 3], "devices": [2],
     }  # fmt: skip
     small, large = points["batch"]
     assert large["flops"] == pytest.approx(2 * small["flops"], rel=1e-6)
@@ -75,14 +76,16 @@ def test_scaling(tmp_path):
 
 def test_peers(tmp_path):
     for package in ("torch", "diffusers", "denoising_diffusion_pytorch"):
-        pytest.importorskip(package, reason=f"{package}, of the extra peers, is not installed")
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package}, of the extra peers, is not installed")
     flags = "--channels=32 --batch_sizes=1 --num_blocks=1 --num_steps=1 --repeats=1"
     result, _ = run("peers", tmp_path, *flags.split())
     check_machine(result)
     networks = {row["network"]: row for row in result["networks"]}
     assert list(networks) == ["ours", "diffusers", "lucidrains"]
-    counts = [row["parameters"] for row in networks.values()]
-    assert max(counts) < 1.2 * min(counts)
+    first, second, third = (row["parameters"] for row in networks.values())
+    assert second == pytest.approx(first, rel=0.04)  # the same network, but for a layer or two
+    assert third == pytest.approx(first, rel=0.2)  # widths come in eights
     assert all(n > 0 for n in numbers(result["networks"]))
 
 

@@ -63,11 +63,12 @@ def test_group_norm_and_its_gradients_by_the_formula_in_float64(norm_case, x64):
 
 
 def test_group_norm_keeps_the_dtype_and_computes_in_float32(norm_case):
-    params, x, *_ = norm_case
+    params, *images, _ = norm_case
     norm = GroupNorm(num_groups=3)
-    small = norm.apply({"params": params}, x.astype(jnp.bfloat16))
+    images = [a.astype(jnp.bfloat16) for a in images]
+    small = norm.apply({"params": params}, *images)
     assert small.dtype == jnp.bfloat16
-    same = norm.apply({"params": params}, x.astype(jnp.bfloat16).astype(jnp.float32))
+    same = norm.apply({"params": params}, *[a.astype(jnp.float32) for a in images])
     np.testing.assert_array_equal(small, same.astype(jnp.bfloat16))
 
 

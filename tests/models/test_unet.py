@@ -1,6 +1,7 @@
 """The U-Net: the paper's sizes, what reaches the output, what is refused."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -217,21 +218,34 @@ def test_attention_against_numpy():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "head_dim", "fused", "expected"),
+    ("fused", "dtype", "head_dim", "expected"),
     [
-        ("gpu", jnp.bfloat16, 64, True, "cudnn"),
-        ("gpu", jnp.bfloat16, 64, False, "xla"),
-        ("gpu", jnp.float32, 64, True, "xla"),
-        ("gpu", jnp.bfloat16, 256, True, "xla"),
-        ("gpu", jnp.bfloat16, 12, True, "xla"),
-        ("tpu", jnp.bfloat16, 64, True, "xla"),
-        ("cpu", jnp.bfloat16, 64, True, "xla"),
+        (True, jnp.bfloat16, 64, "cudnn"),
+        (False, jnp.bfloat16, 64, "xla"),
+        (True, jnp.float32, 64, "xla"),
+        (True, jnp.bfloat16, 256, "xla"),
+        (True, jnp.bfloat16, 12, "xla"),
     ],
 )
-def test_attention_is_fused_where_there_is_a_kernel_for_it(
-    backend, dtype, head_dim, fused, expected
-):
-    assert unet.attention_implementation(backend, dtype, head_dim, fused) == expected
+def test_attention_is_fused_where_the_kernel_takes_it(fused, dtype, head_dim, expected):
+    assert unet.attention_implementation(fused, dtype, head_dim) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "version", "capability", "expected"),
+    [
+        ("gpu", "PJRT C API cuda 13000", "9.0", True),
+        ("gpu", "PJRT C API cuda 13000", "7.5", False),
+        ("gpu", "PJRT C API rocm 60400", "9.0", False),
+        ("tpu", "PJRT C API TFRT TPU v5e", None, False),
+        ("cpu", "cpu", None, False),
+    ],
+)
+def test_where_there_is_a_kernel(monkeypatch, platform, version, capability, expected):
+    client = types.SimpleNamespace(platform_version=version)
+    device = types.SimpleNamespace(platform=platform, client=client, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert unet.has_cudnn.__wrapped__() is expected
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
