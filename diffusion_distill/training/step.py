@@ -71,7 +71,8 @@ def global_norm(tree) -> jax.Array:
 
     In one go XLA on CPU takes as long for the norm of a network's gradient as for Adam.
     """
-    squares = (materialize(jnp.square(x).sum(axis=-1)) for x in jax.tree.leaves(tree))
+    leaves = map(jnp.atleast_1d, jax.tree.leaves(tree))
+    squares = (materialize(jnp.square(x).sum(axis=-1)) for x in leaves)
     return jnp.sqrt(sum(s.sum() for s in squares))
 
 
