@@ -156,7 +156,7 @@ _DAMAGED = (
     KeyError,
     TypeError,
     AttributeError,
-    NotImplementedError,
+    NotImplementedError,  # zipfile: a compression that it does not know, from a flipped bit
     RuntimeError,
 )
 
