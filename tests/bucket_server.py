@@ -268,3 +268,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _json(fields):
     return 200, {"Content-Type": "application/json"}, json.dumps(fields).encode()
+
+
+def flip(server: BucketServer, name: str) -> None:
+    """Flips a bit in the middle of an object of the bucket "bucket"."""
+    found = server.buckets["bucket"][name]
+    content = bytearray(found.content)
+    content[len(content) // 2] ^= 1
+    server.buckets["bucket"][name] = dataclasses.replace(found, content=bytes(content))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 # Before JAX starts: programs compiled once are reused by later tests and by their child processes.
@@ -25,7 +26,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import digits_distill  # noqa: E402
+from diffusion_distill.config import base  # noqa: E402
 from diffusion_distill.main import Run  # noqa: E402
+from tests.bucket_server import BucketServer  # noqa: E402
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,3 +130,33 @@ def finished(tmp_path_factory):
 def workdir(finished, tmp_path):
     """A copy to damage."""
     return shutil.copytree(finished[0], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def bucket_server():
+    """A BucketServer on loopback with the buckets "bucket", and "closed", which nobody may use."""
+    import fsspec  # of the extra test, as gcsfs is; most tests have no use for them
+
+    with BucketServer("bucket", "closed") as server, pytest.MonkeyPatch.context() as patch:
+        server.closed.add("closed")
+        for name, value in {
+            "STORAGE_EMULATOR_HOST": server.url,  # for gcsfs and Google's client
+            "FSSPEC_GCS_TOKEN": "anon",  # for gcsfs: it need not look for a Google machine
+            "TENSORSTORE_GCS_HTTP_URL": server.url,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # for TensorStore, as for gcsfs
+        }.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf["gcs"], "token", "anon")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def data_config(name, path, **fields):
+    """config.data of a source at a path."""
+    config = base().data
+    config.name, config.path = name, path
+    config.update(fields)
+    return config

@@ -1,15 +1,12 @@
 """A run, and its data, in a bucket of a server on loopback: as on a local disk, to the bit."""
 
-import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import fsspec
 import gcsfs.retry
 import jax
 import numpy as np
@@ -17,43 +14,26 @@ import pytest
 
 from diffusion_distill import buckets
 from diffusion_distill.buckets import as_path
-from diffusion_distill.config import base
-from diffusion_distill.data import prepare, sources
+from diffusion_distill.data import sources
 from diffusion_distill.data.images import load_images
 from diffusion_distill.errors import BucketError, CheckpointError, UserError
 from diffusion_distill.files import read_rows, write_rows
 from diffusion_distill.interop.network import from_stage
 from diffusion_distill.load import load_sampler
 from diffusion_distill.main import Run
-from diffusion_distill.report.grid import png
 from diffusion_distill.training import checkpoints
 from diffusion_distill.training.sharding import make_mesh
 from diffusion_distill.workdir import Workdir
-from tests.bucket_server import BucketServer, Object
-from tests.conftest import tiny_config
+from tests.bucket_server import Object, flip
+from tests.conftest import data_config, tiny_config
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["teacher", "student_0002", "student_0001"]
 
 
 @pytest.fixture(scope="module")
-def server():
-    """With the buckets "bucket", and "closed", which nobody may use."""
-    with BucketServer("bucket", "closed") as server, pytest.MonkeyPatch.context() as patch:
-        server.closed.add("closed")
-        for name, value in {
-            "STORAGE_EMULATOR_HOST": server.url,  # for gcsfs and Google's client
-            "FSSPEC_GCS_TOKEN": "anon",  # for gcsfs: it need not look for a Google machine
-            "TENSORSTORE_GCS_HTTP_URL": server.url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # for TensorStore, as for gcsfs
-        }.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf["gcs"], "token", "anon")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def server(bucket_server):
+    return bucket_server
 
 
 def command(module, *arguments):
@@ -183,13 +163,6 @@ def test_the_commands_take_it(killed_and_finished, server):
     del server.buckets["bucket"]["run/evaluations.jsonl"]
 
 
-def flip(server, name):
-    found = server.buckets["bucket"][name]
-    content = bytearray(found.content)
-    content[len(content) // 2] ^= 1
-    server.buckets["bucket"][name] = dataclasses.replace(found, content=bytes(content))
-
-
 def test_a_damaged_object_is_found_named_and_set_aside(in_bucket, server, capsys):
     directory = checkpoints.folder(in_bucket, "teacher")
     assert checkpoints.steps(directory) == [12, 8]
@@ -237,7 +210,7 @@ def test_a_bucket_out_of_reach_is_not_taken_for_damage_or_for_an_empty_one(in_bu
         lambda: checkpoints.check(directory, 12),
         lambda: read_rows(in_bucket / "results.jsonl"),
         lambda: Workdir.create_or_continue(in_bucket, tiny_config(), (8, 8, 1), 10),
-        lambda: sources.load(data("folder", "gs://bucket/photos")),
+        lambda: sources.load(data_config("folder", "gs://bucket/photos")),
     ):
         with pytest.raises(BucketError, match="^gs://bucket/.* cannot be used: .*") as error:
             asked()
@@ -309,95 +282,6 @@ def test_a_lock_in_other_hands_ends_the_process_that_lost_it(server, monkeypatch
         server.put("bucket", "lost/.lock", b"", {})
         assert lost.wait(10)
     assert "lost/.lock" in server.buckets["bucket"]  # it is the other's
-
-
-def data(name, path, **fields):
-    config = base().data
-    config.name, config.path = name, path
-    config.update(fields)
-    return config
-
-
-def upload(server, folder, prefix):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            name = f"{prefix}/{path.relative_to(folder).as_posix()}"
-            server.put("bucket", name, path.read_bytes(), {})
-
-
-def assert_same_source(there, here):
-    np.testing.assert_array_equal(there.images(), here.images())
-    np.testing.assert_array_equal(there.labels, here.labels)
-    assert there.num_classes == here.num_classes
-
-
-@pytest.fixture
-def small():
-    """300 digits."""
-    digits = sources.digits()
-    return dataclasses.replace(digits, labels=digits.labels[:300])
-
-
-def test_a_prepared_set_is_copied_once_and_checked_on_the_way(server, small, tmp_path):
-    there = as_path("gs://bucket/prepared")
-    prepare.prepare(small, there / "train", {}, file_bytes=64 * 100)
-    assert {name for name in server.buckets["bucket"] if name.startswith("prepared/")} == {
-        f"prepared/train/{name}"
-        for name in (*(f"images-{n:05d}.npy" for n in range(3)), "labels.npy", "manifest.json")
-    }
-    config = data("prepared", "gs://bucket/prepared")
-    assert_same_source(sources.load(config, cache=tmp_path / "cache"), small)
-    server.asked.clear()
-    sources.load(config, cache=tmp_path / "cache")
-    assert not any(path.endswith(".npy") for _, path in server.asked)
-
-    flip(server, "prepared/train/images-00001.npy")
-    with pytest.raises(UserError, match="gs://bucket/prepared/train/images-00001.npy is damaged"):
-        sources.load(config, cache=tmp_path / "another")
-    del server.buckets["bucket"]["prepared/train/images-00001.npy"]
-    with pytest.raises(UserError, match="there is no gs://bucket/prepared/train/images-00001.npy"):
-        sources.load(config, cache=tmp_path / "another")
-
-
-def test_a_copy_that_the_disk_cannot_hold_is_foreseen(server, small, tmp_path, monkeypatch):
-    prepare.prepare(small, as_path("gs://bucket/large/train"), {})
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 100))
-    with pytest.raises(UserError, match="has 0 MB free; the copy of digits needs .*cache_dir"):
-        sources.load(data("prepared", "gs://bucket/large"), cache=tmp_path)
-
-
-def test_arrays_and_folders_are_as_they_are_locally(server, small, tmp_path):
-    np.savez(tmp_path / "a.npz", images=small.images(np.arange(50)), labels=small.labels[:50])
-    folder = tmp_path / "photos" / "train"
-    for name, count in {"b": 3, "a-b": 2, "a": 4}.items():
-        for n in range(count):
-            (folder / name / "more").mkdir(parents=True, exist_ok=True)
-            sub = "more" if n % 2 else "."
-            (folder / name / sub / f"{n}.png").write_bytes(png(small.images([n + count])[0]))
-    upload(server, tmp_path, "data")
-    for name, path, fields in (
-        ("npz", "a.npz", {}),
-        ("folder", "photos", {"image_size": 8}),
-        ("folder", "photos", {"folder_labels": False}),
-    ):
-        here = sources.load(data(name, str(tmp_path / path), **fields))
-        there = sources.load(data(name, f"gs://bucket/data/{path}", **fields))
-        assert_same_source(there, here)
-        assert there.fingerprint
-    server.put("bucket", "data/photos/train/loose.png", b"", {})
-    with pytest.raises(UserError, match="has images beside its subfolders, loose.png for one"):
-        sources.load(data("folder", "gs://bucket/data/photos"))
-    with pytest.raises(UserError, match="has no split 'test'; it has train"):
-        sources.load(data("folder", "gs://bucket/data/photos", split="test"))
-
-
-def test_cifar10(server, cifar10_dir):
-    name, file = f"cifar10/{cifar10_dir.name}/test_batch.bin", cifar10_dir / "test_batch.bin"
-    server.put("bucket", name, file.read_bytes(), {})
-    here = sources.load(data("cifar10", str(cifar10_dir), split="test"))
-    there = sources.load(data("cifar10", "gs://bucket/cifar10", split="test"))
-    assert_same_source(there, here)
-    del server.buckets["bucket"][name]
 
 
 def test_rows_that_were_not_written_out_are_in_the_next_flush(server):

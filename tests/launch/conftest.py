@@ -5,20 +5,40 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
+GCLOUD = Path(__file__).with_name("gcloud.py")
+QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
+
 # Records its own call, before whatever else it does.
 RECORDER = """#!{python} -S
 import os, sys
 with open({calls!r}, "a") as file:
     file.write(repr([{name!r}, *sys.argv[1:]]) + "\\n")
+"""
+
+# A worker's `uv venv` makes what the script looks for; what it installs is only recorded.
+UV = """
+if sys.argv[1] == "venv":
+    os.makedirs(sys.argv[-1] + "/bin")
+    os.symlink(sys.executable, sys.argv[-1] + "/bin/python")
+"""
+
+# A command of a person, as a Python program: runs until it is asked to stop, and saves.
+UNTIL_STOPPED = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
+print("running", sys.argv[1:], flush=True)
+signal.pause()
 """
 
 
@@ -95,3 +115,54 @@ def printed(done: subprocess.CompletedProcess) -> list[list[str]]:
     """The commands that --dry-run printed, as a shell would read them; comments left out."""
     assert done.returncode == 0, done.stderr
     return [words for line in done.stdout.splitlines() if (words := shlex.split(line, True))]
+
+
+@pytest.fixture
+def cloud(bench):
+    """The folder of the stand-in cloud."""
+    folder = bench.path / "cloud"
+    folder.mkdir()
+    bench.environment.update(
+        CLOUD=str(folder),
+        PROJECT="my-project",
+        LOGS=str(bench.path / "logs"),
+        POLL_SECONDS="0.2",
+        STOP_SECONDS="10",
+    )
+    bench.stand_in("gcloud", GCLOUD.read_text())
+    bench.stand_in("uv", UV)
+    hostname = bench.path / "bin/hostname"
+    hostname.write_text('#!/bin/sh\necho "$WORKER"\n')
+    hostname.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def ready(bench, cloud):
+    """A slice that is up, with as much of what `setup` puts on its workers as the tests need."""
+    (cloud / "resource").write_text("diffusion-distill")
+    (cloud / "states").write_text("ACTIVE")
+    for number in range(2):
+        code = cloud / f"worker-{number}/diffusion_distill"
+        (code / ".venv/bin").mkdir(parents=True)
+        (code / ".venv/bin/python").symlink_to(sys.executable)
+        (code / "launch").mkdir()
+        shutil.copy(LAUNCH / "worker.sh", code / "launch")
+    return cloud
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60  # seldom a second; the machine may be busy
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def log(cloud, number: int) -> list[str]:
+    """What the command printed on a worker, over all of its starts there."""
+    file = cloud / f"worker-{number}/diffusion_distill/.run/log"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def created(bench) -> list[list[str]]:
+    return [call for call in bench.calls() if call[:5] == [*QUEUED, "create"]]
