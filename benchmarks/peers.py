@@ -115,18 +115,12 @@ def diffusers(channels: int, num_blocks: int, batch: int, num_steps: int) -> Con
 
 
 def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from denoising_diffusion_pytorch import GaussianDiffusion
     from denoising_diffusion_pytorch import denoising_diffusion_pytorch as module
 
     del num_blocks
     module.tqdm = lambda steps, **_: steps  # no bars
-    model = Unet(
-        channels,
-        dim_mults=(1, 1, 1),
-        full_attn=(False, True, True),
-        attn_heads=1,
-        attn_dim_head=channels,
-    )
+    model = _second_unet(channels)
     place, network, autocast = _torch(model)
     diffusion = GaussianDiffusion(
         model, image_size=32, sampling_timesteps=num_steps, objective="pred_v", auto_normalize=False
@@ -142,18 +136,26 @@ def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Co
 
 def matching_width(wanted: int) -> int:
     """The width, a multiple of 8, at which the second peer has about as many parameters."""
-    from denoising_diffusion_pytorch import Unet
 
     def count(channels):
-        return _count(
-            Unet(channels, dim_mults=(1, 1, 1), full_attn=(False, True, True), attn_heads=1,
-                 attn_dim_head=channels)
-        )  # fmt: skip
+        return _count(_second_unet(channels))
 
     width = 8
     while count(width + 8) < wanted:
         width += 8
     return min(width, width + 8, key=lambda w: abs(count(w) - wanted))
+
+
+def _second_unet(channels: int):
+    from denoising_diffusion_pytorch import Unet
+
+    return Unet(
+        channels,
+        dim_mults=(1, 1, 1),
+        full_attn=(False, True, True),
+        attn_heads=1,
+        attn_dim_head=channels,
+    )
 
 
 def _count(model) -> int:
@@ -229,8 +231,6 @@ def check_installed() -> None:
 
 def _stand_in(package: str, *modules: str) -> None:
     for name in [package, *(f"{package}.{module}" for module in modules)]:
-        for loaded in [n for n in sys.modules if n == name]:
-            del sys.modules[loaded]
         module = mock.MagicMock(name=name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         module.__path__ = []

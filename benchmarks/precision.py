@@ -94,9 +94,6 @@ def compared(
     curves = {dtype: smoothed(losses[dtype]) for dtype in losses}
     relative = np.abs(curves["bfloat16"] / curves["float32"] - 1)
     return {
-        "device": jax.devices()[0].device_kind,
-        "devices": mesh.size,
-        "jax": jax.__version__,
         "data": config.data.name,
         "updates": updates,
         "batch_size": config.train.batch_size,

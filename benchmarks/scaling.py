@@ -40,9 +40,9 @@ HEADER = [
 ]  # fmt: skip
 
 
-def point(config: ml_collections.ConfigDict, repeats: int, devices: int | None = None) -> dict:
-    """The numbers of one config on some of the devices."""
-    mesh = make_mesh(config.runtime.fsdp, jax.devices()[:devices] if devices else None)
+def point(config: ml_collections.ConfigDict, repeats: int, devices: int) -> dict:
+    """The numbers of one config on so many of the devices."""
+    mesh = make_mesh(config.runtime.fsdp, jax.devices()[:devices])
     work = Workload(config, mesh)
     compiled = {name: work.compiled_update(stage) for name, stage in work.stages.items()}
     calls = {name: work.updating(work.stages[name], compiled[name].call) for name in compiled}
