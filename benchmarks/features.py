@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from diffusion_distill import compiler
+from diffusion_distill.devices import compiler
 from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.inception.network import SIZE, Inception
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill import compiler
-from diffusion_distill.files import write_atomically
+from diffusion_distill.devices import compiler
 from diffusion_distill.report.table import markdown
+from diffusion_distill.storage.files import write_atomically
 from diffusion_distill.version import code_version
 
 PAUSE = 0.02  # seconds before each call, in which threads of the one before go to sleep

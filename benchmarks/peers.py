@@ -31,8 +31,8 @@ from absl import flags
 from benchmarks import measuring
 from benchmarks.workload import Workload
 from configs import cifar10_teacher
-from diffusion_distill import cli
 from diffusion_distill.errors import UserError
+from diffusion_distill.terminal import cli
 
 _CHANNELS = flags.DEFINE_list("channels", ["96", "256"], "Widths; multiples of 32.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "8"], "Images at once, for each width.")

@@ -15,17 +15,17 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks import measuring
-from diffusion_distill import cli
 from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
-from diffusion_distill.distributed import fetch
+from diffusion_distill.devices.distributed import fetch
+from diffusion_distill.devices.sharding import check_divides, make_mesh, place, replicated
 from diffusion_distill.generate import Sampler, make_sample_fn
 from diffusion_distill.models.build import build_unet
+from diffusion_distill.stages import plan
+from diffusion_distill.terminal import cli
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import calls, updates_per_call
-from diffusion_distill.training.sharding import check_divides, make_mesh, place, replicated
-from diffusion_distill.training.stages import plan
 from diffusion_distill.training.state import abstract_state, init_teacher
 from diffusion_distill.training.step import Round, make_optimizer, make_update
 

@@ -16,14 +16,14 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill import cli, compiler
 from diffusion_distill import config as configs
 from diffusion_distill.data import sources
+from diffusion_distill.devices import compiler
+from diffusion_distill.devices.sharding import batched, make_mesh, replicated
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, make_sample_fn
-from diffusion_distill.models.build import build_unet
-from diffusion_distill.training.sharding import batched, make_mesh, replicated
-from diffusion_distill.training.state import abstract_params
+from diffusion_distill.models.build import abstract_params, build_unet
+from diffusion_distill.terminal import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Whose network and sampler.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 8, "Sampling steps.")

@@ -20,9 +20,9 @@ from ml_collections import config_flags
 
 from benchmarks import measuring
 from benchmarks.workload import Workload
-from diffusion_distill import cli
+from diffusion_distill.devices.sharding import make_mesh, place, replicated
 from diffusion_distill.errors import UserError
-from diffusion_distill.training.sharding import make_mesh, place, replicated
+from diffusion_distill.terminal import cli
 from diffusion_distill.training.step import Round, make_update
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What is changed from.")

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from benchmarks import measuring
 from benchmarks.workload import Workload
-from diffusion_distill import cli
+from diffusion_distill.terminal import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Whose steps.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Times that each is run.")

@@ -12,19 +12,19 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill import compiler
 from diffusion_distill import config as configs
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.data.source import Source
+from diffusion_distill.devices import compiler
+from diffusion_distill.devices.sharding import make_mesh, place, replicated, shardings
 from diffusion_distill.generate import Sampler, make_sample_fn
-from diffusion_distill.models.build import build_unet, compute_weights
-from diffusion_distill.planning.flops import count_flops
-from diffusion_distill.planning.programs import describe
+from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
+from diffusion_distill.plan.flops import count_flops
+from diffusion_distill.plan.programs import describe
+from diffusion_distill.stages import Stage, plan
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, calls, train, updates_per_call
-from diffusion_distill.training.sharding import make_mesh, place, replicated, shardings
-from diffusion_distill.training.stages import Stage, plan
-from diffusion_distill.training.state import TrainState, abstract_params, abstract_state
+from diffusion_distill.training.state import TrainState, abstract_state
 from diffusion_distill.training.step import (
     Round,
     make_optimizer,

@@ -21,21 +21,22 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill import cli, compiler
 from diffusion_distill import config as configs
-from diffusion_distill.buckets import as_path
 from diffusion_distill.data import sources
 from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
+from diffusion_distill.devices import compiler
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import locked, read_rows, remove, write_rows
-from diffusion_distill.load import load_sampler
-from diffusion_distill.measure import Measurer, cache_dir
+from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.metrics.evaluator import Measured
+from diffusion_distill.metrics.measure import Measurer, cache_dir
+from diffusion_distill.metrics.names import value_text
 from diffusion_distill.metrics.reference import has_statistics, vs_name
-from diffusion_distill.report.table import value_text
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import locked, read_rows, remove, write_rows
+from diffusion_distill.terminal import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "With --images: whose data to compare.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")

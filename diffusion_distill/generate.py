@@ -10,8 +10,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill import compiler
 from diffusion_distill.data.batches import to_uint8_on_device
+from diffusion_distill.devices import compiler
+from diffusion_distill.devices.distributed import fetch
+from diffusion_distill.devices.sharding import batched, place, replicated
 from diffusion_distill.diffusion.process import clip_x
 from diffusion_distill.diffusion.samplers import (
     SAMPLERS,
@@ -20,11 +22,9 @@ from diffusion_distill.diffusion.samplers import (
     image_noise,
     sample,
 )
-from diffusion_distill.distributed import fetch
 from diffusion_distill.errors import UserError
 from diffusion_distill.models.build import make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training.sharding import batched, place, replicated
 
 # (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
 SampleFn = Callable[[dict, jax.Array, jax.Array, jax.Array, int], jax.Array]

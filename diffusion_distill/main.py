@@ -22,43 +22,40 @@ from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 
-from diffusion_distill import cli, compiler
 from diffusion_distill import config as configs
-from diffusion_distill.console import duration, say
 from diffusion_distill.data import sources
-from diffusion_distill.distributed import everywhere, on_main
-from diffusion_distill.errors import CheckpointError, Stopped, UserError
-from diffusion_distill.files import remove, write_atomically
-from diffusion_distill.generate import Sampler, make_sample_fn
-from diffusion_distill.interop import teacher as teachers
-from diffusion_distill.interop.network import Network, abstract_weights
-from diffusion_distill.measure import Measurer, cache_dir
-from diffusion_distill.measure_stage import first_images, measuring_parts, stage_row
-from diffusion_distill.models.build import build_unet, compute_weights
-from diffusion_distill.pictures import write_real, write_samples
-from diffusion_distill.progress import RunProgress
-from diffusion_distill.report.grid import grid, png
-from diffusion_distill.report.page import refresh
-from diffusion_distill.report.table import results_table, value_text
-from diffusion_distill.training import checkpoints
-from diffusion_distill.training.feed import Feed
-from diffusion_distill.training.loop import StopSignal, train
-from diffusion_distill.training.sharding import (
+from diffusion_distill.devices import compiler
+from diffusion_distill.devices.distributed import everywhere, on_main
+from diffusion_distill.devices.sharding import (
     check_divides,
     make_mesh,
     place,
     replicated,
     shardings,
 )
-from diffusion_distill.training.stages import Stage, plan, started_from
-from diffusion_distill.training.state import (
-    TrainState,
-    abstract_state,
-    init_student,
-    init_teacher,
-)
+from diffusion_distill.errors import CheckpointError, Stopped, UserError
+from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.interop import teacher as teachers
+from diffusion_distill.metrics.measure import Measurer, cache_dir
+from diffusion_distill.metrics.measure_stage import first_images, measuring_parts, stage_row
+from diffusion_distill.metrics.names import value_text
+from diffusion_distill.models.build import build_unet, compute_weights
+from diffusion_distill.report.grid import grid, png
+from diffusion_distill.report.page import refresh
+from diffusion_distill.report.pictures import write_real, write_samples
+from diffusion_distill.report.table import results_table
+from diffusion_distill.runs import checkpoints
+from diffusion_distill.runs.network import Network, abstract_weights
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.stages import Stage, plan, started_from
+from diffusion_distill.storage.files import remove, write_atomically
+from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import duration, say
+from diffusion_distill.terminal.progress import RunProgress
+from diffusion_distill.training.feed import Feed
+from diffusion_distill.training.loop import StopSignal, train
+from diffusion_distill.training.state import TrainState, abstract_state, init_student, init_teacher
 from diffusion_distill.training.step import make_optimizer, make_update
-from diffusion_distill.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/; FILE:VARIANT works.")
 _WORKDIR = flags.DEFINE_string(

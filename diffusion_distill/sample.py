@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from diffusion_distill import cli, compiler
-from diffusion_distill.buckets import as_path
+from diffusion_distill.devices import compiler
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import write_atomically
-from diffusion_distill.load import load_sampler
+from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.report.grid import grid, png
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import write_atomically
+from diffusion_distill.terminal import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps; default: the last finished stage's.")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from diffusion_distill import config as configs
 from diffusion_distill import load_sampler
-from diffusion_distill.files import read_rows
 from diffusion_distill.main import Run
-from diffusion_distill.training.stages import plan
+from diffusion_distill.stages import plan
+from diffusion_distill.storage.files import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if "digits" not in p.stem)

@@ -7,9 +7,8 @@ import jax
 import pytest
 
 from diffusion_distill import config as configs
-from diffusion_distill.models.build import build_unet
-from diffusion_distill.training.stages import plan
-from diffusion_distill.training.state import init_params
+from diffusion_distill.models.build import build_unet, init_params
+from diffusion_distill.stages import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))

@@ -174,7 +174,9 @@ def test_commands_name_modules_configs_and_flags_that_are_there(page):
         else:
             file = ROOT / words[0]
         assert file.is_file(), f"{' '.join(words)}: no {file}"
-        defined = f"{file.read_text()}{(ROOT / 'diffusion_distill' / 'cli.py').read_text()}"
+        defined = (
+            f"{file.read_text()}{(ROOT / 'diffusion_distill' / 'terminal' / 'cli.py').read_text()}"
+        )
         known = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", defined))
         for word in words:
             flag = re.match(r"--(\w+)((?:\.\w+)*)(?:=(\S+))?$", word)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffusion_distill.data import sources
-from diffusion_distill.files import read_rows
+from diffusion_distill.storage.files import read_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/digits_distill.py:tiny"

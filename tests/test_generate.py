@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 import diffusion_distill
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.generate import Sampler, make_sample_fn
-from diffusion_distill.models.build import build_unet
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.state import abstract_params
+from diffusion_distill.models.build import abstract_params, build_unet
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[1]

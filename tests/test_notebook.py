@@ -19,9 +19,8 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from PIL import Image
 
-from diffusion_distill.models.build import build_unet
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.state import abstract_params
+from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.models.build import abstract_params, build_unet
 from tests.interop.conftest import published_config
 from tests.interop.reference import random_weights, write_published
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from diffusion_distill.data import sources
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
-from diffusion_distill.files import read_npz, read_rows, write_rows
 from diffusion_distill.generate import Sampler
 from diffusion_distill.main import Run
-from diffusion_distill.training import checkpoints
+from diffusion_distill.runs import checkpoints
+from diffusion_distill.storage.files import read_npz, read_rows, write_rows
 from diffusion_distill.training.loop import StopSignal
 from diffusion_distill.training.state import init_student
 from diffusion_distill.training.step import make_optimizer

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_distill.files import read_rows
+from diffusion_distill.storage.files import read_rows
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"teacher": 40, "student_0002": 6, "student_0001": 6}
@@ -75,7 +75,7 @@ from pathlib import Path
 from diffusion_distill.main import Run
 from diffusion_distill import config as configs
 from diffusion_distill.training import checkpoints
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.runs.workdir import Workdir
 run = Run(Workdir.open({str(workdir)!r}).config, {str(workdir)!r})
 for name, updates in {STAGES!r}.items():
     whole = checkpoints.verify(checkpoints.folder(run.workdir.path, name), updates)

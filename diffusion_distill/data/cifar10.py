@@ -20,11 +20,11 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.buckets import as_path, is_bucket
 from diffusion_distill.data.download import fetch
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import opened
+from diffusion_distill.storage.buckets import as_path, is_bucket
+from diffusion_distill.storage.files import opened
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"  # as its page has it

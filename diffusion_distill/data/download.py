@@ -9,9 +9,9 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from diffusion_distill.console import Countdown, duration, say
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import locked
+from diffusion_distill.storage.files import locked
+from diffusion_distill.terminal.console import Countdown, duration, say
 
 TIMEOUT = 30.0  # seconds without a byte, then the connection counts as dropped
 WAITS = (1.0, 4.0, 10.0)  # seconds before each new attempt, for as long as nothing more comes

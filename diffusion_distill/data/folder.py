@@ -8,10 +8,10 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.buckets import THREADS, as_path, is_bucket
 from diffusion_distill.data import preprocess
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
+from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
 
 SPLITS = ("train", "val", "validation", "test")  # what a subfolder may be called, and no label
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import ml_collections
 
-from diffusion_distill.buckets import as_path
 from diffusion_distill.data import folder, npz
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
+from diffusion_distill.storage.buckets import as_path
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 

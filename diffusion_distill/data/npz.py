@@ -2,10 +2,10 @@
 
 import ml_collections
 
-from diffusion_distill.buckets import as_path
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import read_npz
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import read_npz
 
 
 def load(config: ml_collections.ConfigDict) -> Source:

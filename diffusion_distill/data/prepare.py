@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from diffusion_distill import cli
-from diffusion_distill.buckets import as_path
 from diffusion_distill.config import base
-from diffusion_distill.console import Countdown, say
 from diffusion_distill.data import cifar10, preprocess, sources
 from diffusion_distill.data.prepared import LABELS, MANIFEST, PREPARING, Manifest, sha256, verify
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import locked, read_json, write_atomically
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import locked, read_json, write_atomically
+from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import Countdown, say
 
 TRIED = 1000  # images after which it is too many when half of them could not be read
 FILE_BYTES = 2**27  # of images in one file: what is in memory at once, and what a stop can cost

@@ -27,12 +27,12 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.buckets import THREADS, as_path, is_bucket
-from diffusion_distill.console import Countdown, say
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import CACHE_DIR, cache_folder, read_json, write_atomically
-from diffusion_distill.files import sha256 as checksum
+from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
+from diffusion_distill.storage.files import CACHE_DIR, cache_folder, read_json, write_atomically
+from diffusion_distill.storage.files import sha256 as checksum
+from diffusion_distill.terminal.console import Countdown, say
 
 PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose settings `prepare` knows
 FORMAT = 1

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from diffusion_distill.buckets import as_path, is_bucket
 from diffusion_distill.errors import BucketError, UserError
-from diffusion_distill.files import opened
+from diffusion_distill.storage.buckets import as_path, is_bucket
+from diffusion_distill.storage.files import opened
 
 # Modes of Pillow that hold 8 bits a channel, and their channels; others are not 8-bit images.
 _CHANNELS = {"L": 1, "RGB": 3}

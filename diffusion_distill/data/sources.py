@@ -10,10 +10,10 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.buckets import as_path
 from diffusion_distill.data import cifar10, folder, npz, prepared, tfds
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
+from diffusion_distill.storage.buckets import as_path
 
 
 def digits(config: ml_collections.ConfigDict | None = None) -> Source:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from diffusion_distill.buckets import is_bucket
-from diffusion_distill.console import Countdown
 from diffusion_distill.data import preprocess
 from diffusion_distill.data.folder import in_threads
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
+from diffusion_distill.storage.buckets import is_bucket
+from diffusion_distill.terminal.console import Countdown
 
 PART = 1000  # records whose labels one thread reads at a time
 

@@ -10,10 +10,11 @@ import signal
 
 from absl import flags
 
-from diffusion_distill import cli, compiler
-from diffusion_distill.console import say
+from diffusion_distill.devices import compiler
 from diffusion_distill.errors import UserError
 from diffusion_distill.explore.world import World
+from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import say
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to serve on.")

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill.data.batches import to_uint8
+from diffusion_distill.devices.distributed import fetch
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
-from diffusion_distill.distributed import fetch
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, make_sample_fn
-from diffusion_distill.interop.network import from_stage
 from diffusion_distill.models.build import build_unet
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.stages import Stage, plan
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.runs.network import from_stage
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.stages import Stage, plan
 
 BATCH = 8  # images of one batch, rounded up to the devices; and those side by side
 COMPARED = (1, 2, 4, 8)  # steps side by side

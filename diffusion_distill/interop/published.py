@@ -21,15 +21,15 @@ from absl import flags
 from flax import serialization
 from jax.sharding import Mesh
 
-from diffusion_distill import cli
 from diffusion_distill import config as configs
-from diffusion_distill.buckets import as_path
-from diffusion_distill.console import say
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.interop.network import Network, abstract_weights, place
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.stages import started_from
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.runs.network import Network, abstract_weights, place
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.stages import started_from
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import say
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,10 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from diffusion_distill.buckets import as_path
-from diffusion_distill.console import say
-from diffusion_distill.distributed import on_main
+from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export, published
-from diffusion_distill.interop.network import (
+from diffusion_distill.runs.network import (
     Network,
     abstract_weights,
     check_meaning,
@@ -19,7 +17,9 @@ from diffusion_distill.interop.network import (
     place,
     shapes,
 )
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.terminal.console import say
 
 
 @dataclasses.dataclass(frozen=True)

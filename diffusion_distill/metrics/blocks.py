@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_distill.distributed import fetch
+from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import remove
-from diffusion_distill.metrics.arrays import load_arrays, save_arrays
+from diffusion_distill.storage.arrays import load_arrays, save_arrays
+from diffusion_distill.storage.files import remove
 
 BLOCK = 256  # images: what a stop can cost
 

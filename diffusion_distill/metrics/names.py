@@ -5,6 +5,8 @@ from diffusion_distill.errors import UserError
 # Fewer images than features leave the covariance singular, and the distance mostly bias.
 LEAST_IMAGES = {"inception": 2049}
 
+# Digits behind the point of what a metric's name begins with; 2 for the others.
+_DIGITS = {"kid": 5, "precision": 3, "recall": 3}
 _ON_INCEPTION = {"fd": "fid"}
 
 
@@ -46,3 +48,18 @@ def check_count(features: str, count: int, allow_biased: bool, what: str) -> Non
             f"{LEAST_IMAGES[features]} images. For fewer, ask for it by name: "
             "--allow_biased or config.eval.allow_biased=True"
         )
+
+
+def value_text(
+    metric: str, value: float | None, spread: float | None = None, more_digits: int = 0
+) -> str:
+    """A metric's value, and its spread, as a person reads it; "" for None."""
+    if value is None:
+        return ""
+    digits = _DIGITS.get(kind(metric), 2) + more_digits
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def kind(metric: str) -> str:
+    """What a metric's name begins with: kid of kid50k_train and of kid_pixels1k_train."""
+    return metric.split("_")[0].rstrip("k").rstrip("0123456789")

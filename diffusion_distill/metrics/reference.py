@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill import __version__
-from diffusion_distill.buckets import as_path
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import locked, read_npz
-from diffusion_distill.metrics.arrays import load_arrays, save_arrays
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Moments, Statistics, merge, moments, to_statistics
 from diffusion_distill.metrics.precision_recall import radii
+from diffusion_distill.storage.arrays import load_arrays, save_arrays
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import locked, read_npz
 
 KEPT = 50_000  # features at most, for what compares with features
 FORMAT = 1  # raised whenever the same images would give other arrays

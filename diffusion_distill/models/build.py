@@ -5,7 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 
+from diffusion_distill.devices.sharding import with_shardings
 from diffusion_distill.diffusion.process import Denoiser, output_channels, predict
 from diffusion_distill.diffusion.schedule import cosine_logsnr
 from diffusion_distill.models.unet import UNet
@@ -41,6 +43,18 @@ def build_unet(
         remat=config.runtime.remat,
         fused_attention=config.runtime.fused_attention,
     )
+
+
+def init_params(model: UNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
+    """The weights of a new network for images of image_shape (H, W, C)."""
+    labels = jnp.zeros((1,), jnp.int32) if model.num_classes else None
+    return model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)), labels)["params"]
+
+
+def abstract_params(model: UNet, image_shape: tuple[int, int, int], mesh: Mesh) -> dict:
+    """Shapes, dtypes and shardings of the weights, without computing any."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
+    return with_shardings(mesh, shapes)
 
 
 def compute_weights(params: dict, dtype: jax.typing.DTypeLike) -> dict:

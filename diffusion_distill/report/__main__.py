@@ -9,10 +9,10 @@ its plots are also written as PNG files, into a folder beside it of the same nam
 
 from absl import flags
 
-from diffusion_distill import cli
-from diffusion_distill.buckets import as_path
 from diffusion_distill.errors import UserError
 from diffusion_distill.report.page import write
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.terminal import cli
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run; several are compared.")
 _OUT = flags.DEFINE_string(

@@ -4,11 +4,11 @@ import re
 import time
 from pathlib import Path
 
-from diffusion_distill import distributed
-from diffusion_distill.buckets import as_path
-from diffusion_distill.console import say
-from diffusion_distill.files import write_atomically
+from diffusion_distill.devices import distributed
 from diffusion_distill.report.run import read_run
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import write_atomically
+from diffusion_distill.terminal.console import say
 
 
 def refresh(workdir: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 
 from diffusion_distill import config as configs
-from diffusion_distill.console import duration
 from diffusion_distill.report import figures, table
 from diffusion_distill.report.mosaic import mosaic
 from diffusion_distill.report.run import RunFiles, StageFiles
@@ -21,6 +20,7 @@ from diffusion_distill.report.series import (
     distances,
     paper_series,
 )
+from diffusion_distill.terminal.console import duration
 
 IN_A_ROW = 10  # samples of each stage that are shown under one another
 SIDE_BY_SIDE = 40  # images of a set that is shown whole

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_distill.buckets import as_path
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import read_json, read_npz, read_rows
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import read_json, read_npz, read_rows
 
 CURVES = ("loss", "grad_norm", "learning_rate")
 

@@ -1,7 +1,6 @@
 """The table of a run: what each number of steps costs and gives."""
 
-# Digits behind the point of what a metric's name begins with; 2 for the others.
-_DIGITS = {"kid": 5, "precision": 3, "recall": 3}
+from diffusion_distill.metrics.names import kind, value_text
 
 _MEANINGS = {
     "kid": "kernel distance, mean ± spread over subsets; lower is better.",
@@ -31,22 +30,7 @@ def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 def meaning(metric: str) -> str:
     """What a metric is, and which way is better, in a few words."""
-    return _MEANINGS.get(_kind(metric), "Frechet distance to the data; lower is better.")
-
-
-def value_text(
-    metric: str, value: float | None, spread: float | None = None, more_digits: int = 0
-) -> str:
-    """A metric's value, and its spread, as a person reads it; "" for None."""
-    if value is None:
-        return ""
-    digits = _DIGITS.get(_kind(metric), 2) + more_digits
-    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
-
-
-def _kind(metric: str) -> str:
-    """What a metric's name begins with: kid of kid50k_train and of kid_pixels1k_train."""
-    return metric.split("_")[0].rstrip("k").rstrip("0123456789")
+    return _MEANINGS.get(kind(metric), "Frechet distance to the data; lower is better.")
 
 
 def _cost_columns():

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill.data.batches import Batch, batch_indices, resident
 from diffusion_distill.data.source import Source
-from diffusion_distill.training.sharding import batched, place, replicated
+from diffusion_distill.devices.sharding import batched, place, replicated
 
 RESIDENT = 2**30  # bytes; "auto" keeps no larger data set on every device
 READ_AHEAD = 2  # compiled calls whose batches are read while one runs

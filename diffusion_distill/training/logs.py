@@ -9,11 +9,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import register_writer_factory
 
-from diffusion_distill import progress
-from diffusion_distill.buckets import Growing, is_bucket
-from diffusion_distill.console import duration, say
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import read_rows, write_rows
+from diffusion_distill.storage.buckets import Growing, is_bucket
+from diffusion_distill.storage.files import read_rows, write_rows
+from diffusion_distill.terminal import progress
+from diffusion_distill.terminal.console import duration, say
 
 
 class _InBucket:

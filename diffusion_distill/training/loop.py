@@ -14,15 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill import config as configs
-from diffusion_distill import distributed
-from diffusion_distill.console import say, say_in_handler
-from diffusion_distill.distributed import fetch, several
+from diffusion_distill.devices import distributed
+from diffusion_distill.devices.distributed import fetch, several
+from diffusion_distill.devices.sharding import place, replicated
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped
-from diffusion_distill.training import checkpoints
+from diffusion_distill.runs import checkpoints
+from diffusion_distill.stages import Stage
+from diffusion_distill.terminal.console import say, say_in_handler
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.logs import MetricsLog, Progress
-from diffusion_distill.training.sharding import place, replicated
-from diffusion_distill.training.stages import Stage
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Round
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from diffusion_distill.devices.sharding import shardings, with_shardings
+from diffusion_distill.models.build import init_params
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training.sharding import shardings, with_shardings
 
 
 @flax.struct.dataclass
@@ -25,18 +26,6 @@ class TrainState:
     params: dict
     ema_params: dict
     opt_state: optax.OptState
-
-
-def init_params(model: UNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
-    """The weights of a new network for images of image_shape (H, W, C)."""
-    labels = jnp.zeros((1,), jnp.int32) if model.num_classes else None
-    return model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)), labels)["params"]
-
-
-def abstract_params(model: UNet, image_shape: tuple[int, int, int], mesh: Mesh) -> dict:
-    """Shapes, dtypes and shardings of the weights, without computing any."""
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
-    return with_shardings(mesh, shapes)
 
 
 def abstract_state(params: dict, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -15,16 +15,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from diffusion_distill import compiler
 from diffusion_distill.data.batches import Batch, gather, to_network
+from diffusion_distill.devices import compiler
+from diffusion_distill.devices.sharding import batched, place, replicated, shardings
 from diffusion_distill.diffusion.distill import distillation_target
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import from_x, q_sample
 from diffusion_distill.models.build import make_denoiser, make_schedule
 from diffusion_distill.models.layers import materialize
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.training.sharding import batched, place, replicated, shardings
-from diffusion_distill.training.stages import Stage
+from diffusion_distill.stages import Stage
 from diffusion_distill.training.state import TrainState
 
 

@@ -105,7 +105,7 @@ def test_calls_take_turns():
 
 
 def test_the_convolutions_operations_are_those_that_are_counted():
-    from diffusion_distill.planning.flops import count_flops
+    from diffusion_distill.plan.flops import count_flops
 
     def convolve(x, kernel):
         numbers = ("NHWC", "HWIO", "NHWC")

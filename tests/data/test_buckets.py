@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from diffusion_distill.buckets import as_path
 from diffusion_distill.data import prepare, sources
 from diffusion_distill.errors import UserError
 from diffusion_distill.report.grid import png
+from diffusion_distill.storage.buckets import as_path
 from tests.bucket_server import flip
 from tests.conftest import data_config
 

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_distill.data import download
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import locked
+from diffusion_distill.storage.files import locked
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte: several blocks
 SIZE = len(CONTENT)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from diffusion_distill.models.build import build_unet
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.state import abstract_params
+from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.models.build import abstract_params, build_unet
 from tests.conftest import tiny_config
 from tests.interop import reference
 

@@ -9,7 +9,7 @@ import pytest
 import diffusion_distill
 from diffusion_distill.main import Run
 from tests.interop.conftest import published_config
-from tests.test_cli import run
+from tests.terminal.test_cli import run
 
 CONFIG = [
     "--config=configs/digits_distill.py:tiny",

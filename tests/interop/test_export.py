@@ -11,12 +11,12 @@ import pytest
 import safetensors.numpy
 
 import diffusion_distill
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export
-from diffusion_distill.interop.network import flatten, from_stage
 from diffusion_distill.main import Run
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.runs.network import flatten, from_stage
+from diffusion_distill.runs.workdir import Workdir
 from tests.interop.test_teacher import assert_same_bits, distilled_from, params
 
 load = diffusion_distill.load_sampler

@@ -9,7 +9,7 @@ from flax import serialization
 import diffusion_distill
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import published
-from diffusion_distill.interop.network import flatten
+from diffusion_distill.runs.network import flatten
 from tests.interop import reference
 from tests.interop.conftest import published_config
 from tests.interop.reference import write_published

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 import diffusion_distill
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import CheckpointError, UserError
-from diffusion_distill.files import read_rows
 from diffusion_distill.interop import export
-from diffusion_distill.interop.network import flatten, from_stage
 from diffusion_distill.main import Run
-from diffusion_distill.training import checkpoints
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.stages import plan, started_from
-from diffusion_distill.workdir import Workdir
+from diffusion_distill.runs import checkpoints
+from diffusion_distill.runs.network import flatten, from_stage
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.stages import plan, started_from
+from diffusion_distill.storage.files import read_rows
 from tests.conftest import tiny_config
 from tests.interop.conftest import published_config
 from tests.interop.reference import write_published

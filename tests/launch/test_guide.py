@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from diffusion_distill import config as configs
-from diffusion_distill.planning.hardware import parse_topology
+from diffusion_distill.plan.hardware import parse_topology
 from tests.launch.conftest import LAUNCH, printed
 
 ROOT = LAUNCH.parent

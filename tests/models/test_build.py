@@ -11,10 +11,10 @@ from flax import traverse_util
 
 from diffusion_distill import main
 from diffusion_distill.data.batches import Batch
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.models.build import build_unet, compute_weights
+from diffusion_distill.stages import plan
 from diffusion_distill.training import loop
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.stages import plan
 from diffusion_distill.training.state import init_student
 from diffusion_distill.training.step import Round, make_optimizer, make_update
 from tests.models.test_unet import SMALL, inputs, random_params

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_distill import compiler
+from diffusion_distill.devices import compiler
 from diffusion_distill.models import layers
 from diffusion_distill.models.layers import Conv, GroupNorm
 

@@ -8,8 +8,8 @@ import pytest
 from configs import cifar10_distill, digits_distill
 from diffusion_distill import config as configs
 from diffusion_distill.data.batches import to_uint8
-from diffusion_distill.files import write_rows
-from diffusion_distill.training.stages import plan
+from diffusion_distill.stages import plan
+from diffusion_distill.storage.files import write_rows
 
 METRIC = "fd_pixels1k_train"
 

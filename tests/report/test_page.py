@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import read_rows, write_rows
+from diffusion_distill.metrics.names import value_text
 from diffusion_distill.report import page
-from diffusion_distill.report.table import value_text
+from diffusion_distill.storage.files import read_rows, write_rows
 from tests.report.conftest import METRIC, write_run
 
 ROOT = Path(__file__).parents[2]

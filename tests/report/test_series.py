@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from configs import cifar10_distill, imagenet64_distill
-from diffusion_distill.files import read_rows, write_rows
 from diffusion_distill.report.run import read_run
 from diffusion_distill.report.series import (
     benchmark,
@@ -17,6 +16,7 @@ from diffusion_distill.report.series import (
     paper_series,
     plotted_metrics,
 )
+from diffusion_distill.storage.files import read_rows, write_rows
 from tests.report.conftest import METRIC, value_of, write_run
 
 

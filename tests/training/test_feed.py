@@ -12,11 +12,11 @@ import pytest
 
 from diffusion_distill.data.batches import batch_indices, gather
 from diffusion_distill.data.source import Source, from_arrays
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.main import Run
-from diffusion_distill.training import checkpoints
+from diffusion_distill.runs import checkpoints
 from diffusion_distill.training.feed import READ_AHEAD, Feed
-from diffusion_distill.training.sharding import make_mesh
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +100,7 @@ def test_each_of_eight_devices_has_its_own_part_read():
         jax.config.update("jax_num_cpu_devices", 8)
         import numpy as np
         from diffusion_distill.training.feed import Feed
-        from diffusion_distill.training.sharding import make_mesh
+        from diffusion_distill.devices.sharding import make_mesh
         from tests.training.test_feed import SOURCE, counting
 
         sizes = []

@@ -5,8 +5,8 @@ import errno
 import pytest
 from tensorboardX.record_writer import RecordWriter
 
-from diffusion_distill.console import duration
-from diffusion_distill.files import read_rows
+from diffusion_distill.storage.files import read_rows
+from diffusion_distill.terminal.console import duration
 from diffusion_distill.training.logs import MetricsLog, Progress
 from diffusion_distill.training.loop import calls
 

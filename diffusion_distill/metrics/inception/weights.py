@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill.errors import UserError
-from diffusion_distill.files import write_atomically
+from diffusion_distill.storage.files import write_atomically
 
 PLACE = "DIFFUSION_DISTILL_INCEPTION"  # an environment variable: the path of the weights
 CLASSIFIER = ("softmax/weights", "softmax/biases")

@@ -229,7 +229,7 @@ def test_eight_devices_give_the_features_of_one(tmp_path):
         jax.config.update("jax_num_cpu_devices", 8)
         import numpy as np
         from diffusion_distill.metrics import inception
-        from diffusion_distill.training.sharding import batched, make_mesh, replicated
+        from diffusion_distill.devices.sharding import batched, make_mesh, replicated
         from tests.metrics.inception.test_network import random_params
 
         mesh, one = make_mesh(), jax.devices()[0]

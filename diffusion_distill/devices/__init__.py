@@ -1,0 +1,1 @@
+"""Devices: processes that work as one, sharding, and what the compiler is told."""

@@ -1,0 +1,83 @@
+"""What the compiler is told, and where what it made is kept.
+
+XLA's defaults for accelerators stand. On CPU two of them cost a U-Net half of its speed, and each
+program says otherwise (`options`), so that nothing else in the process is touched.
+"""
+
+import functools
+import hashlib
+import platform as machine
+from pathlib import Path
+
+import jax
+
+from diffusion_distill.storage.files import cache_folder
+
+# By what it brings, on two cores of an AMD EPYC (RESULTS.md):
+_CPU_OPTIONS = {
+    # Matrix products, and with them convolutions, by YNNPACK in place of Eigen: the gradient of a
+    # kernel takes half of the time, large convolutions a tenth less.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    # Keeps optimization barriers until fusion is over: models/layers.py and remat live by them.
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+}
+
+
+def options(platform: str) -> dict[str, str] | None:
+    """What jax.jit takes as compiler_options for a program that is to be fast there.
+
+    Args:
+        platform: of the devices: "cpu", "gpu", "tpu".
+
+    Returns:
+        None where XLA's defaults stand. An option that this jaxlib does not know is left out.
+    """
+    return _known_cpu_options() if platform == "cpu" else None
+
+
+@functools.cache
+def _known_cpu_options() -> dict[str, str] | None:
+    device = jax.local_devices(backend="cpu")[0]
+
+    def is_known(name: str) -> bool:
+        with jax.default_device(device):
+            try:
+                function = jax.jit(lambda x: x, compiler_options={name: _CPU_OPTIONS[name]})
+                function.lower(0.0).compile()
+            except jax.errors.JaxRuntimeError:
+                return False
+        return True
+
+    return {name: value for name, value in _CPU_OPTIONS.items() if is_known(name)} or None
+
+
+def keep_programs(named: str = "") -> None:
+    """Keeps compiled programs in the cache's folder `compiled`, for later starts to load.
+
+    JAX's own persistent cache does it, for each kind of CPU apart: a program for one may crash on
+    another. Of several processes the first alone writes, so that other hosts, with caches of their
+    own, compile at each start. Where JAX was told a place (JAX_COMPILATION_CACHE_DIR) or to keep
+    nothing (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed. Removing the folder does no harm.
+
+    Args:
+        named: as for `files.cache_folder`.
+
+    Raises:
+        UserError: the cache is in a bucket.
+    """
+    cache = cache_folder(named)
+    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / _cpu()))
+        # A run has many small programs besides its large ones; together they take as long.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cpu() -> str:
+    """A name for this kind of CPU: the architecture, and a digest of the model and its features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = [machine.processor()]
+    told = ("model name", "flags", "Features", "CPU part")
+    features = sorted({line for line in lines if line.startswith(told)}) or lines
+    return f"{machine.machine()}-{hashlib.sha256(''.join(features).encode()).hexdigest()[:8]}"

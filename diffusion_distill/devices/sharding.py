@@ -1,0 +1,109 @@
+"""Where arrays live: one mesh over all devices, and the shardings that follow from it.
+
+The mesh has two axes. Batches are split over both. Weights, their averages, Adam's moments and the
+teacher's weights are replicated along "data" and split along "fsdp", each by the rule of
+`weight_sharding`; with an "fsdp" axis of 1 each device holds them whole. One device is a mesh of
+one, and nothing else in the package asks how many there are.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_distill.devices.distributed import several
+from diffusion_distill.errors import UserError
+
+AXES = ("data", "fsdp")
+SPLIT_FROM = 2**12  # elements; a smaller array costs more to gather than to keep
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices of all processes with the axes "data" and "fsdp".
+
+    Args:
+        fsdp: how many devices, neighbours, share one copy of the weights: config.runtime.fsdp. All
+            of them where there are fewer, so that one config runs on any hardware.
+        devices: in place of those of this machine.
+
+    Raises:
+        UserError: so many do not divide the devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    fsdp = min(fsdp, devices.size)
+    if devices.size % fsdp:
+        raise UserError(
+            f"config.runtime.fsdp is {fsdp}; it must divide the number of devices, {devices.size}"
+        )
+    return Mesh(devices.reshape(-1, fsdp), AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The axis after `leading` others is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, AXES))
+
+
+def weight_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """How an array of weights, or of what is kept for each weight, is split: the one rule.
+
+    Its largest axis that divides by the "fsdp" axis is split along it, the last of several as
+    large. An array of fewer than SPLIT_FROM elements, or without such an axis, is replicated.
+    """
+    parts = mesh.shape["fsdp"]
+    fits = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or not fits or np.prod(shape) < SPLIT_FROM:
+        return replicated(mesh)
+    split = max(fits, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * split, "fsdp"))
+
+
+def with_shardings(mesh: Mesh, shapes):
+    """A tree of arrays or ShapeDtypeStructs as ShapeDtypeStructs placed by `weight_sharding`."""
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=weight_sharding(mesh, s.shape)),
+        shapes,
+    )
+
+
+def shardings(abstract):
+    """The shardings of a tree of ShapeDtypeStructs, or of arrays."""
+    return jax.tree.map(lambda s: s.sharding, abstract)
+
+
+def place(arrays, sharding):
+    """A tree of host arrays, the same in every process, on the devices.
+
+    Each process places the parts that its own devices hold; none waits for another.
+
+    Args:
+        arrays: the tree.
+        sharding: one for all, or a tree of them.
+    """
+    if not several():
+        return jax.device_put(arrays, sharding)
+
+    def put(array, sharding):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(array), sharding))
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    if isinstance(sharding, jax.sharding.Sharding):
+        return jax.tree.map(lambda array: put(array, sharding), arrays)
+    return jax.tree.map(put, arrays, sharding)
+
+
+def check_divides(mesh: Mesh, field: str, size: int, parts: int = 1) -> None:
+    """Raises UserError where a batch in so many parts does not split evenly over the mesh."""
+    if size % (mesh.size * parts):
+        times = f" times config.runtime.accumulation, {parts}" if parts > 1 else ""
+        raise UserError(
+            f"config.{field} is {size}; it must be a multiple of the {mesh.size} devices{times}"
+        )

@@ -1,0 +1,91 @@
+"""Samplers from files: of a run's workdir, of an exported folder, of a published checkpoint."""
+
+from pathlib import Path
+
+import ml_collections
+from jax.sharding import Mesh
+
+from diffusion_distill import config as configs
+from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.errors import UserError
+from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.interop import export, published
+from diffusion_distill.models.build import build_unet
+from diffusion_distill.runs.network import Network, from_stage
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.storage.buckets import as_path
+
+
+def load_sampler(
+    path: str | Path,
+    num_steps: int | None = None,
+    stage: str | None = None,
+    sampler: str = "ddim",
+    config: str | Path | ml_collections.ConfigDict | None = None,
+    batch_size: int | None = None,
+) -> Sampler:
+    """The sampler of a trained network; only averaged weights are loaded, and verified first.
+
+    Args:
+        path: the workdir of a run; a folder that interop/export.py wrote; or a checkpoint that the
+            paper's authors published (interop/published.py).
+        num_steps: of a workdir, the steps of the stage wanted; None for the last that is finished.
+            A student takes its own number of steps alone. What was trained in continuous time (with
+            stage="teacher" in a workdir), or does not say, takes any: None is then the config's
+            distill.start_steps.
+        stage: of a workdir, a stage's name, in place of num_steps.
+        sampler: one of "ddim", "ancestral", "dpmpp_2m", "heun". Students are made for "ddim".
+        config: for a published checkpoint, and only there: its config, or a file of one, "FILE.py"
+            or "FILE.py:VARIANT". data.image_size must be the side of its images.
+        batch_size: images at once; None for the config's.
+
+    Raises:
+        UserError: there is no such file, folder or stage, it is not finished, or it is not made
+            for that number of steps; or files outside of a workdir are damaged.
+        CheckpointError: a workdir's checkpoint is damaged.
+    """
+    mesh = make_mesh()
+    network = _load(as_path(path), num_steps, stage, config, mesh)
+    if num_steps is not None and num_steps < 1:
+        raise UserError(f"num_steps is {num_steps}; it must be at least 1")
+    if network.num_steps and num_steps not in (None, network.num_steps):
+        raise UserError(f"{path} is made for {network.num_steps} steps; num_steps is {num_steps}")
+    model = build_unet(network.config, network.image_shape[-1], network.num_classes)
+    return Sampler(
+        make_sample_fn(model, network.config, sampler, mesh),
+        network.params,
+        num_steps or network.num_steps or network.config.distill.start_steps,
+        network.image_shape,
+        network.num_classes,
+        mesh,
+        batch_size or network.config.runtime.sampler_batch_size,
+    )
+
+
+def _load(
+    path: Path,
+    num_steps: int | None,
+    stage: str | None,
+    config: str | Path | ml_collections.ConfigDict | None,
+    mesh: Mesh,
+) -> Network:
+    is_published = path.is_file()
+    if is_published != (config is not None):
+        raise UserError(
+            f"{path} is a file; a published checkpoint needs its config, as in "
+            'config="configs/cifar10_distill.py"'
+            if is_published
+            else f"config was given, but {path} is no file, and has a config of its own"
+        )
+    if not is_published and not export.is_export(path):
+        run = Workdir.open(path)
+        return from_stage(run, run.finished_stage(num_steps, stage), mesh)
+    if stage is not None:
+        raise UserError(f"stage is {stage!r}, but {path} is not a workdir: it has no stages")
+    if not is_published:
+        return export.read(path, mesh)
+    if isinstance(config, ml_collections.ConfigDict):
+        configs.validate(config)
+    else:
+        config = configs.from_file(str(config))
+    return published.load(path, config, mesh)

@@ -1,0 +1,229 @@
+"""What a program's cost means on a chip: the least time it takes, hours, and whether it fits."""
+
+import dataclasses
+import math
+
+from diffusion_distill.plan.hardware import Chip
+from diffusion_distill.plan.programs import Cost
+from diffusion_distill.stages import Stage
+
+TIGHT = 0.92  # of a chip's memory: above it a run may fail where a plan fits
+NO = "does not fit"
+SIZES = tuple(2**n for n in range(3, 11))  # chips that a plan is extrapolated to
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Seconds of one unit of a program, were each of these all that it had to wait for.
+
+    Attributes:
+        compute: for its matrix multiplications and convolutions, at the chip's peak.
+        memory: for the bytes that it reads and writes; 0 where they are not known.
+        network: for what each device sends, over all its links at once.
+    """
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """The least that a unit takes."""
+        return max(dataclasses.astuple(self))
+
+    @property
+    def by(self) -> str:
+        """What it waits for most: "compute", "memory" or "network"."""
+        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+
+
+def bound(cost: Cost, chip: Chip, dtype: str) -> Bound:
+    """The least time of one unit of a program; dtype is config.model.dtype."""
+    return Bound(
+        compute=cost.flops / chip.flops[dtype],
+        memory=(cost.accessed or 0) / chip.bandwidth,
+        network=sum(c.sent for c in cost.collectives) / chip.network,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """What a stage takes.
+
+    Attributes:
+        name, updates: of the stage.
+        images: that it sees.
+        hours: at the least.
+        chip_hours: the same of all chips together.
+        estimate: hours, by the compiler's own model; None where it has none.
+    """
+
+    name: str
+    updates: int
+    images: int
+    hours: float
+    chip_hours: float
+    estimate: float | None
+
+
+def program_of(stage: Stage) -> str:
+    """The name of the program of a stage's updates."""
+    return "teacher" if stage.teacher is None else "student"
+
+
+def stage_cost(stage: Stage, cost: Cost, seconds: float) -> StageCost:
+    """The cost of a stage whose updates take `seconds` each."""
+    hours = stage.updates * seconds / 3600
+    return StageCost(
+        name=stage.name,
+        updates=stage.updates,
+        images=stage.updates * cost.images,
+        hours=hours,
+        chip_hours=hours * cost.devices,
+        estimate=None if cost.estimate is None else stage.updates * cost.estimate / 3600,
+    )
+
+
+def extrapolated(cost: Cost, devices: int) -> Cost:
+    """The cost of an update on another number of devices, from that on some: not compiled.
+
+    What goes with the batch is divided, what goes with the weights is not: arguments, and that they
+    are read and written once. A ring of other length sends (n - 1) / n of the same bytes.
+    """
+    share = cost.devices / devices
+    accessed = cost.accessed
+    if accessed is not None:
+        weights = min(2 * cost.arguments, accessed)
+        accessed = weights + (accessed - weights) * share
+    return dataclasses.replace(
+        cost,
+        devices=devices,
+        flops=cost.flops * share,
+        accessed=accessed,
+        collectives=[
+            dataclasses.replace(c, group=devices) if c.group == cost.devices else c
+            for c in cost.collectives
+        ],
+        temporaries=round(cost.temporaries * share),
+        estimate=None,
+        fits=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What all stages take on some number of chips.
+
+    Attributes:
+        chips: how many.
+        compiled: False where it is extrapolated.
+        verdict: of `verdict`; extrapolated, "may not fit" in place of "does not fit".
+        waits_for: what the student's update (the teacher's, without one) waits for most.
+        seconds: of that update, at the least.
+        hours, chip_hours: of all stages, at the least.
+    """
+
+    chips: int
+    compiled: bool
+    verdict: str
+    waits_for: str
+    seconds: float
+    hours: float
+    chip_hours: float
+
+
+def sizes(
+    stages: list[Stage], costs: dict[str, Cost], chip: Chip, dtype: str, parts: int
+) -> list[Size]:
+    """A run on 8, 16, ... 1,024 chips, as far as there are, and as the batch splits over them.
+
+    Args:
+        stages: those that are trained.
+        costs: of the updates, by the name of their program.
+        chip: of the topology.
+        dtype: config.model.dtype.
+        parts: config.runtime.accumulation.
+    """
+    (last, *_), found = list(costs.values())[::-1], []
+    for chips in sorted({last.devices, *SIZES}):
+        if chips > chip.most or last.images % (chips * parts):
+            continue
+        compiled = chips == last.devices
+        there = {n: c if compiled else extrapolated(c, chips) for n, c in costs.items()}
+        limits = {name: bound(cost, chip, dtype) for name, cost in there.items()}
+        hours = sum(s.updates * limits[program_of(s)].seconds / 3600 for s in stages)
+        slow = limits[last.name]
+        fits = verdict(list(there.values()), chip)
+        if not compiled and fits == NO:
+            fits = "may not fit"  # where there is less memory the compiler makes do with less
+        found.append(Size(chips, compiled, fits, slow.by, slow.seconds, hours, hours * chips))
+    return found
+
+
+def verdict(costs: list[Cost], chip: Chip) -> str:
+    """ "fits", "fits, but only just", or "does not fit"."""
+    if not all(cost.fits and cost.memory <= chip.memory for cost in costs):
+        return NO
+    return "fits" if max(c.memory for c in costs) <= TIGHT * chip.memory else "fits, but only just"
+
+
+_FASTER = {
+    "compute": "more chips make it faster",
+    "memory": "computing in bfloat16 (config.model.dtype) moves less",
+    "network": "more chips will not make it faster, a larger batch on each would",
+}
+
+
+def slowest(cost: Cost, limits: Bound, dtype: str) -> str:
+    """What a program waits for, and what would help, in words."""
+    helps = _FASTER[limits.by]
+    if limits.by == "memory" and dtype == "bfloat16":
+        helps = _FASTER["compute"]
+    return f"{cost.name}: waits for {limits.by} most; {helps}."
+
+
+def advice(cost: Cost, chip: Chip, runtime) -> list[str]:
+    """What to change so that a program that is too large for a chip fits, the cheapest first.
+
+    Each line is enough by itself, as far as can be told without compiling it: temporaries go with
+    the images that a device has at once, and arguments with the devices that share them. Where the
+    arguments alone are too large, only fsdp or a larger chip helps.
+
+    Args:
+        cost: of an update, or of the sampler.
+        chip: of the topology.
+        runtime: config.runtime.
+    """
+    free, share = TIGHT * chip.memory - cost.arguments, cost.images // cost.devices
+    lines = _fsdp_advice(cost, chip, runtime)
+    if free <= 0:
+        return [*lines, "a larger chip: weights and what goes with them fill this one"]
+    parts = 2 ** math.ceil(math.log2(max(cost.temporaries / free, 2)))
+    if cost.name == "sampler":
+        if share > 1:
+            size = max(cost.images // parts, cost.devices)
+            lines.append(f"--config.runtime.sampler_batch_size={size}: the same images")
+        return lines or ["a larger chip"]
+    if not runtime.remat:
+        lines.insert(
+            0, "--config.runtime.remat=True: a third more computation; plan it to see what it saves"
+        )
+    wanted = runtime.accumulation * parts
+    if share % wanted == 0:
+        lines.insert(0, f"--config.runtime.accumulation={wanted}: the same result, a little slower")
+    if share > 1 and cost.devices * parts <= chip.most:
+        lines.append(f"about {cost.devices * parts} chips instead of {cost.devices}")
+    if share >= parts:
+        batch = cost.images // parts
+        lines.append(f"--config.train.batch_size={batch}: another result, and more updates to it")
+    return lines or ["a larger chip"]
+
+
+def _fsdp_advice(cost: Cost, chip: Chip, runtime) -> list[str]:
+    """Weights over 8 devices, or over all where 8 are not enough, where that makes it fit."""
+    before = min(runtime.fsdp, cost.devices)
+    for parts in sorted({math.gcd(8, cost.devices), cost.devices}):
+        arguments = cost.arguments * before / parts
+        if parts > before and arguments + cost.temporaries <= TIGHT * chip.memory:
+            return [f"--config.runtime.fsdp={parts}: weights are split, not copied"]
+    return []

@@ -1,0 +1,1 @@
+"""What a run leaves: its workdir, its checkpoints, a trained network."""

@@ -1,0 +1,308 @@
+"""Checkpoints of one stage: Orbax writes them, SHA-256 says whether they are still what it wrote.
+
+checkpoints/
+  400/               one folder an update count
+    state/           step, weights, optimiser
+    ema_params/      the averaged weights on their own: what samplers and the next round read
+    meta/            the config, the stage and the seconds spent, as JSON
+    sha256.json      of every other file; written last, so a folder without it is unfinished
+damaged/             what no longer matched, moved here by a run that went back to an older one
+
+Orbax 0.12 loads a file with a flipped bit without a word. So nothing is restored from here before
+every file in its folder has been compared with its checksum. Of several processes each writes and
+reads the parts that its devices hold; the first writes the checksums, compares them for all, and
+says which step all restore.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+
+from diffusion_distill.devices.distributed import is_main, on_main
+from diffusion_distill.errors import BucketError, CheckpointError
+from diffusion_distill.storage.buckets import THREADS, is_bucket
+from diffusion_distill.storage.files import files_below, remove, sha256, write_atomically
+from diffusion_distill.training.state import TrainState
+
+CHECKSUMS = "sha256.json"
+
+
+def folder(workdir: Path, stage_name: str) -> Path:
+    """Where a stage's checkpoints are, as the absolute path that Orbax asks for."""
+    return workdir.absolute() / stage_name / "checkpoints"
+
+
+def steps(directory: Path) -> list[int]:
+    """Update counts that have a folder, newest first, whole or not."""
+    if not directory.is_dir():
+        return []
+    found = [int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir()]
+    return sorted(found, reverse=True)
+
+
+def is_finished(directory: Path, step: int) -> bool:
+    """Whether writing it came to its end; says nothing about damage since then."""
+    return (directory / str(step) / CHECKSUMS).is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeCheckpoint:
+    """A checkpoint that was compared with its checksums.
+
+    Only `verify` hands one out, and only from one can a state be restored.
+    """
+
+    directory: Path
+    step: int
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.directory / str(self.step)
+
+    def state(self, abstract: TrainState) -> TrainState:
+        """The whole state. `abstract` gives its ShapeDtypeStructs with shardings."""
+        items = self._restore(
+            state=ocp.args.StandardRestore(_without_ema(abstract)),
+            ema_params=ocp.args.StandardRestore(abstract.ema_params),
+        )
+        return TrainState(**items["state"], ema_params=items["ema_params"])
+
+    def ema_params(self, abstract: dict) -> dict:
+        """The averaged weights. `abstract` gives their ShapeDtypeStructs with shardings."""
+        return self._restore(ema_params=ocp.args.StandardRestore(abstract))["ema_params"]
+
+    def meta(self) -> dict:
+        """What was saved as JSON with the state: config, stage, seconds."""
+        return self._restore(meta=ocp.args.JsonRestore())["meta"]
+
+    def _restore(self, **items):
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(self.directory, options=options) as manager:
+            return manager.restore(self.step, args=ocp.args.Composite(**items))
+
+
+def verify(directory: Path, step: int) -> WholeCheckpoint:
+    """The checkpoint of that step, every file of it read and compared.
+
+    Raises:
+        CheckpointError: it is missing or damaged; says which file.
+    """
+    check(directory, step)
+    return WholeCheckpoint(directory, step)
+
+
+def check(directory: Path, step: int, item: str | None = None) -> None:
+    """Reads every file of a checkpoint, or of one item of it, and compares.
+
+    Raises:
+        CheckpointError: it is missing or damaged; says which file.
+    """
+    problem = on_main(lambda: _damage(directory / str(step), item))
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {directory / str(step)} cannot be used: {problem}")
+
+
+def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
+    """The averaged weights alone: nothing else of the checkpoint is read, or need be there.
+
+    Args:
+        abstract: their ShapeDtypeStructs with shardings.
+
+    Raises:
+        CheckpointError: they are missing or damaged; says which file.
+    """
+    check(directory, step, "ema_params")
+    return WholeCheckpoint(directory, step).ema_params(abstract)
+
+
+def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
+    """The newest checkpoint of which every file is as written; None where there is none.
+
+    Args:
+        directory: of a stage's checkpoints.
+        report: called with one line for each newer checkpoint that is not whole.
+    """
+
+    def newest() -> int | None:
+        for step in steps(directory):
+            try:
+                return verify(directory, step).step
+            except CheckpointError as error:
+                report(f"warning: {error}")
+        return None
+
+    step = on_main(newest)
+    return None if step is None else WholeCheckpoint(directory, step)
+
+
+def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
+    """Clears the way for a run that goes on from `whole`: newer folders cannot be written again.
+
+    Unfinished ones are removed; damaged ones are moved to `damaged/` beside.
+    """
+    on_main(lambda: _set_aside_newer(directory, whole))
+
+
+def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
+    for step in steps(directory):
+        if whole is not None and step <= whole.step:
+            continue
+        path = directory / str(step)
+        if not is_finished(directory, step):
+            remove(path)
+            continue
+        aside = directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        there = aside.iterdir() if aside.is_dir() else ()
+        count = sum(p.name.startswith(f"{step}-") for p in there)
+        path.rename(aside / f"{step}-{count}")
+
+
+def load_meta(directory: Path, step: int) -> dict:
+    """What was saved as JSON with a state, alone.
+
+    Raises:
+        CheckpointError: it is missing or damaged; says which file.
+    """
+    check(directory, step, "meta")
+    return WholeCheckpoint(directory, step).meta()
+
+
+class Writer:
+    """Saves a stage's checkpoints while training goes on, one at a time."""
+
+    def __init__(self, directory: Path, kept: int):
+        """Makes the folder. `kept` is how many of the newest checkpoints stay."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+        # JAX counts the looks at whether to stop; Orbax's own would upset those of training.
+        self._manager.reached_preemption = lambda step: False
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
+        self._pending: concurrent.futures.Future | None = None
+        self._step: int | None = None  # of the newest save
+
+    def save(self, state: TrainState, step: int, meta: dict) -> None:
+        """Starts to write a checkpoint; returns once the state's arrays have been copied.
+
+        Raises:
+            CheckpointError: this one, or the one before, could not be written.
+        """
+        self._save(
+            step,
+            state=ocp.args.StandardSave(_without_ema(state)),
+            ema_params=ocp.args.StandardSave(state.ema_params),
+            meta=ocp.args.JsonSave(meta),
+        )
+
+    def save_ema_params(self, ema_params: dict, meta: dict) -> None:
+        """As `save`, of averaged weights alone: a stage of 0 updates, trained elsewhere."""
+        self._save(
+            0,
+            ema_params=ocp.args.StandardSave(ema_params),
+            meta=ocp.args.JsonSave(meta),
+        )
+
+    def _save(self, step: int, **items) -> None:
+        self.wait()
+        self._step = step
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._pending = self._thread.submit(self._finish, step)
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """Turns what Orbax raises, of many kinds and lines, into one line: a full disk, mostly."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+            path = self._directory / str(self._step)
+            raise CheckpointError(f"checkpoint {path} could not be written: {reason}") from error
+
+    def _finish(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        if not is_main():
+            return
+        path = self._directory / str(step)
+        write_atomically(path / CHECKSUMS, json.dumps(_checksums(path, path), indent=1))
+
+    def check(self) -> None:
+        """As `wait`, but raises only what is known by now; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written, checksums included.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            with self._explained():
+                pending.result()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder.
+
+        Raises:
+            CheckpointError: the one being written could not be.
+        """
+        try:
+            self.wait()
+            with self._explained():
+                self._manager.close()
+        except CheckpointError:
+            with contextlib.suppress(Exception):  # Orbax raises a failed write once more
+                self._manager.close()
+            raise
+        finally:
+            self._thread.shutdown()
+
+
+def _without_ema(state: TrainState) -> dict:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _damage(path: Path, item: str | None) -> str | None:
+    """What is wrong with a checkpoint or an item of it; None where every file is as written."""
+    below = path / item if item else path
+    try:
+        checksums = json.loads((path / CHECKSUMS).read_text())
+        expected = {n: c for n, c in checksums.items() if (path / n).is_relative_to(below)}
+        found = _checksums(path, below)
+    except BucketError:  # it cannot be reached, which says nothing of what is in it
+        raise
+    except FileNotFoundError:
+        return f"it has no {CHECKSUMS}: writing it was cut off"
+    except (ValueError, AttributeError):
+        return f"{CHECKSUMS} is not what was written"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not in {CHECKSUMS}"
+        if found[name] != expected[name]:
+            return f"{name} does not match its SHA-256"
+    return None if expected else f"{item} is not in {CHECKSUMS}"
+
+
+def _checksums(path: Path, below: Path) -> dict[str, str]:
+    """SHA-256 of every file under `below` but the checksums' own, by its name relative to path."""
+    files = {file.relative_to(path).as_posix(): file for file in files_below(below)}
+    for name in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
+        files.pop(name, None)
+    if not is_bucket(path):
+        return {name: sha256(file) for name, file in files.items()}
+    with concurrent.futures.ThreadPoolExecutor(THREADS, "checksums") as pool:
+        return dict(zip(files, pool.map(sha256, files.values()), strict=True))

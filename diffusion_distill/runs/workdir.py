@@ -1,0 +1,219 @@
+"""The folder of a run: what is in it, and whether it is ours to write to.
+
+workdir/          a folder, or one in a bucket: gs://bucket/folder
+  config.json      the config, and the shape of the data
+  stages.jsonl     a row for each stage that the config asks for, in order
+  results.jsonl    a row for each stage that was trained and measured
+  results.txt      the table of them
+  real.npz         images of the data
+  report.html      all of it as one page; report/ has its plots
+  teacher/         checkpoints/ metrics.jsonl tensorboard/ samples.png samples.npz
+  student_0016/    ...
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import ml_collections
+
+from diffusion_distill import config as configs
+from diffusion_distill.devices.distributed import on_main
+from diffusion_distill.errors import CheckpointError, UserError
+from diffusion_distill.runs import checkpoints
+from diffusion_distill.stages import Stage, plan
+from diffusion_distill.storage.buckets import as_path, is_bucket
+from diffusion_distill.storage.files import (
+    locked,
+    read_json,
+    read_rows,
+    write_atomically,
+    write_rows,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """A run's folder.
+
+    Attributes:
+        path: the folder.
+        config: the run's config, as this start wants it.
+        image_shape: (H, W, C) of the run's images.
+        num_classes: labels that the run's network knows; 0 for none.
+        teacher_num_steps: sampling steps that its teacher is made for, where config.distill.teacher
+            says so by what it names; 0 for a teacher trained in continuous time.
+    """
+
+    path: Path
+    config: ml_collections.ConfigDict
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    teacher_num_steps: int = 0
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Workdir":
+        """The run that is in `path`.
+
+        Raises:
+            UserError: there is none, or its config.json is damaged or of another version.
+        """
+        path = as_path(path)
+        if not path.is_dir():
+            raise UserError(f"there is no workdir {path}")
+        if not (path / "config.json").exists():
+            raise UserError(f"{path} is not the workdir of a run: it has no config.json")
+        fields = read_json(path / "config.json")
+        try:
+            config = configs.from_dict(fields["config"])
+            return cls(
+                path,
+                config,
+                tuple(fields["image_shape"]),
+                fields["num_classes"],
+                fields["teacher_num_steps"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path / 'config.json'} is damaged: {error!r}") from None
+        except UserError as error:
+            raise UserError(f"{path / 'config.json'}: {error}") from None
+
+    @classmethod
+    def create_or_continue(
+        cls,
+        path: str | Path,
+        config: ml_collections.ConfigDict,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        teacher_num_steps: int = 0,
+    ) -> "Workdir":
+        """The run of this config in `path`: a new one, or the one that is there already.
+
+        Raises:
+            UserError: another config's run is there, or other files; names the fields that differ;
+                or the bucket that it is in cannot be used.
+            OSError: the folder cannot be written to.
+        """
+        path = as_path(path)
+        run = cls(path, config, tuple(image_shape), num_classes, teacher_num_steps)
+        on_main(run._create_or_continue)
+        return run
+
+    def _create_or_continue(self) -> None:
+        path = self.path
+        if (path / "config.json").exists():
+            lines = configs.differences(_fields(Workdir.open(path)), _fields(self))
+            if lines:
+                raise UserError(
+                    f"{path} holds a run of another config: {'; '.join(lines)}. Choose another "
+                    "--workdir, or the config that it was started with"
+                )
+        elif path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
+            raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "config.json", json.dumps(_fields(self), indent=1) + "\n")
+        write_rows(path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
+
+    def check_space(self, stage: Stage, state_bytes: int) -> None:
+        """Raises UserError where the disk cannot hold the checkpoints that a stage still writes.
+
+        A bucket has no end.
+        """
+        if not is_bucket(self.path):
+            on_main(lambda: self._check_space(stage, state_bytes))
+
+    def _check_space(self, stage: Stage, state_bytes: int) -> None:
+        directory = checkpoints.folder(self.path, stage.name)
+        there = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
+        needed = (self.config.train.checkpoints_kept + 1) * state_bytes - there
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise UserError(
+                f"{self.path} has {free / 1e6:,.0f} MB free; the checkpoints of {stage.name} need "
+                f"{needed / 1e6:,.0f} MB"
+            )
+
+    def is_finished(self, stage: Stage) -> bool:
+        """Whether the stage made all its updates; says nothing about damage since then."""
+        directory = checkpoints.folder(self.path, stage.name)
+        return on_main(lambda: checkpoints.is_finished(directory, stage.updates))
+
+    def made_for(self, stage: Stage) -> int:
+        """The sampling steps that a stage's network is made for; 0 where any number will do."""
+        return stage.num_steps if stage.teacher else self.teacher_num_steps
+
+    def finished_stage(self, num_steps: int | None = None, name: str | None = None) -> Stage:
+        """The finished stage of that number of steps, or of that name; the last one for None.
+
+        A teacher asked for by its name may have any num_steps, if it knows all times.
+
+        Raises:
+            UserError: there is no such stage, or it is not finished.
+        """
+        stages = plan(self.config)
+        finished = [s for s in stages if self.is_finished(s)]
+        there = ", ".join(f"{s.name} ({s.num_steps} steps)" for s in finished) or "none"
+        if num_steps is not None and num_steps < 1:
+            raise UserError(f"num_steps is {num_steps}; it must be at least 1")
+        if name is None and num_steps is None:
+            if not finished:
+                raise UserError(f"{self.path} has no finished stage yet")
+            return finished[-1]
+        matches = [s for s in stages if name in (None, s.name) and num_steps in (None, s.num_steps)]
+        if name == "teacher" and not self.teacher_num_steps:
+            matches = stages[:1]
+        if not matches:
+            asked = f"named {name}" if name else ""
+            asked += f" of {num_steps} steps" if num_steps is not None else ""
+            raise UserError(f"{self.path} has no stage {asked.strip()}; finished stages: {there}")
+        if matches[0] not in finished:
+            raise UserError(
+                f"{matches[0].name} in {self.path} is not finished; finished stages: {there}"
+            )
+        return matches[0]
+
+    def put_teacher(self, params: dict) -> bool:
+        """Makes weights that were trained elsewhere the finished stage "teacher".
+
+        Leaves a whole copy that is there already as it is; sets a damaged one aside. The caller
+        holds the lock.
+
+        Returns:
+            Whether they were written: False where there was a copy.
+
+        Raises:
+            CheckpointError: they could not be written.
+        """
+        stage = plan(self.config)[0]
+        directory = checkpoints.folder(self.path, stage.name)
+        with contextlib.suppress(CheckpointError):
+            checkpoints.verify(directory, stage.updates)
+            return False
+        checkpoints.set_aside_newer(directory, None)
+        with contextlib.closing(checkpoints.Writer(directory, kept=1)) as writer:
+            fields = {"config": configs.to_dict(self.config), "stage": vars(stage)}
+            writer.save_ema_params(params, fields | {"seconds": 0.0})
+        return True
+
+    def results(self) -> list[dict]:
+        """The rows of results.jsonl, one for each stage that was measured, in order."""
+        return on_main(lambda: read_rows(self.path / "results.jsonl"))
+
+    def add_result(self, row: dict) -> None:
+        """Adds a row to results.jsonl."""
+        write_rows(self.path / "results.jsonl", [*self.results(), row])
+
+    def lock(self):
+        """A `with` for as long as something writes here; UserError where another process does."""
+        return locked(self.path / ".lock")
+
+
+def _fields(run: Workdir) -> dict:
+    return {
+        "config": configs.to_dict(run.config),
+        "image_shape": list(run.image_shape),
+        "num_classes": run.num_classes,
+        "teacher_num_steps": run.teacher_num_steps,
+    }

@@ -1,0 +1,1 @@
+"""Files here and in buckets, written whole or not at all, with checksums."""

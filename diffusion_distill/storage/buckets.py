@@ -1,0 +1,296 @@
+"""Folders in a bucket, gs://bucket/folder, and what they cannot do that a local folder can.
+
+etils.epath gives them the methods of pathlib.Path, and gcsfs does the work. An object is written
+whole or not at all, so nothing need be renamed to be safe. But nothing can be appended to one,
+there are no folders apart from the names of objects, and no lock goes with a process: here are a
+file that grows, listings, and a lock that has to be renewed.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before gcsfs and etils look. gcsfs would ask a gRPC service of its own for the kind of each
+# bucket; etils would use TensorFlow wherever it happens to be installed.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+import fsspec
+from etils.epath.gpath import PosixGPath
+
+from diffusion_distill.errors import BucketError, UserError
+from diffusion_distill.terminal.console import say
+
+# TensorStore and other processes write objects, too: a listing that is kept would lack them.
+fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+# It logs, with a traceback, what it raises anyway.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+SCHEME = "gs://"
+BLOCK = 2**25  # bytes asked for at once
+THREADS = 16  # that read objects at once: latency counts more than anything
+HEARTBEAT = 10.0  # seconds between two signs of life of a lock
+SILENCE = 60.0  # seconds without one, after which a lock counts as left behind
+
+
+def is_bucket(path: str | Path) -> bool:
+    """Whether a path is in a bucket."""
+    return str(path).startswith(SCHEME)
+
+
+def as_path(path: str | Path) -> Path:
+    """What a flag or a field of a config names: a pathlib.Path, or a BucketPath.
+
+    Raises:
+        UserError: it is an address of another kind, or gcsfs is not installed.
+    """
+    if not is_bucket(path):
+        if re.match(r"\w+:/", str(path)):
+            raise UserError(f"{path} is neither a folder nor an address such as gs://bucket/folder")
+        return Path(path)
+    if not re.match(r"gs://[^/]+/[^/]", str(path)):
+        raise UserError(f"{path} does not name a folder in a bucket, as gs://bucket/folder does")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{path} needs gcsfs: pip install -e '.[gcs]'")
+    return BucketPath(path)
+
+
+class BucketPath(PosixGPath):
+    """A path in a bucket, with what of pathlib.Path is used here.
+
+    What is not there raises FileNotFoundError. That a bucket cannot be reached, or may not be, is
+    never taken for that: it raises BucketError, of one line.
+    """
+
+    def exists(self) -> bool:
+        return self._kind() is not None
+
+    def is_dir(self) -> bool:
+        return self._kind() == "directory"
+
+    def is_file(self) -> bool:
+        return self._kind() == "file"
+
+    def _kind(self) -> str | None:
+        with explained(self):
+            try:
+                return _filesystem().info(str(self))["type"]
+            except FileNotFoundError:
+                return None
+
+    def absolute(self) -> "BucketPath":
+        return self
+
+    def mkdir(self, mode=None, parents: bool = False, exist_ok: bool = False) -> None:
+        """Makes nothing, as there are no folders; but there must be the bucket."""
+        bucket, name = _names(self)
+        with explained(self), self._in_a_bucket():
+            _filesystem().call("GET", "b/{}/o", bucket, prefix=name, maxResults=1, json_out=True)
+
+    def iterdir(self) -> Iterator["BucketPath"]:
+        with explained(self):
+            names = _filesystem().ls(str(self), detail=False)
+        return iter([BucketPath(f"{SCHEME}{name}") for name in names if name != str(self)[5:]])
+
+    def glob(self, pattern: str) -> Iterator["BucketPath"]:
+        with explained(self):
+            return iter([*super().glob(pattern)])
+
+    def below(self) -> dict["BucketPath", dict]:
+        """All objects below, in the order of their names, with `size`, `generation`, ..."""
+        with explained(self):
+            found = _filesystem().find(str(self), detail=True)
+        return {
+            BucketPath(f"{SCHEME}{name}"): entry
+            for name, entry in sorted(found.items())
+            if not name.endswith("/")  # what other programs put in the place of a folder
+        }
+
+    def read_bytes(self) -> bytes:
+        with explained(self):
+            return _filesystem().cat_file(str(self))
+
+    def read_text(self, encoding: str | None = None) -> str:
+        return self.read_bytes().decode()
+
+    def blocks(self) -> Iterator[bytes]:
+        """What read_bytes gives, a part at a time."""
+        with explained(self):
+            size = _filesystem().info(str(self))["size"]
+            for start in range(0, size, BLOCK):
+                yield _filesystem().cat_file(str(self), start, min(start + BLOCK, size))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Readers see the old object or the new, not a part."""
+        with explained(self), self._in_a_bucket():
+            _filesystem().pipe_file(str(self), bytes(data))
+
+    @contextlib.contextmanager
+    def _in_a_bucket(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:  # of what is made: the bucket is not there
+            raise UserError(f"{self}: there is no bucket {_names(self)[0]}") from None
+
+    def replace(self, target: "BucketPath") -> "BucketPath":
+        """Moves an object, or all objects below, one after another."""
+        with explained(self):
+            _filesystem().mv(str(self), str(target), recursive=True)
+        return target
+
+    rename = replace
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        with explained(self):
+            super().unlink(missing_ok)
+
+    def rmtree(self, missing_ok: bool = False) -> None:
+        with explained(self):
+            super().rmtree(missing_ok)
+
+
+class Growing:
+    """An object that grows, as an open file does: what was written is kept, flush uploads all."""
+
+    def __init__(self, path: Path | str, content: str = ""):
+        """`content` is what the object holds by now."""
+        self._path, self._content = BucketPath(path), bytearray(content.encode())
+        self._uploaded = len(self._content)
+
+    def write(self, content: str | bytes) -> None:
+        """Adds to the end."""
+        self._content += content.encode() if isinstance(content, str) else content
+
+    def flush(self) -> None:
+        """Replaces the object by all that was written."""
+        if len(self._content) > self._uploaded:
+            self._path.write_bytes(self._content)
+            self._uploaded = len(self._content)
+
+    def close(self) -> None:
+        """Writes out what is left."""
+        self.flush()
+
+
+@contextlib.contextmanager
+def locked(path: Path, lost: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Holds the lock object at `path` for the time of a `with`.
+
+    Of several that create it, the bucket lets one (its generation must be 0). While it is held it
+    is changed every HEARTBEAT seconds. A process that ends without letting go leaves it behind,
+    unchanged: another one that watches it so for SILENCE seconds, by its own clock, removes it,
+    on condition that it is still unchanged, and takes its place. Who finds its lock in other hands
+    was silent for too long (suspended, say), and ends within HEARTBEAT seconds of going on.
+
+    Args:
+        path: of the object; its folder is what is locked.
+        lost: called, in another thread, with one line where the lock was lost; ends the process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    fs, (bucket, name) = _filesystem(), _names(path)
+    with explained(path):
+        generation = _acquire(fs, path)
+    done = threading.Event()
+    beating = threading.Thread(
+        target=_beat, args=(fs, path, generation, done, lost or _end), daemon=True
+    )
+    beating.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beating.join()
+        # Not there, or not ours: then there is nothing to let go of. Nor does it matter where the
+        # bucket cannot be reached: what is left behind is found out by the next.
+        with contextlib.suppress(Exception):
+            fs.call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=generation)
+
+
+def _acquire(fs, path: Path) -> str:
+    """The generation of the lock object, once it is ours."""
+    bucket, name = _names(path)
+    seen = since = None
+    while True:
+        with contextlib.suppress(FileExistsError):
+            fs.pipe_file(str(path), b"", mode="create")
+            return fs.info(str(path))["generation"]
+        try:
+            fields = fs.call("GET", "b/{}/o/{}", bucket, name, json_out=True)
+        except FileNotFoundError:
+            continue  # let go of just now
+        now = {f"if{kind.title()}Match": fields[kind] for kind in ("generation", "metageneration")}
+        if seen is None:
+            seen, since = now, time.monotonic()
+            say(
+                f"{path.parent} is locked; waiting up to {SILENCE:.0f} s for a sign of life of "
+                "the process that did it"
+            )
+        elif now != seen:
+            raise UserError(f"{path.parent} is in use by another process")
+        elif time.monotonic() - since > SILENCE:
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                fs.call("DELETE", "b/{}/o/{}", bucket, name, **seen)
+            seen = None
+            continue
+        time.sleep(HEARTBEAT / 5)
+
+
+def _beat(fs, path: Path, generation: str, done: threading.Event, lost) -> None:
+    """Changes the lock object now and then, until `done`."""
+    bucket, name = _names(path)
+    patience = SILENCE - 2 * HEARTBEAT  # so that the end comes before anybody takes over
+    for count in itertools.count():
+        if done.wait(HEARTBEAT):
+            return
+        fields = {"metadata": {"heartbeat": str(count)}}
+        try:
+            fs.call(
+                "PATCH", "b/{}/o/{}", bucket, name, json=fields, ifGenerationMatch=generation,
+                timeout=patience,
+            )  # fmt: skip
+        except (FileExistsError, FileNotFoundError):
+            return lost(f"{path.parent} was taken over by another process")
+        except Exception as error:  # of many kinds, after half a minute of attempts
+            return lost(f"{path.parent} could not be held: {_reason(error)}")
+
+
+def _end(reason: str) -> None:
+    """Ends the process, which may write no more to what belongs to another one by now."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what gcsfs and those below it raise, of many kinds and lines, into one line."""
+    try:
+        yield
+    except (UserError, BucketError, FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        raise BucketError(f"{path} cannot be used: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+def _filesystem():
+    return fsspec.filesystem("gcs")
+
+
+def _names(path: Path) -> tuple[str, str]:
+    """(bucket, name of the object)."""
+    bucket, _, name = str(path).removeprefix(SCHEME).partition("/")
+    return bucket, name

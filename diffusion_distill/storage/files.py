@@ -1,0 +1,186 @@
+"""Small files of a workdir: written whole or not at all, whenever the program is stopped."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from diffusion_distill.devices import distributed
+from diffusion_distill.errors import UserError
+from diffusion_distill.storage import buckets
+from diffusion_distill.storage.buckets import is_bucket
+
+CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
+
+
+def cache_folder(named: str = "") -> Path:
+    """The cache: config.runtime.cache_dir where it is given; it may not be there yet.
+
+    Raises:
+        UserError: it is in a bucket.
+    """
+    folder = named or os.environ.get(CACHE_DIR) or "~/.cache/diffusion_distill"
+    if is_bucket(folder):
+        what = "config.runtime.cache_dir" if named else CACHE_DIR
+        raise UserError(f"{what} is {folder}; it must be a folder of this host")
+    return Path(folder).expanduser()
+
+
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """Writes a file so that readers, and a restart, see the old content or the new, not a part.
+
+    Of several processes only the first writes.
+    """
+    if not distributed.is_main():
+        return
+    if is_bucket(path):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """Holds the lock file at `path` for the time of a `with`; it goes with the process.
+
+    Of several processes that work as one, the first holds it for all. In a bucket see
+    `buckets.locked`.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            if is_bucket(path):
+                stack.enter_context(buckets.locked(path))
+                return
+            file = stack.enter_context(open(path, "a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{path.parent} is in use by another process") from None
+
+        distributed.on_main(lock)
+        yield
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder and what is in it; of several processes, the first does."""
+    if distributed.is_main():
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmtree() if is_bucket(folder) else shutil.rmtree(folder)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders, in order."""
+    if is_bucket(folder):
+        return list(folder.below())
+    return [file for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, read a part at a time."""
+    if is_bucket(path):
+        digest = hashlib.sha256()
+        for block in path.blocks():
+            digest.update(block)
+        return digest.hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file, open for reading; one in a bucket is read whole."""
+    return io.BytesIO(path.read_bytes()) if is_bucket(path) else open(path, "rb")
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: the file is missing, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: not JSON ({error})") from None
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UserError(f"{path} is damaged in line {number}: not JSON") from None
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replaces a .jsonl file by these rows."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+# What NumPy and zipfile raise for a damaged .npz, each for damage in another place.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,  # zipfile: a compression that it does not know, from a flipped bit
+    RuntimeError,
+)
+
+
+def read_npz(
+    path: Path, file: BinaryIO | None = None, names: tuple[str, ...] | None = None
+) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file; nothing is unpickled.
+
+    Args:
+        path: of the file.
+        file: its content, where that is at hand.
+        names: of the arrays to read; None for all. Those that are not in the file are left out.
+
+    Raises:
+        UserError: the file is damaged, or holds what would have to be unpickled.
+        FileNotFoundError: there is none.
+    """
+    if file is None and is_bucket(path):
+        file = opened(path)
+    try:
+        with np.load(path if file is None else file, allow_pickle=False) as npz:
+            wanted = npz.files if names is None else [n for n in npz.files if n in names]
+            return {name: npz[name] for name in wanted}
+    except _DAMAGED as error:
+        raise UserError(f"{path} cannot be read as .npz: {error}") from None

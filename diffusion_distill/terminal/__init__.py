@@ -1,0 +1,1 @@
+"""What a person sees: flags and errors, lines, progress."""

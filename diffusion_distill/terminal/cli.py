@@ -1,0 +1,142 @@
+"""What the command lines share: mistakes end in one line and a non-zero exit."""
+
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from diffusion_distill.devices import distributed
+from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
+
+EXIT_MISTAKE = 2  # something that a person can put right; the message says what
+EXIT_NON_FINITE = 3
+EXIT_UNKNOWN = 1  # Python's own for an error that nobody foresaw
+TRACEBACK = "DIFFUSION_DISTILL_TRACEBACK"  # set it to 1 to see where a message came from
+
+
+# Flags are defined for the module that calls `run`, so that its --help has them.
+flags.disclaim_key_flags()
+
+
+def run(main: Callable[[list[str]], None], several: bool = False) -> None:
+    """Parses flags, runs main, and exits: 0, or with one line on standard error and not 0.
+
+    Args:
+        main: the command; gets the words that are not flags.
+        several: whether it may run as several processes. What all of them raise is said by one.
+    """
+    # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _unraisablehook
+    join = _define_process_flags() if several else lambda: None
+    try:
+        words = _parse(sys.argv)
+        join()
+        main(words)
+    except (UserError, CheckpointError) as error:
+        fail(EXIT_MISTAKE, str(error), error)
+    except NonFiniteError as error:
+        error.said_by = 0
+        fail(EXIT_NON_FINITE, str(error), error)
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fail(EXIT_MISTAKE, named, error)
+    except Stopped as stop:
+        stop.said_by = 0
+        fail(128 + stop.signum, str(stop), stop)
+    except KeyboardInterrupt as error:
+        fail(128 + signal.SIGINT, "interrupted", error)
+    except Exception:  # no mistake of a person's: a bug, shown with its traceback
+        if distributed.several():  # Python would wait for the others at its exit, maybe for ever
+            traceback.print_exc()
+            os._exit(EXIT_UNKNOWN)
+        raise
+
+
+def _define_process_flags() -> Callable[[], None]:
+    """Flags that say who the other processes are; returns what then joins them."""
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "Of several processes: HOST:PORT of the first, on a free port."
+    )
+    num_processes = flags.DEFINE_integer("num_processes", None, "How many there are.")
+    process_id = flags.DEFINE_integer("process_id", None, "Which this one is, from 0 on.")
+    heartbeat_timeout = flags.DEFINE_integer(
+        "heartbeat_timeout", 60, "Seconds after which a process that is silent ends them all."
+    )
+    return lambda: distributed.initialize(
+        coordinator.value,
+        num_processes.value,
+        process_id.value,
+        at_least("heartbeat_timeout", heartbeat_timeout.value, 1),
+    )
+
+
+def _unraisablehook(unraisable) -> None:
+    """Leaves out what TensorStore's threads print, hundreds of times, after one failed write."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The words left when flags are taken out.
+
+    Raises:
+        UserError: a flag, or a config file or field that a flag names, is wrong.
+    """
+    app.define_help_flags()
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError) as error:  # mostly a field in --config.field=value
+        if "get_config" in str(error):
+            raise UserError(str(error)) from error
+        reason = re.sub(r"\\+n", ". ", str(error.args[0]))
+        reason = re.sub(r"[\\'\"]", "", reason)
+        raise UserError(f"a --config flag names a field that is not there: {reason}") from error
+    except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+        # Where a config file raised, the message is its whole traceback; the end says why.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(lines[-1] if lines else repr(error)) from error
+
+
+def fail(code: int, reason: str, cause: BaseException) -> None:
+    """Says why in one line, and exits; shows the traceback instead where TRACEBACK is set.
+
+    Where it is known that all of several processes fail, one of them says so.
+    """
+    if os.environ.get(TRACEBACK) == "1":
+        raise cause
+    process = distributed.process_id()
+    said_by = getattr(cause, "said_by", None)
+    if said_by in (None, process):
+        where = f"process {process}: " if distributed.several() and said_by != 0 else ""
+        print(f"error: {where}{' '.join(reason.split())}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if said_by is not None:
+        distributed.leave()
+    # Not sys.exit: on a full disk, threads and exit handlers of TensorBoard's and Orbax's writers
+    # would print tracebacks of their own after this line. All that is ours is closed by now.
+    os._exit(code)
+
+
+def no_arguments(argv: list[str]) -> None:
+    """Raises UserError where words are left that are not flags."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; everything is given by --flags")
+
+
+def required(name: str, value: str | None) -> str:
+    """The value of a flag that must be given."""
+    if not value:
+        raise UserError(f"--{name} must be given")
+    return value
+
+
+def at_least(name: str, value: int, low: int) -> int:
+    """The value of a flag that has a lower bound."""
+    if value < low:
+        raise UserError(f"--{name} is {value}; it must be at least {low}")
+    return value

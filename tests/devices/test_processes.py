@@ -1,0 +1,193 @@
+"""Two processes that are one run: told to stop, or killed, they end together and go on together.
+
+Real processes over loopback, and real signals.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from diffusion_distill.devices import distributed
+from diffusion_distill.errors import UserError
+from diffusion_distill.storage.files import read_rows
+from tests.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+HEARTBEAT = 10  # seconds
+BOUND = 60  # seconds within which the death of one ends the other, with what a busy machine adds
+UPDATES = 100  # of the teacher: some seconds, and a notice needs one to be heard
+EVERY = 25  # updates from checkpoint to checkpoint
+COMMAND = [
+    sys.executable,
+    "-m",
+    "diffusion_distill.main",
+    "--config=configs/digits_distill.py:tiny",
+    "--config.model.attention_resolutions=()",
+    f"--config.teacher.updates={UPDATES}",
+    f"--config.train.checkpoint_every={EVERY}",
+    "--config.distill.start_steps=2",
+    "--config.eval.baselines=()",
+    "--config.runtime.log_every_seconds=0",
+    "--config.eval.label_agreement=False",
+    "--config.eval.num_images=70",
+    "--config.model.channel_multipliers=(1,)",
+    f"--heartbeat_timeout={HEARTBEAT}",
+    "--num_processes=2",
+]
+
+
+class Pair:
+    """Two processes of one run, of one device each, and what they say."""
+
+    def __init__(self, workdir, *more):
+        self.said = ["", ""]
+        command = [*COMMAND, f"--workdir={workdir}", f"--coordinator=127.0.0.1:{free_port()}"]
+        self.processes = [
+            subprocess.Popen(
+                [*command, f"--process_id={n}", *more],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for n in range(2)
+        ]
+        self._readers = [threading.Thread(target=self._read, args=(n,)) for n in range(2)]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, n):
+        for line in self.processes[n].stdout:
+            self.said[n] += line
+
+    def wait_for(self, pattern, timeout=120):
+        """Until process 0 has said it."""
+        end = time.monotonic() + timeout
+        while not re.search(pattern, self.said[0]):
+            ended = self.processes[0].poll() is not None or time.monotonic() > end
+            assert not ended, f"{pattern!r} was not said: {self.said}"
+            time.sleep(0.02)
+
+    def codes(self, timeout=300):
+        """What both exit with; what does not end is killed, and the test fails."""
+        end = time.monotonic() + timeout
+        try:
+            return [p.wait(max(end - time.monotonic(), 0.1)) for p in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+            for reader in self._readers:
+                reader.join()
+
+
+def checkpoints(workdir):
+    """The teacher's whole checkpoints, by their updates."""
+    return sorted(int(p.parent.name) for p in workdir.glob("teacher/checkpoints/*/sha256.json"))
+
+
+def outcome(workdir):
+    """All numbers and images that a run leaves, but for how long it took."""
+    results = read_rows(workdir / "results.jsonl")
+    for row in results:
+        row.pop("seconds")
+    stages = [row["stage"] for row in results]
+    metrics = [read_rows(workdir / stage / "metrics.jsonl") for stage in stages]
+    grids = [(workdir / stage / "samples.png").read_bytes() for stage in stages]
+    return stages, json.dumps([results, metrics]), grids
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_they_end_with_the_numbers_of_a_run_never_stopped(tmp_path):
+    never_stopped, workdir = tmp_path / "never_stopped", tmp_path / "run"
+    pair = Pair(never_stopped)
+    assert pair.codes() == [0, 0], pair.said
+
+    # A notice to one of them, and not to the one that talks.
+    pair = Pair(workdir)
+    pair.wait_for(r"teacher: step \d of")
+    pair.processes[1].send_signal(signal.SIGTERM)
+    assert pair.codes() == [143, 143], pair.said
+    assert "goes on from here" in pair.said[0]
+    assert "Traceback" not in pair.said[0] + pair.said[1]
+    saved = checkpoints(workdir)[-1]
+    assert saved % EVERY, pair.said  # where neither would have saved by itself
+
+    # The end of one, without a word; then of the one that talks, and that the other hears from.
+    for killed in (1, 0):
+        pair = Pair(workdir)
+        pair.wait_for(r"going on from .*/\d+\n(.*\n)*teacher: step \d+ of")
+        pair.processes[killed].kill()
+        code = pair.processes[1 - killed].wait(BOUND)
+        assert code not in (0, 143), pair.said
+        assert pair.codes()[killed] == -signal.SIGKILL
+        assert checkpoints(workdir)[-1] >= saved
+
+    pair = Pair(workdir)
+    assert pair.codes() == [0, 0], pair.said
+    assert f"going on from {workdir}/teacher/checkpoints/" in pair.said[0]
+    assert outcome(workdir) == outcome(never_stopped)
+    assert outcome(workdir)[0] == ["teacher", "student_0001"]
+    quiet = [line for line in pair.said[1].splitlines() if not line.startswith("[Gloo]")]
+    assert quiet == []
+
+
+def test_a_mistake_is_said_once_and_ends_both(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("not a run")
+    pair = Pair(tmp_path / "run")
+    assert pair.codes() == [2, 2], pair.said
+    assert "error: " + str(tmp_path / "run") + " has files but no config.json" in pair.said[0]
+    assert "error" not in pair.said[1]
+    assert "Traceback" not in pair.said[0] + pair.said[1]
+
+
+def test_what_one_process_is_told_must_be_whole():
+    with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id must be"):
+        distributed.initialize("127.0.0.1:1", 2)
+    with pytest.raises(UserError, match="--process_id is 2; it must be from 0 to .* 1$"):
+        distributed.initialize("127.0.0.1:1", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # no srun
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, {"cluster_detection_method": "slurm"}),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"},
+            {"cluster_detection_method": "ompi"},
+        ),
+    ],
+)
+def test_a_launcher_is_seen_where_it_started_several(monkeypatch, environment, expected):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "OMPI_MCA_orte_hnp_uri"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed._launcher() == expected
+
+
+def test_open_mpi_5_asks_for_the_address(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.delenv("OMPI_MCA_orte_hnp_uri", raising=False)
+    with pytest.raises(UserError, match="give --coordinator=HOST:PORT"):
+        distributed._launcher()
+
+
+def test_alone_a_process_decides_for_itself():
+    assert distributed.is_main()
+    assert not distributed.several()
+    assert distributed.on_main(lambda: [1, None]) == [1, None]
+    assert distributed.everywhere(lambda: "done") == "done"
+    assert not distributed.reached_preemption()
+    with pytest.raises(FileNotFoundError):
+        distributed.on_main(lambda: open("/nowhere/at/all"))

@@ -1,0 +1,245 @@
+"""Measuring: the same numbers on any number of devices, stopped or not; what is not measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.digits_distill import get_config
+from diffusion_distill.data import sources
+from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.errors import UserError
+from diffusion_distill.metrics import features
+from diffusion_distill.metrics.features import FeatureNetwork
+from diffusion_distill.metrics.measure import Measurer, feature_network
+from diffusion_distill.metrics.measure_stage import first_images, stage_row
+from diffusion_distill.stages import plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def convolution(weights=""):
+    """A small random network of the kind that features come from, with logits."""
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": rng.normal(size=(3, 3, 1, 16)).astype(np.float32) / 3,
+        "logits": rng.normal(size=(16, 5)).astype(np.float32),
+    }
+
+    def apply(params, images):
+        x = images.astype(jnp.float32) / 127.5 - 1
+        x = jax.lax.conv_general_dilated(
+            x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision="highest",
+        )  # fmt: skip
+        x = jax.nn.relu(x).mean(axis=(1, 2))
+        return x, jnp.matmul(x, params["logits"], precision="highest")
+
+    return FeatureNetwork("convolution", params, apply, "convolution")
+
+
+def measured_digits(devices, folder):
+    """Features of all digits, and what is measured of a noisy version of them."""
+    features.FEATURES["convolution"] = convolution
+    config = get_config("tiny")
+    config.eval.features = "convolution"
+    config.eval.metrics = ("fd", "kid", "precision_recall", "inception_score")
+    config.eval.label_agreement = False
+    config.runtime.cache_dir = str(folder)
+    config.runtime.sampler_batch_size = 203  # no multiple of the devices
+    source, mesh = sources.digits(), make_mesh()
+    assert mesh.size == devices
+    measurer = Measurer(config, source, mesh)
+    reference = measurer.evaluator.reference
+    # Images are uint8: 7 added to each, and what passes 255 begins at 0 again.
+    result = measurer.evaluator.measure(lambda n: source.images(n) + 7, len(source), 1000)
+    features.FEATURES.pop("convolution")
+    return reference.features, result.values
+
+
+def test_eight_devices_measure_what_one_does(tmp_path):
+    script = (
+        "import sys, json, jax; jax.config.update('jax_num_cpu_devices', 8); import numpy as np\n"
+        "from pathlib import Path; from tests.metrics.test_measure import measured_digits\n"
+        "folder = Path(sys.argv[1]); features, values = measured_digits(8, folder)\n"
+        "np.save(folder / 'features.npy', features)\n"
+        "(folder / 'values.json').write_text(json.dumps(values))\n"
+    )
+    (tmp_path / "eight").mkdir()
+    command = [sys.executable, "-c", script, str(tmp_path / "eight")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, values = measured_digits(1, tmp_path / "one")
+    eight = np.load(tmp_path / "eight/features.npy")
+    np.testing.assert_allclose(eight, one, atol=1e-5)
+    assert one.std() > 0.01
+    others = json.loads((tmp_path / "eight/values.json").read_text())
+    assert values.keys() == others.keys()
+    assert len(values) == 7  # of five metrics, two with a spread
+    for name, value in values.items():
+        assert others[name] == pytest.approx(value, abs=1e-3)
+
+
+MADE = []  # (name, num_steps, seed, first index) of each batch that NoisyDigits made
+
+
+class NoisyDigits:
+    """Stands in for a sampler: digits with noise that falls with the number of steps."""
+
+    def __init__(self, name, num_steps):
+        self.name, self.num_steps = name, num_steps
+        self._images = sources.digits().images()
+
+    def fingerprint(self):
+        return "weights"
+
+    def image_labels(self, count):
+        return np.zeros(count, np.int32)
+
+    def check(self, seed, count):
+        return self.image_labels(count)
+
+    def batch_size(self, count):
+        return min(count, 50)
+
+    def on_devices(self, seed, indices, labels):
+        assert labels.shape[0] > indices.max()
+        MADE.append((self.name, self.num_steps, seed, int(indices[0])))
+        noise = np.random.default_rng([seed, self.num_steps]).integers(0, 256, 64)
+        return jnp.asarray((self._images[indices] + noise.reshape(8, 8, 1) // self.num_steps) % 256,
+                           jnp.uint8)  # fmt: skip
+
+
+@pytest.fixture
+def config():
+    config = get_config()
+    config.distill.start_steps = 64
+    config.eval.num_images = 200
+    config.eval.baselines = ("ddim", "ancestral")
+    config.eval.label_agreement = False
+    MADE.clear()
+    return config
+
+
+def row_of(config, name, folder, check=lambda: None):
+    stages = {stage.name: stage for stage in plan(config)}
+    measurer = Measurer(config, sources.digits(), make_mesh(), check)
+    all_steps = [stage.num_steps for stage in stages.values()]
+    return stage_row(measurer, stages[name], all_steps, NoisyDigits, folder)
+
+
+def test_a_row_says_what_its_numbers_are_numbers_of(config, tmp_path):
+    config.eval.metrics = ("fd", "kid", "precision_recall", "inception_score")
+    row = row_of(config, "student_0004", tmp_path)
+    assert row["metric"] == "fd_pixels200_train"
+    assert row["metrics"] == [
+        "fd_pixels200_train", "kid_pixels200_train",
+        "precision_pixels200_train", "recall_pixels200_train",
+    ]  # fmt: skip
+    assert all(np.isfinite(row[name]) for name in row["metrics"])
+    assert row["notes"]["inception_score"] == "the network pixels gives no logits"
+    assert (row["num_images"], row["seed"], row["measured_steps"]) == (200, 1, 4)
+    assert row["weights"] == "averaged"
+    assert row["device_kind"] == jax.devices()[0].device_kind
+    assert row["code_version"]
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_no_sampling_of_more_steps_than_the_config_allows_is_measured(config, tmp_path):
+    config.eval.max_steps = 8
+    config.eval.baseline_images = 100
+    row = row_of(config, "teacher", tmp_path / "teacher")
+    assert row["measured_steps"] == 8
+    assert row["baseline_metric"] == "fd_pixels100_train"
+    for values in row["baselines"].values():
+        assert list(values) == ["8", "4", "2", "1"]
+    assert max(num_steps for _, num_steps, _, _ in MADE) == 8
+    MADE.clear()
+    row = row_of(config, "student_0016", tmp_path / "student")
+    assert row == {"not_measured": "16 steps are more than config.eval.max_steps, 8"}
+    assert MADE == []
+
+
+def test_first_images_are_the_measured_ones(config):
+    measurer = Measurer(config, sources.digits(), make_mesh())
+    stage = plan(config)[0]
+    images = first_images(measurer, NoisyDigits, stage, 70)
+    sampler = NoisyDigits("ddim", 64)
+    expected = sampler.on_devices(1, np.arange(70), np.zeros(70, np.int32))
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_stopped_while_measuring_it_goes_on_to_the_same_bits(config, tmp_path, monkeypatch):
+    """Nothing is sampled again but what was not saved: less than a block and a batch."""
+    monkeypatch.setattr("diffusion_distill.metrics.blocks.BLOCK", 50)
+    expected = row_of(config, "teacher", tmp_path / "never")
+    every = list(MADE)
+    assert len(every) == len(set(every)) == 4 * (7 + 7)
+    MADE.clear()
+
+    def stop_at(count):
+        def check():
+            if len(MADE) >= count:
+                raise KeyboardInterrupt
+
+        return check
+
+    for count in (3, 30, 41):
+        with pytest.raises(KeyboardInterrupt):
+            row_of(config, "teacher", tmp_path / "stopped", stop_at(count))
+    assert row_of(config, "teacher", tmp_path / "stopped") == expected
+    assert set(MADE) == set(every)
+    assert len(MADE) <= len(every) + 3 * 2
+
+
+def test_results_of_other_weights_or_settings_are_not_taken(config, tmp_path, monkeypatch):
+    first = row_of(config, "student_0004", tmp_path)
+    MADE.clear()
+    assert row_of(config, "student_0004", tmp_path) == first
+    assert MADE == []
+    config.eval.seed = 2
+    assert row_of(config, "student_0004", tmp_path) != first
+    MADE.clear()
+    monkeypatch.setattr(NoisyDigits, "fingerprint", lambda self: "others")
+    row_of(config, "student_0004", tmp_path)
+    assert len(MADE) == 4
+
+
+def statistics_of_size(tmp_path, size):
+    np.savez(tmp_path / "other.npz", mu=np.zeros(size), sigma=np.eye(size))
+    return str(tmp_path / "other.npz")
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_trained(config, tmp_path):
+    def refused(message):
+        with pytest.raises(UserError, match=message):
+            Measurer(config, sources.digits(), make_mesh())
+
+    config.eval.metrics = ("inception_score", "fd")
+    refused("the first of them cannot be measured: config.eval.features, pixels, gives no logits")
+    config.eval.metrics = ("fd",)
+    config.eval.split = "test"
+    refused("config.data.split is 'test'; digits have only 'train'")
+    config.eval.reference = statistics_of_size(tmp_path, 10)
+    refused("features are of size 64, but those of the reference vs_other of size 10")
+    config.eval.reference = statistics_of_size(tmp_path, 64)
+    config.eval.metrics = ("kid",)
+    refused("cannot be measured: config.eval.reference has statistics only")
+    config.eval.metrics = ("fd", "kid")
+    Measurer(config, sources.digits(), make_mesh())
+    config.eval.reference = str(tmp_path / "none.npz")
+    refused("there is no file")
+
+
+def test_the_network_takes_uint8_from_host_or_devices(config):
+    network = feature_network(config, make_mesh())
+    images = sources.digits().images()[:6]
+    for given in (images, jnp.asarray(images)):
+        got, logits = network.apply(network.params, given)
+        assert logits is None
+        np.testing.assert_allclose(got, images.reshape(6, -1) / 127.5 - 1, atol=1e-6)

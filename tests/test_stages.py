@@ -1,0 +1,44 @@
+"""The plan of a run is a function of its config."""
+
+import pytest
+
+from configs.digits_distill import get_config
+from diffusion_distill.config import base
+from diffusion_distill.stages import plan
+
+
+def test_digits_halve_from_32_to_1():
+    stages = plan(get_config())
+    assert [s.name for s in stages] == [
+        "teacher", "student_0016", "student_0008", "student_0004", "student_0002", "student_0001",
+    ]  # fmt: skip
+    assert [s.num_steps for s in stages] == [32, 16, 8, 4, 2, 1]
+    assert [s.teacher for s in stages] == [None, *(s.name for s in stages[:-1])]
+
+
+def test_defaults_are_the_papers_cifar10_schedule():
+    stages = plan(base())
+    students = stages[1:]
+    assert len(students) == 13
+    assert (students[0].name, students[0].num_steps) == ("student_4096", 4096)
+    assert [s.updates for s in students] == 11 * [50_000] + 2 * [100_000]
+    assert {(s.learning_rate, s.lr_schedule, s.dropout, s.weight_decay) for s in students} == {
+        (5e-5, "linear", 0.0, 0.0)
+    }
+    teacher = stages[0]
+    assert (teacher.updates, teacher.learning_rate, teacher.warmup) == (800_000, 2e-4, 1000)
+    assert (teacher.lr_schedule, teacher.weight_decay, teacher.ema_decay, teacher.dropout) == (
+        "constant", 0.001, 0.9999, 0.2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("end", [1, 4, 8192])
+def test_stops_at_end_steps(end):
+    config = base()
+    config.distill.end_steps = end
+    assert plan(config)[-1].num_steps == end
+
+
+def test_every_stage_has_its_own_randomness():
+    ids = [s.rng_id for s in plan(base())]
+    assert len(set(ids)) == len(ids)
