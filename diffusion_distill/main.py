@@ -34,7 +34,7 @@ from diffusion_distill.devices.sharding import (
     shardings,
 )
 from diffusion_distill.errors import CheckpointError, Stopped, UserError
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.interop import teacher as teachers
 from diffusion_distill.metrics.measure import Measurer, cache_dir
 from diffusion_distill.metrics.measure_stage import first_images, measuring_parts, stage_row
@@ -117,7 +117,7 @@ class Run:
         cast = functools.partial(compute_weights, dtype=config.model.dtype)
         self._cast = jax.jit(cast, out_shardings=shardings(params))  # of a student's teacher
         self._updates = {}  # compiled steps: one for the teacher, one for all students
-        self._sample_fns = {}  # compiled samplers, by name
+        self._sample_programs = {}  # compiled samplers, by name
         self._feed = None  # of batches, once something trains
 
     def finish(self) -> None:
@@ -295,18 +295,11 @@ class Run:
 
     def _sampler(self, name: str, params: dict, num_steps: int) -> Sampler:
         """A sampler of these weights; all stages and numbers of steps share one compilation."""
-        model = self._model()
-        if name not in self._sample_fns:
-            self._sample_fns[name] = make_sample_fn(model, self.config, name, self.mesh)
-        return Sampler(
-            self._sample_fns[name],
-            params,
-            num_steps,
-            self.image_shape,
-            model.num_classes,
-            self.mesh,
-            self.config.runtime.sampler_batch_size,
-        )
+        if name not in self._sample_programs:
+            self._sample_programs[name] = make_sample_program(
+                self.config, self.image_shape, self.source.num_classes, name, self.mesh
+            )
+        return Sampler(self._sample_programs[name], params, num_steps)
 
     def _batches(self) -> Feed:
         on_device = self.config.runtime.data_on_device

@@ -23,7 +23,7 @@ from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import everywhere, on_main
-from diffusion_distill.devices.sharding import batched, place, replicated
+from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler
 from diffusion_distill.metrics.blocks import BlockStore
@@ -67,8 +67,7 @@ def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNet
 
 def batch_size(config: ml_collections.ConfigDict, mesh: Mesh, count: int) -> int:
     """Images of `count` to measure at once: a multiple of the devices."""
-    size = min(config.runtime.sampler_batch_size, count)
-    return -(-size // mesh.size) * mesh.size
+    return rounded_up(min(config.runtime.sampler_batch_size, count), mesh)
 
 
 class Progress:
