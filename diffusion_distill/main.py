@@ -22,7 +22,6 @@ from absl import flags
 from clu import parameter_overview
 from ml_collections import config_flags
 
-from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import everywhere, on_main
@@ -56,6 +55,7 @@ from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, train
 from diffusion_distill.training.state import TrainState, abstract_state, init_student, init_teacher
 from diffusion_distill.training.step import make_optimizer, make_update
+from diffusion_distill.validate import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/; FILE:VARIANT works.")
 _WORKDIR = flags.DEFINE_string(
@@ -72,7 +72,7 @@ class Run:
         Raises:
             UserError: the config is not valid, or the workdir holds another run.
         """
-        everywhere(lambda: configs.validate(config))
+        everywhere(lambda: validate(config))
         self.config = config
         self.mesh = make_mesh(config.runtime.fsdp)
         parts = config.runtime.accumulation

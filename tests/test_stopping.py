@@ -73,7 +73,6 @@ def last_checksums(workdir):
 import hashlib, jax
 from pathlib import Path
 from diffusion_distill.main import Run
-from diffusion_distill import config as configs
 from diffusion_distill.training import checkpoints
 from diffusion_distill.runs.workdir import Workdir
 run = Run(Workdir.open({str(workdir)!r}).config, {str(workdir)!r})

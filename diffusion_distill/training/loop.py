@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
+from diffusion_distill.config import to_dict
 from diffusion_distill.devices import distributed
 from diffusion_distill.devices.distributed import fetch, several
 from diffusion_distill.devices.sharding import place, replicated
@@ -133,7 +133,7 @@ def train(
     key = jax.random.fold_in(jax.random.key(config.seed), stage.rng_id)
     round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
     key, round = place((key, round), replicated(mesh))
-    fields = {"config": configs.to_dict(config), "stage": vars(stage)}
+    fields = {"config": to_dict(config), "stage": vars(stage)}
 
     progress = Progress(
         stage.name, start, stage.updates, batch_size, config.runtime.log_every_seconds
