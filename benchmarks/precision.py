@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks import measuring
-from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices.distributed import fetch
@@ -30,6 +29,7 @@ from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import abstract_state, init_teacher
 from diffusion_distill.training.step import Recipe, Round
 from diffusion_distill.training.update import make_update
+from diffusion_distill.validate import validate
 
 WINDOW = 50  # updates that a smoothed loss is the mean of
 
@@ -140,7 +140,7 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     config = cli.required("config", flags.FLAGS.config)
-    configs.validate(config)
+    validate(config)
     numbers = [
         cli.at_least(name, flags.FLAGS[name].value, 1)
         for name in ("updates", "num_images", "num_steps")

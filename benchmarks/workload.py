@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
@@ -31,6 +30,7 @@ from diffusion_distill.training.recorder import Recorder
 from diffusion_distill.training.state import TrainState, abstract_state
 from diffusion_distill.training.step import Recipe, Round, train_step
 from diffusion_distill.training.update import make_update
+from diffusion_distill.validate import validate
 
 IMAGES = 4096  # in the made-up data set
 
@@ -66,7 +66,7 @@ class Workload:
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
         """Raises UserError where the config is not valid, or says nothing of its images."""
-        configs.validate(config)
+        validate(config)
         self.config, self.mesh = config, mesh or make_mesh(config.runtime.fsdp)
         data = describe(config)
         rng = np.random.default_rng(0)

@@ -14,7 +14,6 @@ import ml_collections
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
@@ -59,6 +58,7 @@ from diffusion_distill.training.state import (
 )
 from diffusion_distill.training.step import Recipe
 from diffusion_distill.training.update import make_update
+from diffusion_distill.validate import validate
 
 
 def run_config(config: ml_collections.ConfigDict, workdir: str | Path) -> "Setup":
@@ -121,7 +121,7 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
             or the workdir holds another run.
         CheckpointError: the teacher's checkpoint is damaged.
     """
-    everywhere(lambda: configs.validate(config))
+    everywhere(lambda: validate(config))
     mesh = make_mesh(config.runtime.fsdp)
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
     source = everywhere(lambda: sources.load(config.data, cache=cache_dir(config)))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from configs.digits_distill import get_config
-from diffusion_distill.config import base, differences, from_dict, to_dict, validate
+from diffusion_distill.config import base, differences, to_dict
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.features import FEATURES
+from diffusion_distill.validate import from_dict, validate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

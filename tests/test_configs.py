@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffusion_distill import config as configs
+from diffusion_distill.config import differences, to_dict
 from diffusion_distill.models.build import build_unet, init_params
 from diffusion_distill.stages import plan
+from diffusion_distill.validate import from_file, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -17,13 +18,13 @@ PAPER = ("cifar10", "imagenet64", "lsun_bedroom128", "lsun_church128")
 
 def load(name, variant=""):
     path = ROOT / "configs" / f"{name}.py"
-    return configs.from_file(f"{path}:{variant}" if variant else str(path))
+    return from_file(f"{path}:{variant}" if variant else str(path))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("variant", ["", "tiny"])
 def test_every_config_is_valid_and_says_what_to_expect(path, variant):
-    configs.validate(load(path.stem, variant))
+    validate(load(path.stem, variant))
     docstring = path.read_text().split('"""')[1]
     assert f"--config=configs/{path.name}" in docstring
     paragraphs = {p.partition(":")[0].strip(): p for p in docstring.split("\n\n")}
@@ -96,7 +97,7 @@ def test_networks_have_the_papers_number_of_parameters(name, millions):
 @pytest.mark.parametrize("variant", ["", "tiny"])
 def test_a_teacher_config_is_its_distill_config_without_the_rounds(name, variant):
     teacher, distill = load(f"{name}_teacher", variant), load(f"{name}_distill", variant)
-    lines = configs.differences(configs.to_dict(teacher), configs.to_dict(distill))
+    lines = differences(to_dict(teacher), to_dict(distill))
     assert [line.split(":")[0] for line in lines] == ["distill.end_steps"]
     assert [stage.name for stage in plan(teacher)] == ["teacher"]
 

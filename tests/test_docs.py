@@ -9,8 +9,9 @@ import ml_collections
 import pytest
 
 from diffusion_distill import paper
-from diffusion_distill.config import base, validate
+from diffusion_distill.config import base
 from diffusion_distill.errors import UserError
+from diffusion_distill.validate import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]

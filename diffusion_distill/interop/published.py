@@ -21,7 +21,6 @@ from absl import flags
 from flax import serialization
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.runs.network import Network, abstract_weights, place
@@ -30,6 +29,7 @@ from diffusion_distill.stages import started_from
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
+from diffusion_distill.validate import validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"one FILE must be given, and {len(argv) - 1} were")
     config = cli.required("config", flags.FLAGS.config)
     path = cli.required("workdir", flags.FLAGS.workdir)
-    configs.validate(config)
+    validate(config)
     network = load(argv[1], config, make_mesh())
     config = started_from(config, argv[1], network.fixed_steps)
     run = Workdir(

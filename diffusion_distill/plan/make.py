@@ -4,7 +4,6 @@ import dataclasses
 
 import ml_collections
 
-from diffusion_distill import config as configs
 from diffusion_distill.devices.sharding import check_divides, make_mesh
 from diffusion_distill.metrics.measure import cache_dir
 from diffusion_distill.plan import hardware
@@ -20,6 +19,7 @@ from diffusion_distill.plan.bounds import (
 from diffusion_distill.plan.programs import LEAST_EFFORT, Cost, Data, cost, describe, programs
 from diffusion_distill.stages import plan as stages_of
 from diffusion_distill.terminal.console import say
+from diffusion_distill.validate import validate
 
 NO_LIMIT = "simulated devices have no times and no limit"
 
@@ -59,7 +59,7 @@ def make_plan(
     Raises:
         UserError: the config, or the network, or the number of devices does not go with the rest.
     """
-    configs.validate(config)
+    validate(config)
     mesh = make_mesh(config.runtime.fsdp, hardware.devices(topology))
     parts = config.runtime.accumulation
     check_divides(mesh, "train.batch_size", config.train.batch_size, parts)

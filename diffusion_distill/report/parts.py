@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffusion_distill import config as configs
+from diffusion_distill.config import base, to_dict
 from diffusion_distill.report import figures, table
 from diffusion_distill.report.mosaic import mosaic
 from diffusion_distill.report.run import RunFiles, StageFiles
@@ -323,7 +323,7 @@ def _neighbour_text(run: RunFiles, of: dict[str, np.ndarray]) -> str:
 
 def settings(runs: list[RunFiles]) -> list[dict]:
     """Sections of fields, each with its value in every run, its default, and what differs."""
-    defaults = _flat(configs.to_dict(configs.base()))
+    defaults = _flat(to_dict(base()))
     values = [_flat(run.config) for run in runs]
     names = dict.fromkeys([*defaults, *(name for fields in values for name in fields)])
     sections: dict[str, list] = {}

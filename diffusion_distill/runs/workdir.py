@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ml_collections
 
-from diffusion_distill import config as configs
+from diffusion_distill.config import differences, to_dict
 from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.runs import checkpoints
@@ -32,6 +32,7 @@ from diffusion_distill.storage.files import (
     write_atomically,
     write_rows,
 )
+from diffusion_distill.validate import from_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Workdir:
             raise UserError(f"{path} is not the workdir of a run: it has no config.json")
         fields = read_json(path / "config.json")
         try:
-            config = configs.from_dict(fields["config"])
+            config = from_dict(fields["config"])
             return cls(
                 path,
                 config,
@@ -101,7 +102,7 @@ class Workdir:
     def _check(self) -> None:
         path = self.path
         if (path / "config.json").exists():
-            lines = configs.differences(_fields(Workdir.open(path)), _fields(self))
+            lines = differences(_fields(Workdir.open(path)), _fields(self))
             if lines:
                 raise UserError(
                     f"{path} holds a run of another config: {'; '.join(lines)}. Choose another "
@@ -193,7 +194,7 @@ class Workdir:
             return False
         checkpoints.set_aside_newer(directory, None)
         with contextlib.closing(checkpoints.Writer(directory, kept=1)) as writer:
-            meta = {"config": configs.to_dict(self.config), "stage": vars(stage), "seconds": 0.0}
+            meta = {"config": to_dict(self.config), "stage": vars(stage), "seconds": 0.0}
             writer.save(0, {"ema_params": params}, meta)
         return True
 
@@ -212,7 +213,7 @@ class Workdir:
 
 def _fields(run: Workdir) -> dict:
     return {
-        "config": configs.to_dict(run.config),
+        "config": to_dict(run.config),
         "image_shape": list(run.image_shape),
         "num_classes": run.num_classes,
         "teacher_num_steps": run.teacher_fixed_steps or 0,

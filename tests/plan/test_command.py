@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffusion_distill import config as configs
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.plan import programs as programs_module
@@ -18,6 +17,7 @@ from diffusion_distill.plan.hardware import parse_topology
 from diffusion_distill.plan.make import make_plan
 from diffusion_distill.plan.programs import cost, describe, programs
 from diffusion_distill.stages import plan as stages_of
+from diffusion_distill.validate import from_file
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -79,14 +79,14 @@ def test_one_teacher_and_one_student_and_none_that_is_not_trained():
 
 
 def test_the_data_need_not_be_there():
-    config = configs.from_file(str(ROOT / "configs/imagenet64_distill.py"))
+    config = from_file(str(ROOT / "configs/imagenet64_distill.py"))
     data = describe(config)
     assert (data.image_shape, data.num_classes, data.num_images) == ((64, 64, 3), 1000, 0)
     assert "there is no data/imagenet64: 64x64x3, read ahead, 1000 labels" in data.assumed
     config.data.image_size = 0
     with pytest.raises(UserError, match="config.data.image_size is 0"):
         describe(config)
-    cifar = describe(configs.from_file(str(ROOT / "configs/cifar10_distill.py")))
+    cifar = describe(from_file(str(ROOT / "configs/cifar10_distill.py")))
     assert (cifar.image_shape, cifar.num_images) == ((32, 32, 3), 50_000)
 
 
