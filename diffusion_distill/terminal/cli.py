@@ -99,7 +99,7 @@ def _parse(argv: list[str]) -> list[str]:
         reason = error  # else mostly a field in --config.field=value; the reason is inside others
         while isinstance(reason, Exception) and reason.args:
             reason = reason.args[0]
-        reason = str(reason).replace("\n", ". ").translate(dict.fromkeys(map(ord, "'\"")))
+        reason = (str(reason) or repr(reason)).replace("\n", ". ").replace("'", "").replace('"', "")
         raise UserError(f"a --config flag names a field that is not there: {reason}") from error
     except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
         # Where a config file raised, the message is its whole traceback; the end says why.
