@@ -102,6 +102,8 @@ class Progress:
     def skip(self, count: int) -> None:
         """So many units were done before: they count, but not for the speed."""
         self._bar.reset(self._task.id, completed=self._task.completed + count)
+        if self._above is not None:
+            self._draw(self._sentence("starting"))
 
     def add(self, count: int) -> None:
         """So many more units are done."""

@@ -98,6 +98,7 @@ def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
 def test_sampling_a_network_without_labels(tmp_path):
     config = tiny_config()
     config.model.class_conditional = False
+    config.model.channel_multipliers = (1,)
     config.eval.label_agreement = False
     config.eval.num_images, config.eval.baselines = 10, ()
     config.teacher.updates = 1
