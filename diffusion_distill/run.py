@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
-from diffusion_distill.devices.distributed import everywhere, on_main
+from diffusion_distill.devices.distributed import everywhere, fetch, on_main
 from diffusion_distill.devices.sharding import (
     check_divides,
     make_mesh,
@@ -44,11 +44,12 @@ from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import remove, write_atomically
 from diffusion_distill.terminal.console import duration, say
-from diffusion_distill.terminal.progress import RunProgress
+from diffusion_distill.terminal.progress import RunLeft, no_run
 from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import Job, train
 from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.outlook import Outlook, outlook
 from diffusion_distill.training.recorder import Recorder
 from diffusion_distill.training.state import (
     TrainState,
@@ -207,24 +208,28 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
         NonFiniteError: a loss or gradient was not finite.
     """
     workdir = setup.workdir
-    setup.measurer.check = stop.raise_if_asked
     workdir.begin()
-    with workdir.lock(), stop, _progress(setup) as shown:
+    run_left = _outlook(setup).seconds_left
+    setup.measurer.check, setup.measurer.run_left = stop.raise_if_asked, run_left
+    with workdir.lock(), stop:
         _show_results(workdir)  # a stop may have come between a row and this
         measured = {row["stage"] for row in workdir.results()}
         for number, stage in enumerate(setup.stages.values(), 1):
             if stage.name in measured and _is_settled(workdir, stage):
                 continue
             say(f"{stage.name}: stage {number} of {len(setup.stages)}, {stage.updates} updates")
-            params, seconds = train_stage(setup, programs, stage, stop)
+            params, seconds = train_stage(setup, programs, stage, stop, run_left)
             if stage.name not in measured:
-                shown.measuring(stage.name)
                 _measure(setup, programs, stage, params, seconds)
             del params  # frees the devices for the next stage
 
 
 def train_stage(
-    setup: Setup, programs: Programs, stage: Stage, stop: StopSignal
+    setup: Setup,
+    programs: Programs,
+    stage: Stage,
+    stop: StopSignal,
+    run_left: RunLeft = no_run,
 ) -> tuple[dict, float]:
     """The averaged weights of a stage at its end, and the seconds that training it took.
 
@@ -240,7 +245,8 @@ def train_stage(
         return teachers.copy(setup.teacher, setup.network, workdir, setup.mesh), 0.0
     teacher_params = None
     if stage.teacher is not None:
-        teacher_params, _ = train_stage(setup, programs, setup.stages[stage.teacher], stop)
+        before = setup.stages[stage.teacher]
+        teacher_params, _ = train_stage(setup, programs, before, stop, run_left)
     checkpoints.set_aside_newer(directory, whole)
     if whole is None:
         state, seconds = _first_state(setup, stage, teacher_params), 0.0
@@ -253,7 +259,9 @@ def train_stage(
     workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
     update, feed = programs.update(stage), programs.feed
     job = Job(stage, setup.config, setup.mesh, update, teacher_params, feed)
-    recorder = Recorder(stage, setup.config, workdir.path, int(state.step), seconds)
+    recorder = Recorder(
+        stage, setup.config, workdir.path, int(fetch(state.step)), seconds, run_left
+    )
     state = train(job, state, recorder, stop)
     return state.ema_params, recorder.seconds
 
@@ -343,14 +351,12 @@ def _show_results(workdir: Workdir) -> None:
     on_main(write)
 
 
-def _progress(setup: Setup) -> RunProgress:
-    """The progress of all stages that are left."""
-    stages = list(setup.stages.values())
+def _outlook(setup: Setup) -> Outlook:
+    """How long this run still takes; it knows how long finished stages took."""
+    stages, evaluation = list(setup.stages.values()), setup.config.eval
     all_steps = [stage.num_steps for stage in stages]
     parts = {
-        stage.name: measuring_parts(
-            stage, all_steps, setup.config.eval, setup.fixed_steps(stage) or 0
-        )
+        stage.name: measuring_parts(stage, all_steps, evaluation, setup.fixed_steps(stage) or 0)
         for stage in stages
     }
-    return RunProgress(stages, parts, setup.workdir.results())
+    return outlook(stages, parts, setup.workdir.results())

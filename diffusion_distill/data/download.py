@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.files import locked
-from diffusion_distill.terminal.console import Countdown, duration, say
+from diffusion_distill.terminal.console import duration, say
+from diffusion_distill.terminal.progress import Progress
 
 TIMEOUT = 30.0  # seconds without a byte, then the connection counts as dropped
 WAITS = (1.0, 4.0, 10.0)  # seconds before each new attempt, for as long as nothing more comes
@@ -159,12 +160,12 @@ def _receive(opener: urllib.request.OpenerDirector, url: str, part: Path, size: 
             if have and response.status != 206:  # the whole file, though a part was asked for
                 file.truncate(0)
                 have = 0
-            countdown = Countdown(part.stem, size, "bytes")
-            countdown.skip(have)
-            while have < size and (block := response.read1(min(BLOCK, size - have))):
-                _write(url, file, block)
-                have += len(block)
-                countdown.add(len(block))
+            with Progress(part.stem, size, "bytes") as progress:
+                progress.skip(have)
+                while have < size and (block := response.read1(min(BLOCK, size - have))):
+                    _write(url, file, block)
+                    have += len(block)
+                    progress.add(len(block))
 
 
 def _total(response: http.client.HTTPResponse) -> int | None:

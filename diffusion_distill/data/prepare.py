@@ -26,7 +26,8 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import locked, read_json, write_atomically
 from diffusion_distill.terminal import cli
-from diffusion_distill.terminal.console import Countdown, say
+from diffusion_distill.terminal.console import say
+from diffusion_distill.terminal.progress import Progress
 
 TRIED = 1000  # images after which it is too many when half of them could not be read
 FILE_BYTES = 2**27  # of images in one file: what is in memory at once, and what a stop can cost
@@ -114,10 +115,10 @@ def prepare(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_B
             say(f"{folder}: prepared already, {manifest.count:,} images")
             return manifest
         _begin(folder, origin)
-        progress = Countdown("prepare", len(source), "images")
+        progress = Progress("prepare", len(source), "images")
         parts = []
         tried = _Tried(len(source))
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
+        with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
             try:
                 for number, first in enumerate(range(0, len(source), size)):
                     indices = np.arange(first, min(first + size, len(source)))

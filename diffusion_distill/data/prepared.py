@@ -32,7 +32,8 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
 from diffusion_distill.storage.files import CACHE_DIR, cache_folder, read_json, write_atomically
 from diffusion_distill.storage.files import sha256 as checksum
-from diffusion_distill.terminal.console import Countdown, say
+from diffusion_distill.terminal.console import say
+from diffusion_distill.terminal.progress import Progress
 
 PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose settings `prepare` knows
 FORMAT = 1
@@ -202,8 +203,8 @@ def local_copy(folder: Path, manifest: Manifest, cache: Path) -> Path:
         if missing:
             _check_room(copy, manifest)
             say(f"{folder}: copying {len(missing)} files to {copy}")
-        progress = Countdown(f"{folder}", len(missing), "files")
-        with concurrent.futures.ThreadPoolExecutor(THREADS, "copy") as pool:
+        progress = Progress(f"{folder}", len(missing), "files")
+        with progress, concurrent.futures.ThreadPoolExecutor(THREADS, "copy") as pool:
             work = [pool.submit(_copy, folder / name, copy / name, sha) for name, sha in missing]
             try:
                 for done in concurrent.futures.as_completed(work):

@@ -15,7 +15,8 @@ from diffusion_distill.errors import CheckpointError, NonFiniteError
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.stages import Stage
 from diffusion_distill.terminal.console import say
-from diffusion_distill.training.logs import MetricsLog, Progress
+from diffusion_distill.terminal.progress import Progress, RunLeft, no_run
+from diffusion_distill.training.logs import MetricsLog
 from diffusion_distill.training.state import TrainState
 
 # Metrics that stop the run where they are not finite. The update's norm is among them because
@@ -33,6 +34,7 @@ class Recorder:
         workdir: Path,
         start: int,
         seconds: float = 0.0,
+        run_left: RunLeft = no_run,
     ):
         """Opens the stage's log and its folder of checkpoints.
 
@@ -42,18 +44,15 @@ class Recorder:
             workdir: of the run.
             start: updates that are made already.
             seconds: that were spent on them.
+            run_left: see `Progress`.
         """
         self._began = time.monotonic() - seconds
         self._stage, self._every = stage, config.runtime.log_every_updates
         self._meta = {"config": to_dict(config), "stage": vars(stage)}
         self._directory = checkpoints.folder(workdir, stage.name)
-        self._progress = Progress(
-            stage.name,
-            start,
-            stage.updates,
-            config.train.batch_size,
-            config.runtime.log_every_seconds,
-        )
+        every, images = config.runtime.log_every_seconds, config.train.batch_size
+        self._progress = Progress(stage.name, stage.updates, "step", every, images, run_left)
+        self._progress.skip(start)
         self._writer = checkpoints.Writer(self._directory, config.train.checkpoints_kept)
         is_main = distributed.is_main()
         self._log = MetricsLog(workdir / stage.name, start) if is_main else None
@@ -79,7 +78,7 @@ class Recorder:
                 raise NonFiniteError(self._not_finite(step, row))
             if self._log and (step % self._every == 0 or step == self._stage.updates):
                 self._log.write(step, row)
-        self._progress.update(step, row["loss"])
+        self._progress.update(step, f"loss {row['loss']:.4f}")
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts to write a checkpoint; see `checkpoints.Writer.save`."""
@@ -96,9 +95,11 @@ class Recorder:
         self._writer.wait()
 
     def __enter__(self) -> "Recorder":
+        self._progress.__enter__()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        self._progress.__exit__(kind, error, traceback)
         for resource in (self._writer, self._log):
             try:
                 if resource is not None:

@@ -93,12 +93,12 @@ def test_dropped_connections_are_taken_up_again(fetch, server, path, answer, res
 def test_an_interrupt_leaves_the_part_alone_and_the_same_call_goes_on(
     fetch, server, path, monkeypatch
 ):
-    class Interrupting(download.Countdown):
+    class Interrupting(download.Progress):
         def add(self, count):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(download, "Countdown", Interrupting)
+        patch.setattr(download, "Progress", Interrupting)
         fetch()
     assert os.listdir(path.parent) == ["file.tar.gz.part"]
     have = path.with_name("file.tar.gz.part").stat().st_size
