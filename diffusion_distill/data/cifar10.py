@@ -1,8 +1,9 @@
 """CIFAR-10 as its authors publish it, every file checked against its published checksum.
 
 Both of its versions for programs are read, unpacked or as the tar.gz: the binary one and the
-Python one. The latter's files are pickles, and are never unpickled. Both hold the same records,
-byte for byte and in the same order, so that a run may change from one to the other.
+Python one. The latter's files are pickles, read by an unpickler that makes nothing but plain data
+of them. Both hold the same records, byte for byte and in the same order, so that a run may change
+from one to the other.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
 https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
@@ -11,7 +12,8 @@ https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
 import dataclasses
 import gzip
 import hashlib
-import pickletools
+import io
+import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -132,27 +134,35 @@ def _binary_records(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
 
 
-def _pickled_records(content: bytes) -> np.ndarray:
-    """The records of a file of the Python version, read off its opcodes; nothing is executed.
+class _Stored:
+    """What stands for NumPy's array, and for its dtype, in a pickle: what they were stored as."""
 
-    Python 2 pickled a dict there, whose keys are short strings. After "labels" come small
-    integers, one an image, until the next string. The pixels, an array [N, PIXELS], are the one
-    long string, just after the flag that says whether they are in Fortran order.
-    """
-    labels, pixels, order = [], b"", "C"
-    last_string = last_opcode = ""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "SHORT_BINSTRING":
-            last_string = argument
-        elif opcode.name == "BININT1" and last_string == "labels":
-            labels.append(argument)
-        elif opcode.name == "BINSTRING":
-            pixels = argument.encode("latin-1")  # genops gives each byte as one character
-            order = "F" if last_opcode == "NEWTRUE" else "C"
-        last_opcode = opcode.name
-    records = np.empty((len(labels), 1 + PIXELS), np.uint8)
-    records[:, 0] = labels
-    records[:, 1:] = np.frombuffer(pixels, np.uint8).reshape((-1, PIXELS), order=order)
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows plain data and stored arrays; what else a pickle names is neither imported nor run."""
+
+    NAMES = ("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype")
+
+    def find_class(self, module: str, name: str) -> type:
+        if f"{module} {name}" not in self.NAMES:
+            raise UserError(f"a pickle names '{module} {name}', which is no part of CIFAR-10")
+        return _Stored
+
+
+def _pickled_records(content: bytes) -> np.ndarray:
+    """The records of a file of the Python version: a dict that Python 2 pickled."""
+    batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    _, shape, _, by_columns, pixels = batch[b"data"].state
+    records = np.empty((len(batch[b"labels"]), 1 + PIXELS), np.uint8)
+    records[:, 0] = batch[b"labels"]
+    order = "F" if by_columns else "C"
+    records[:, 1:] = np.frombuffer(pixels, np.uint8).reshape(shape, order=order)
     return records
 
 
