@@ -22,7 +22,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.data.download import fetch
+from diffusion_distill.data.download import download_file
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import as_path, is_bucket
@@ -91,12 +91,12 @@ def download(out: Path, url: str = URL) -> Path:
         The path of the tar.gz. A config's `data.path` may name it or `out`.
 
     Raises:
-        UserError: see `data.download.fetch`; or a file inside is not the release's.
+        UserError: see `data.download.download_file`; or a file inside is not the release's.
     """
     if is_bucket(out):
         raise UserError(f"--out={out} is a bucket; download into a folder, then copy it there")
     archive = Path(out) / BINARY.archive
-    if fetch(url, archive, checksum=ARCHIVE_CHECKSUM, size=ARCHIVE_SIZE):
+    if download_file(url, archive, checksum=ARCHIVE_CHECKSUM, size=ARCHIVE_SIZE):
         try:
             _batches(archive, RECORDS_SHA1)
         except UserError:

@@ -5,7 +5,8 @@ python -m diffusion_distill.data.prepare --dataset=imagenet64 --path=ILSVRC2012/
 python -m diffusion_distill.data.prepare --source=folder --path=photos --image_size=64 --out=data/photos
 python -m diffusion_distill.data.prepare --verify --out=data/photos
 
-The same command goes on where it was stopped. Images that cannot be read are left out, and named.
+The same command goes on where it was stopped; a download begins anew. Images that cannot be read are
+left out, and named.
 """  # noqa: E501
 
 import concurrent.futures
