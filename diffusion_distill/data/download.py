@@ -98,7 +98,7 @@ def _receive(url: str, part: Path, size: int) -> None:
 
 
 def _attempt(url: str, part: Path, size: int) -> None:
-    """As `_receive`. Raises OSError, HTTPException or, where another attempt is no use, UserError."""
+    """As `_receive`. Raises UserError only where another attempt is of no use."""
     request = urllib.request.Request(url, headers={"User-Agent": "diffusion_distill"})
     with open(part, "wb") as file, _opener().open(request, timeout=TIMEOUT) as answer:
         length = answer.headers.get("Content-Length", "")

@@ -17,7 +17,6 @@ slower than a batch is trained on; and their checksums could not be compared.
 
 import concurrent.futures
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -30,8 +29,14 @@ import numpy as np
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
-from diffusion_distill.storage.files import CACHE_DIR, cache_folder, read_json, write_atomically
-from diffusion_distill.storage.files import sha256 as checksum
+from diffusion_distill.storage.files import (
+    CACHE_DIR,
+    cache_folder,
+    locked_in_turn,
+    read_json,
+    sha256,
+    write_atomically,
+)
 from diffusion_distill.terminal.console import Countdown, say
 
 PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose settings `prepare` knows
@@ -195,9 +200,7 @@ def local_copy(folder: Path, manifest: Manifest, cache: Path) -> Path:
     """
     copy = cache / "data" / f"{manifest.name}-{manifest.split}-{manifest.fingerprint[:16]}"
     files = [(LABELS, manifest.labels_sha256), *((n, s) for n, _, s in manifest.files)]
-    copy.mkdir(parents=True, exist_ok=True)
-    with open(copy / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed, by whatever end
+    with locked_in_turn(copy / ".lock", each_process=True):
         missing = [(name, sha) for name, sha in files if not (copy / name).exists()]
         if missing:
             _check_room(copy, manifest)
@@ -249,29 +252,25 @@ def verify(folder: Path, manifest: Manifest) -> None:
     Raises:
         UserError: one differs, or is not there; names the first.
     """
-    files = [(n, s) for n, _, s in manifest.files] + [(LABELS, manifest.labels_sha256)]
-
-    def damaged(file: tuple[str, str]) -> bool:
-        return sha256(folder / file[0]) != file[1]
-
+    names = [*(name for name, _, _ in manifest.files), LABELS]
+    sums = [*(sha for _, _, sha in manifest.files), manifest.labels_sha256]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (name, _), bad in zip(files, pool.map(damaged, files), strict=True):
-            if bad:
-                raise UserError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+        list(pool.map(_check, (folder / name for name in names), sums))
 
 
-def sha256(path: Path) -> str:
-    """Of a file, which must be there (UserError)."""
+def _check(path: Path, expected: str) -> None:
+    """Raises UserError where a file is missing, or has another checksum."""
     try:
-        return checksum(path)
+        found = sha256(path)
     except FileNotFoundError:
         raise UserError(f"there is no {path}, which the manifest names") from None
+    if found != expected:
+        raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
 
 
 def _labels(folder: Path, manifest: Manifest) -> np.ndarray:
     path = folder / LABELS
-    if sha256(path) != manifest.labels_sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
+    _check(path, manifest.labels_sha256)
     labels = np.load(path, allow_pickle=False)
     return checked_labels(labels, manifest.count, manifest.num_classes, str(path))[0]
 
