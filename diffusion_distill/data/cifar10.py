@@ -22,6 +22,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from diffusion_distill.data import fields
 from diffusion_distill.data.download import download_file
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
@@ -73,11 +74,12 @@ def load(config: ml_collections.ConfigDict) -> Source:
             field asks for what CIFAR-10 has not; names the file or the field.
     """
     if config.split not in SPLITS:
-        raise UserError(f"config.data.split is {config.split!r}; CIFAR-10 has train and test")
+        raise UserError(fields.SPLIT, f" is {config.split!r}; CIFAR-10 has train and test")
     if config.image_size not in (0, 32):
         raise UserError(
-            f"config.data.image_size is {config.image_size}; CIFAR-10's images are 32x32, and are "
-            "not resized: it must be 0 or 32"
+            fields.IMAGE_SIZE,
+            f" is {config.image_size}; CIFAR-10's images are 32x32, and are not resized: it must "
+            "be 0 or 32",
         )
     batches = _batches(_find(config.path), SPLITS[config.split])
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
@@ -180,7 +182,7 @@ def _find(path: str) -> Path:
     found = as_path(path)
     get = f"this gets it: python -m diffusion_distill.data.prepare --dataset=cifar10 --out={found}"
     if not found.exists():
-        raise UserError(f"config.data.path: there is no {found}; {get}")
+        raise UserError(fields.PATH, f": there is no {found}; {get}")
     if found.is_file() or any(_has_batches(found, version) for version in VERSIONS):
         return found
     names = [version.folder for version in VERSIONS] + [version.archive for version in VERSIONS]
@@ -188,7 +190,7 @@ def _find(path: str) -> Path:
         if (found / name).exists():
             return found / name
     names += [version.file("data_batch_1") for version in VERSIONS]
-    raise UserError(f"config.data.path: {found} holds none of {', '.join(names)}; {get}")
+    raise UserError(fields.PATH, f": {found} holds none of {', '.join(names)}; {get}")
 
 
 def _has_batches(folder: Path, version: _Version) -> bool:

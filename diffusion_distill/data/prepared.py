@@ -27,7 +27,7 @@ import ml_collections
 import numpy as np
 
 from diffusion_distill.data.source import Source, checked_labels
-from diffusion_distill.errors import UserError
+from diffusion_distill.errors import Field, UserError
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
 from diffusion_distill.storage.files import (
     CACHE_DIR,
@@ -131,14 +131,15 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     root = as_path(config.path)
     folder = root / config.split
     if not root.is_dir():
-        raise UserError(f"there is no {root}; {_how_to_make(root, config)}")
+        raise UserError(f"there is no {root}; ", *_how_to_make(root, config))
     if not (folder / MANIFEST).exists():
         splits = sorted(p.parent.name for p in root.glob(f"*/{MANIFEST}"))
         if (folder / PREPARING).exists():
             raise UserError(f"{folder} is not finished: prepare was stopped; its command goes on")
         raise UserError(
-            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}; "
-            f"{_how_to_make(root, config)}"
+            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}",
+            "; ",
+            *_how_to_make(root, config),
         )
     manifest = Manifest.read(folder)
     if is_bucket(folder):
@@ -171,7 +172,7 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     )
 
 
-def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> str:
+def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> tuple[str, Field]:
     rest = "" if config.split == "train" else f"--split={config.split} "
     known = f"--dataset={root.name}"
     if root.name not in PUBLISHED:
@@ -180,7 +181,8 @@ def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> str:
         rest += f"(in place of --source and what it goes with: --dataset={'|'.join(PUBLISHED)}) "
     return (
         f"make it with: python -m diffusion_distill.data.prepare {known} --path=... --out={root} "
-        f"{rest}or say where it is with --config.data.path"
+        f"{rest}or say where it is with ",
+        Field("--config.data.path"),
     )
 
 
