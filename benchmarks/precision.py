@@ -20,7 +20,7 @@ from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import check_divides, make_mesh, place, replicated
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.models.build import build_unet
 from diffusion_distill.stages import plan
 from diffusion_distill.terminal import cli
@@ -57,10 +57,8 @@ def trained(
 
 def sampled(config, params: dict, source: Source, mesh: Mesh, z: np.ndarray, num_steps: int):
     """Images [N, H, W, C] in [-1, 1] that DDIM makes of noise z, computed as the config says."""
-    model = build_unet(config, source.image_shape[-1], source.num_classes)
-    function, size = make_sample_fn(model, config, "ddim", mesh), config.runtime.sampler_batch_size
-    shape, num_classes = source.image_shape, model.num_classes
-    return Sampler(function, params, num_steps, shape, num_classes, mesh, size).from_noise(z)
+    program = make_sample_program(config, source.image_shape, source.num_classes, "ddim", mesh)
+    return Sampler(program, params, num_steps).from_noise(z)
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:

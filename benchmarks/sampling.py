@@ -21,7 +21,7 @@ from diffusion_distill.data import sources
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import batched, make_mesh, replicated
 from diffusion_distill.errors import UserError
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.models.build import abstract_params, build_unet
 from diffusion_distill.terminal import cli
 
@@ -57,8 +57,8 @@ def row(config, image_shape, num_classes: int, num_steps: int, size: int, repeat
     shapes = abstract_params(model, image_shape, mesh)
     params = jax.tree.map(lambda s: np.float32(0.02 * rng.normal(size=s.shape)), shapes)
     params = jax.device_put(params, replicated(mesh))
-    sample_fn = make_sample_fn(model, config, "ddim", mesh)
-    sampler = Sampler(sample_fn, params, num_steps, image_shape, model.num_classes, mesh, size)
+    program = make_sample_program(config, image_shape, num_classes, "ddim", mesh, size)
+    sampler = Sampler(program, params, num_steps)
     size = sampler.batch_size(size)
     labels, indices = sampler.image_labels(size), np.arange(size)
 

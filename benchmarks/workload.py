@@ -17,7 +17,7 @@ from diffusion_distill.data.batches import Batch
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh, place, replicated, shardings
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
 from diffusion_distill.plan.flops import count_flops
 from diffusion_distill.plan.programs import describe
@@ -235,16 +235,11 @@ class Workload:
 
     def sampling(self, num_steps: int, size: int) -> Callable[[], None]:
         """A call that samples a batch to uint8 on the devices, and waits for it."""
-        sample_fn = make_sample_fn(self.model(), self.config, "ddim", self.mesh)
-        sampler = Sampler(
-            sample_fn,
-            self.params,
-            num_steps,
-            self.image_shape,
-            self.model().num_classes,
-            self.mesh,
-            size,
+        classes = self.model().num_classes
+        program = make_sample_program(
+            self.config, self.image_shape, classes, "ddim", self.mesh, size
         )
+        sampler = Sampler(program, self.params, num_steps)
         labels, indices = sampler.image_labels(size), np.arange(size)
 
         def call():

@@ -1,5 +1,6 @@
 """Images from trained weights: every image a function of (seed, its index) alone."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,10 +11,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill.data.batches import to_uint8_on_device
+from diffusion_distill.data.batches import batches_of, to_uint8_on_device
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import fetch
-from diffusion_distill.devices.sharding import batched, place, replicated
+from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
 from diffusion_distill.diffusion.process import clip_x
 from diffusion_distill.diffusion.samplers import (
     SAMPLERS,
@@ -23,7 +24,7 @@ from diffusion_distill.diffusion.samplers import (
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.build import make_denoiser, make_schedule
+from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
 
 # (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
@@ -127,6 +128,55 @@ def _starts(image_shape: tuple[int, int, int], mesh: Mesh) -> Callable:
 _to_uint8 = jax.jit(to_uint8_on_device)
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleProgram:
+    """A compiled sampler: all weights of one network, and all numbers of steps, share it.
+
+    Attributes:
+        sample_fn: of `make_sample_fn`.
+        image_shape: (H, W, C) of the images.
+        num_classes: labels that the network knows; 0 where it has none.
+        mesh: the devices.
+        batch_size: images at once, at the most.
+    """
+
+    sample_fn: SampleFn
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mesh: Mesh
+    batch_size: int
+
+
+def make_sample_program(
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    sampler: str,
+    mesh: Mesh,
+    batch_size: int | None = None,
+) -> SampleProgram:
+    """The compiled sampler of a config's network.
+
+    Args:
+        config: of the network.
+        image_shape: (H, W, C) of its images.
+        num_classes: labels of the data; used where config.model.class_conditional.
+        sampler, mesh: as for `make_sample_fn`.
+        batch_size: images at once, at the most; None for the config's.
+
+    Raises:
+        UserError: there is no sampler of that name.
+    """
+    model = build_unet(config, image_shape[-1], num_classes)
+    return SampleProgram(
+        make_sample_fn(model, config, sampler, mesh),
+        tuple(image_shape),
+        model.num_classes,
+        mesh,
+        batch_size or config.runtime.sampler_batch_size,
+    )
+
+
 class Sampler:
     """Images from one network in a set number of steps.
 
@@ -136,22 +186,11 @@ class Sampler:
         num_classes: labels that the network knows; 0 where it has none.
     """
 
-    def __init__(
-        self,
-        sample_fn: SampleFn,
-        params: dict,
-        num_steps: int,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        mesh: Mesh,
-        batch_size: int = 256,
-    ):
+    def __init__(self, program: SampleProgram, params: dict, num_steps: int):
         self.num_steps = num_steps
-        self.image_shape = tuple(image_shape)
-        self.num_classes = num_classes
-        self._sample_fn, self._params = sample_fn, params
-        self._start = _starts(self.image_shape, mesh)
-        self._mesh, self._batch_size = mesh, batch_size
+        self.image_shape, self.num_classes = program.image_shape, program.num_classes
+        self._program, self._params, self._mesh = program, params, program.mesh
+        self._start = _starts(self.image_shape, self._mesh)
 
     def __call__(self, seed: int = 0, num_images: int = 64, labels: Labels = None) -> np.ndarray:
         """uint8 images [N, H, W, C]; image n depends on (seed, n) and its label alone.
@@ -187,8 +226,7 @@ class Sampler:
 
     def batch_size(self, num_images: int) -> int:
         """How many of num_images to sample at once: a multiple of the devices."""
-        size = min(self._batch_size, num_images)
-        return -(-size // self._mesh.size) * self._mesh.size
+        return rounded_up(min(self._program.batch_size, num_images), self._mesh)
 
     def check(self, seed: int, num_images: int, labels: Labels = None) -> np.ndarray:
         """The labels of the images that a call with these arguments gives, int32 [N].
@@ -253,15 +291,9 @@ class Sampler:
     def _images(self, z: jax.Array, keys: jax.Array, labels: np.ndarray) -> jax.Array:
         """float32 [B, H, W, C] of one batch, on the devices."""
         labels = place(labels, batched(self._mesh))
-        return self._sample_fn(self._params, z, keys, labels, self.num_steps)
+        return self._program.sample_fn(self._params, z, keys, labels, self.num_steps)
 
     def _in_batches(self, batch_fn, num_images: int) -> np.ndarray:
         """Images of indices 0 to N - 1, on the host; batch_fn(indices) gives a batch of them."""
-        size = self.batch_size(num_images)
-        # The last batch is filled up, with images that are then dropped, so that all batches have
-        # one shape and run one program.
-        images = [
-            batch_fn(np.minimum(np.arange(first, first + size), num_images - 1))
-            for first in range(0, num_images, size)
-        ]
+        images = [batch_fn(i) for i in batches_of(num_images, self.batch_size(num_images))]
         return np.concatenate([fetch(x) for x in images])[:num_images]

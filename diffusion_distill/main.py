@@ -34,7 +34,7 @@ from diffusion_distill.devices.sharding import (
     shardings,
 )
 from diffusion_distill.errors import CheckpointError, Stopped, UserError
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.interop import teacher as teachers
 from diffusion_distill.metrics.measure import Measurer, cache_dir
 from diffusion_distill.metrics.measure_stage import first_images, measuring_parts, stage_row
@@ -51,9 +51,9 @@ from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.files import remove, write_atomically
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import duration, say
-from diffusion_distill.terminal.progress import RunProgress
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import StopSignal, train
+from diffusion_distill.training.outlook import Outlook, outlook
 from diffusion_distill.training.state import TrainState, abstract_state, init_student, init_teacher
 from diffusion_distill.training.step import make_optimizer, make_update
 
@@ -90,6 +90,7 @@ class Run:
             )
         self._stop = StopSignal()
         self._measurer = Measurer(config, self.source, self.mesh, self._check_stop)
+        self._run_left = self._measurer.run_left
         num_classes = self._model().num_classes
         params = abstract_weights(config, self.image_shape, num_classes, self.mesh)
         network = Network(config, self.image_shape, num_classes, 0, params)
@@ -117,7 +118,7 @@ class Run:
         cast = functools.partial(compute_weights, dtype=config.model.dtype)
         self._cast = jax.jit(cast, out_shardings=shardings(params))  # of a student's teacher
         self._updates = {}  # compiled steps: one for the teacher, one for all students
-        self._sample_fns = {}  # compiled samplers, by name
+        self._sample_programs = {}  # compiled samplers, by name
         self._feed = None  # of batches, once something trains
 
     def finish(self) -> None:
@@ -130,7 +131,8 @@ class Run:
             NonFiniteError: a loss or gradient was not finite.
         """
         self._stop = StopSignal()
-        with self.workdir.lock(), self._stop as stop, self._progress() as self._shown:
+        self._run_left = self._measurer.run_left = self._outlook().seconds_left
+        with self.workdir.lock(), self._stop as stop:
             self._show_results()  # a stop may have come between a row and this
             measured = {row["stage"] for row in self.workdir.results()}
             for number, stage in enumerate(self.stages.values(), 1):
@@ -142,15 +144,15 @@ class Run:
                     self._measure(stage, params, seconds)
                 del params  # frees the devices for the next stage
 
-    def _progress(self) -> RunProgress:
-        """Of all stages, with what earlier starts timed."""
+    def _outlook(self) -> Outlook:
+        """How long this run still takes; it knows how long finished stages took."""
         stages = list(self.stages.values())
         all_steps = [stage.num_steps for stage in stages]
         parts = {
             stage.name: measuring_parts(stage, all_steps, self.config.eval, self._made_for(stage))
             for stage in stages
         }
-        return RunProgress(stages, parts, self.workdir.results())
+        return outlook(stages, parts, self.workdir.results())
 
     def _made_for(self, stage: Stage) -> int:
         """The only number of steps of a teacher that is itself a student; else 0."""
@@ -211,6 +213,7 @@ class Run:
             self.mesh,
             seconds,
             stop,
+            self._run_left,
         )
         return state.ema_params, seconds
 
@@ -218,7 +221,6 @@ class Run:
         """Adds the stage's row to the results, its pictures, and what is new to the report."""
         began = time.monotonic()
         say(f"{stage.name}: measuring")
-        self._shown.measuring(stage.name)
         directory = self.workdir.path / stage.name
 
         def sampler_of(name: str, num_steps: int) -> Sampler:
@@ -295,18 +297,11 @@ class Run:
 
     def _sampler(self, name: str, params: dict, num_steps: int) -> Sampler:
         """A sampler of these weights; all stages and numbers of steps share one compilation."""
-        model = self._model()
-        if name not in self._sample_fns:
-            self._sample_fns[name] = make_sample_fn(model, self.config, name, self.mesh)
-        return Sampler(
-            self._sample_fns[name],
-            params,
-            num_steps,
-            self.image_shape,
-            model.num_classes,
-            self.mesh,
-            self.config.runtime.sampler_batch_size,
-        )
+        if name not in self._sample_programs:
+            self._sample_programs[name] = make_sample_program(
+                self.config, self.image_shape, self.source.num_classes, name, self.mesh
+            )
+        return Sampler(self._sample_programs[name], params, num_steps)
 
     def _batches(self) -> Feed:
         on_device = self.config.runtime.data_on_device

@@ -16,7 +16,7 @@ import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
 from diffusion_distill.errors import CheckpointError, UserError
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import SampleProgram, Sampler, make_sample_fn
 from diffusion_distill.models.build import abstract_params, build_unet
 from tests.conftest import tiny_config
 
@@ -81,7 +81,7 @@ def test_labels_reach_the_images():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.float32(0.2 * rng.normal(size=s.shape)), shapes)
     sample_fn = make_sample_fn(model, config, "ddim", mesh)
-    sampler = Sampler(sample_fn, params, 2, (8, 8, 1), 10, mesh)
+    sampler = Sampler(SampleProgram(sample_fn, (8, 8, 1), 10, mesh, 256), params, 2)
     threes, fours, both = (sampler(0, 4, labels=labels).astype(int) for labels in (3, 4, [3, 4]))
     assert np.all(np.abs(threes - fours).max(axis=(1, 2, 3)) > 5)
     for n, expected in enumerate((threes, fours, threes, fours)):

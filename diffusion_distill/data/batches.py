@@ -1,6 +1,7 @@
 """Which images make up a batch, and how they become network input."""
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,15 @@ def batch_indices(seed: int, stage: int, step: int, batch_size: int, size: int) 
         for epoch in np.unique(epochs)
     ]
     return np.concatenate(parts).astype(np.int32)
+
+
+def batches_of(count: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
+    """Indices of images `first` to count - 1, int [batch_size] each, so that one program makes all.
+
+    The last batch is filled up with the last index; whoever asked drops what is too many.
+    """
+    for start in range(first, count, batch_size):
+        yield np.minimum(np.arange(start, start + batch_size), count - 1)
 
 
 def resident(source: Source) -> Batch:

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.files import locked
-from diffusion_distill.terminal.console import Countdown, duration, say
+from diffusion_distill.terminal.console import duration, say
+from diffusion_distill.terminal.progress import Progress
 
 TIMEOUT = 30.0  # seconds without a byte, then the connection counts as dropped
 WAITS = (1.0, 4.0, 10.0)  # seconds before each new attempt
@@ -104,9 +105,9 @@ def _attempt(url: str, part: Path, size: int) -> None:
         length = answer.headers.get("Content-Length", "")
         if length.isdecimal() and int(length) != size:
             raise UserError(f"{url}: the server has {int(length):,} bytes, not {size:,}")
-        progress = Countdown(part.stem, size, "bytes")
-        while (left := size - file.tell()) and (block := answer.read1(min(BLOCK, left))):
-            progress.add(file.write(block))
+        with Progress(part.stem, size, "bytes") as progress:
+            while (left := size - file.tell()) and (block := answer.read1(min(BLOCK, left))):
+                progress.add(file.write(block))
         if left:
             raise ConnectionError("the connection dropped")
 

@@ -37,7 +37,8 @@ from diffusion_distill.storage.files import (
     sha256,
     write_atomically,
 )
-from diffusion_distill.terminal.console import Countdown, say
+from diffusion_distill.terminal.console import say
+from diffusion_distill.terminal.progress import Progress
 
 PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose settings `prepare` knows
 FORMAT = 1
@@ -207,8 +208,8 @@ def local_copy(folder: Path, manifest: Manifest, cache: Path) -> Path:
         if missing:
             _check_room(copy, manifest)
             say(f"{folder}: copying {len(missing)} files to {copy}")
-        progress = Countdown(f"{folder}", len(missing), "files")
-        with concurrent.futures.ThreadPoolExecutor(THREADS, "copy") as pool:
+        progress = Progress(f"{folder}", len(missing), "files")
+        with progress, concurrent.futures.ThreadPoolExecutor(THREADS, "copy") as pool:
             work = [pool.submit(_copy, folder / name, copy / name, sha) for name, sha in missing]
             try:
                 for done in concurrent.futures.as_completed(work):

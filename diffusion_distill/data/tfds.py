@@ -13,7 +13,7 @@ from diffusion_distill.data.folder import in_threads
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import is_bucket
-from diffusion_distill.terminal.console import Countdown
+from diffusion_distill.terminal.progress import Progress
 
 PART = 1000  # records whose labels one thread reads at a time
 
@@ -107,11 +107,11 @@ def _labels(
 
     # In parts, because whatever the pool is given it keeps all of, from the start.
     parts = [range(n, min(n + PART, count)) for n in range(0, count, PART)]
-    labels, countdown = np.zeros(count, np.int32), Countdown(f"labels of {name}", count, "records")
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    labels, progress = np.zeros(count, np.int32), Progress(f"labels of {name}", count, "records")
+    with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for part, values in zip(parts, pool.map(labels_of, parts), strict=True):
             labels[part.start : part.stop] = values
-            countdown.add(len(part))
+            progress.add(len(part))
     return labels
 
 

@@ -12,7 +12,8 @@ from diffusion_distill.data.prepared import LABELS, MANIFEST, PREPARING, Manifes
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.files import locked, read_json, sha256, write_atomically
-from diffusion_distill.terminal.console import Countdown, say
+from diffusion_distill.terminal.console import say
+from diffusion_distill.terminal.progress import Progress
 
 TRIED = 1000  # images after which it is too many when half of them could not be read
 FILE_BYTES = 2**27  # of images in one file: what is in memory at once, and what a stop can cost
@@ -49,10 +50,10 @@ def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYT
             say(f"{folder}: prepared already, {manifest.count:,} images")
             return manifest
         _begin(folder, origin)
-        progress = Countdown("prepare", len(source), "images")
+        progress = Progress("prepare", len(source), "images")
         parts = []
         tried = _Tried(progress, len(source))
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
+        with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
             try:
                 for number, first in enumerate(range(0, len(source), size)):
                     indices = np.arange(first, min(first + size, len(source)))
@@ -66,7 +67,7 @@ def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYT
 class _Tried:
     """Names images that cannot be read as they come, and ends where they are too many."""
 
-    def __init__(self, progress: Countdown, total: int):
+    def __init__(self, progress: Progress, total: int):
         self.progress = progress
         self._total, self._count, self._unreadable = total, 0, []
 

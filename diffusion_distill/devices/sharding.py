@@ -107,3 +107,8 @@ def check_divides(mesh: Mesh, field: str, size: int, parts: int = 1) -> None:
         raise UserError(
             f"config.{field} is {size}; it must be a multiple of the {mesh.size} devices{times}"
         )
+
+
+def rounded_up(size: int, mesh: Mesh) -> int:
+    """`size` rounded up to a multiple of the mesh's devices."""
+    return -(-size // mesh.size) * mesh.size

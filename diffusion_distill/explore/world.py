@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_distill.data.batches import to_uint8
+from diffusion_distill.data.batches import batches_of, to_uint8
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
 from diffusion_distill.errors import UserError
-from diffusion_distill.generate import Sampler, make_sample_fn
-from diffusion_distill.models.build import build_unet
+from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan
@@ -78,9 +77,10 @@ class World:
         self.run = Workdir.open(path)
         self.run.finished_stage()
         self._mesh = make_mesh()
-        model = build_unet(self.run.config, self.run.image_shape[-1], self.run.num_classes)
-        self.num_classes = model.num_classes
-        self._sample_fn = make_sample_fn(model, self.run.config, "ddim", self._mesh)
+        self._program = make_sample_program(
+            self.run.config, self.run.image_shape, self.run.num_classes, "ddim", self._mesh, BATCH
+        )
+        self.num_classes = self._program.num_classes
         self._params = OrderedDict()  # by stage, the one used last at the end
         self._seconds = None  # of one step of one batch; None before the sampler was compiled
 
@@ -115,11 +115,11 @@ class World:
             while len(self._params) >= KEPT:
                 self._params.popitem(last=False)
             self._params[name] = from_stage(self.run, stage, self._mesh).params
-            one_step = self._sampler(self._params[name], 1)
+            one_step = Sampler(self._program, self._params[name], 1)
             for _ in range(2):  # the first call compiles, or is the first that uses these weights
                 self._timed(lambda: one_step(num_images=BATCH), 1)
         self._params.move_to_end(name)
-        return self._sampler(self._params[name], num_steps)
+        return Sampler(self._program, self._params[name], num_steps)
 
     def label(self, text: str) -> int | None:
         """The label that was typed; None for "", which stands for all in turn.
@@ -150,11 +150,10 @@ class World:
         sampler = self.sampler(name, num_steps)
         labels = sampler.check(seed, count, label)
         size = sampler.batch_size(BATCH)
-        firsts = range(0, count, size)
-        self._check_time(num_steps * len(firsts), f"{count} images in {num_steps} steps")
+        batches = list(batches_of(count, size))
+        self._check_time(num_steps * len(batches), f"{count} images in {num_steps} steps")
         images, seconds = np.empty((0, *sampler.image_shape), np.uint8), 0.0
-        for first in firsts:
-            indices = np.minimum(np.arange(first, first + size), count - 1)
+        for indices in batches:
 
             def batch(indices=indices):
                 return fetch(sampler.on_devices(seed, indices, labels))
@@ -221,17 +220,6 @@ class World:
         labels = 0 if label is None and self.num_classes else label
         x, seconds = self._timed(lambda: sampler.from_noise(z, labels), num_steps * batches)
         return Picture(name, num_steps, to_uint8(x), seconds)
-
-    def _sampler(self, params: dict, num_steps: int) -> Sampler:
-        return Sampler(
-            self._sample_fn,
-            params,
-            num_steps,
-            self.run.image_shape,
-            self.num_classes,
-            self._mesh,
-            BATCH,
-        )
 
     def _timed(self, draw: Callable[[], np.ndarray], steps: int) -> tuple[np.ndarray, float]:
         """What it draws, in so many steps of a batch, and the seconds that it took."""

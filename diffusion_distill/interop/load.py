@@ -8,9 +8,8 @@ from jax.sharding import Mesh
 from diffusion_distill import config as configs
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.interop import export, published
-from diffusion_distill.models.build import build_unet
 from diffusion_distill.runs.network import Network, from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
@@ -50,15 +49,13 @@ def load_sampler(
         raise UserError(f"num_steps is {num_steps}; it must be at least 1")
     if network.num_steps and num_steps not in (None, network.num_steps):
         raise UserError(f"{path} is made for {network.num_steps} steps; num_steps is {num_steps}")
-    model = build_unet(network.config, network.image_shape[-1], network.num_classes)
+    program = make_sample_program(
+        network.config, network.image_shape, network.num_classes, sampler, mesh, batch_size
+    )
     return Sampler(
-        make_sample_fn(model, network.config, sampler, mesh),
+        program,
         network.params,
         num_steps or network.num_steps or network.config.distill.start_steps,
-        network.image_shape,
-        network.num_classes,
-        mesh,
-        batch_size or network.config.runtime.sampler_batch_size,
     )
 
 

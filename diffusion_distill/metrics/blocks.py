@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from diffusion_distill.data.batches import batches_of
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.arrays import load_arrays, save_arrays
@@ -134,8 +135,8 @@ def _batches(batch_fn, first, count, batch_size, on_batch):
     One batch is made on the devices while the one before it is fetched.
     """
     late = None
-    for start in range(first // batch_size * batch_size, count, batch_size):
-        now = start, batch_fn(np.minimum(np.arange(start, start + batch_size), count - 1))
+    for indices in batches_of(count, batch_size, first // batch_size * batch_size):
+        now = int(indices[0]), batch_fn(indices)
         if late is not None:
             yield _fetched(late, count, on_batch)
         late = now

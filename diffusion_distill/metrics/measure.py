@@ -10,8 +10,7 @@ import dataclasses
 import functools
 import inspect
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -23,18 +22,18 @@ from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import everywhere, on_main
-from diffusion_distill.devices.sharding import batched, place, replicated
+from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler
-from diffusion_distill.metrics.blocks import BlockStore
+from diffusion_distill.metrics.blocks import BlockStore, OnBatch
 from diffusion_distill.metrics.classifier import LabelJudge
 from diffusion_distill.metrics.evaluator import METRICS, Evaluator, Measured, check_size
 from diffusion_distill.metrics.features import FEATURES, FeatureNetwork
 from diffusion_distill.metrics.names import check_count
 from diffusion_distill.metrics.reference import Reference, reference_from_file, reference_of, subset
 from diffusion_distill.storage.files import cache_folder, read_json, write_atomically
-from diffusion_distill.terminal import progress
-from diffusion_distill.terminal.console import duration, say
+from diffusion_distill.terminal.console import say
+from diffusion_distill.terminal.progress import Progress, RunLeft, no_run
 from diffusion_distill.version import code_version
 
 
@@ -67,36 +66,7 @@ def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNet
 
 def batch_size(config: ml_collections.ConfigDict, mesh: Mesh, count: int) -> int:
     """Images of `count` to measure at once: a multiple of the devices."""
-    size = min(config.runtime.sampler_batch_size, count)
-    return -(-size // mesh.size) * mesh.size
-
-
-class Progress:
-    """Lines of how far a measurement is, at most one every so many seconds; see `OnBatch`.
-
-    Where the run has a live display, that shows it instead.
-    """
-
-    def __init__(self, label: str, every_seconds: float, check: Callable[[], None]):
-        self._label, self._every, self._check = label, every_seconds, check
-        self._first = self._said = None  # (images, time): the first batch, which may have compiled
-        self._run = progress.current()
-        self._run.measuring_part(label)
-
-    def __call__(self, done: int, count: int) -> None:
-        self._check()
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self._said = (done, now), now
-        rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
-        self._run.measured(self._label, done, count, rate)
-        if self._run.is_live or done == count or now - self._said < self._every:
-            return
-        self._said = now
-        line = f"{self._label}: {done:,} of {count:,} images"
-        if rate:
-            line += f", {rate:,.0f} images/s, {duration((count - done) / rate)} left"
-        say(line + self._run.run_left())
+    return rounded_up(min(config.runtime.sampler_batch_size, count), mesh)
 
 
 class Measurer:
@@ -126,6 +96,7 @@ class Measurer:
         """
         self.config, self.mesh = config, mesh
         self._source, self.check = source, check
+        self.run_left: RunLeft = no_run  # the run that asks may set its own
         self._network = feature_network(config, mesh)
         self._real = reference or self._source_of_reference()
         self._evaluator = None
@@ -144,9 +115,17 @@ class Measurer:
             )
         return self._evaluator
 
-    def progress(self, label: str) -> Progress:
-        """Lines of progress that begin with this label, and the look at whether to stop."""
-        return Progress(label, self.config.runtime.log_every_seconds, self.check)
+    @contextlib.contextmanager
+    def progress(self, label: str, count: int) -> Iterator[OnBatch]:
+        """Shows how far so many images are, and looks after each batch at whether to stop."""
+        every = self.config.runtime.log_every_seconds
+        with Progress(label, count, "images", every, 1, self.run_left) as shown:
+
+            def on_batch(done: int, count: int) -> None:
+                self.check()
+                shown.update(done, say_last=False)  # what was measured is said next
+
+            yield on_batch
 
     def images(self, source: Source, count: int, folder: Path, label: str) -> Measured:
         """Measures `count` images of a source; see `sampler` for the other arguments.
@@ -168,17 +147,18 @@ class Measurer:
         chosen = subset(len(source), count)
         made_of = {"images": source.fingerprint, "count": count, "chosen": "at random"}
         size = batch_size(self.config, self.mesh, count)
-        measured = self._kept(
-            folder,
-            made_of,
-            lambda store: self.evaluator.measure(
-                lambda indices: source.images(chosen[indices]),
-                count,
-                size,
-                store=store,
-                on_batch=self.progress(label),
-            ),
-        )
+
+        def measure(store: BlockStore) -> Measured:
+            with self.progress(label, count) as on_batch:
+                return self.evaluator.measure(
+                    lambda indices: source.images(chosen[indices]),
+                    count,
+                    size,
+                    store=store,
+                    on_batch=on_batch,
+                )
+
+        measured = self._kept(folder, made_of, measure)
         if count < len(source):
             note = f"{count:,} of {len(source):,}, drawn at random, the same at each start"
             measured.notes["images"] = note
@@ -210,19 +190,20 @@ class Measurer:
             "num_steps": sampler.num_steps, "seed": seed, "count": count, "only": only or "",
             "ancestral_variance": self.config.eval.ancestral_variance,
         }  # fmt: skip
-        return self._kept(
-            folder,
-            made_of,
-            lambda store: self.evaluator.measure(
-                lambda indices: sampler.on_devices(seed, indices, labels),
-                count,
-                sampler.batch_size(count),
-                labels,
-                store,
-                self.progress(label),
-                only,
-            ),
-        )
+
+        def measure(store: BlockStore) -> Measured:
+            with self.progress(label, count) as on_batch:
+                return self.evaluator.measure(
+                    lambda indices: sampler.on_devices(seed, indices, labels),
+                    count,
+                    sampler.batch_size(count),
+                    labels,
+                    store,
+                    on_batch,
+                    only,
+                )
+
+        return self._kept(folder, made_of, measure)
 
     def definition(self, count: int, seed: int | None = None) -> dict:
         """What a number is a number of, beside the names of the metrics."""
@@ -276,10 +257,10 @@ class Measurer:
         if self._real is None:
             return everywhere(lambda: reference_from_file(self.config.eval.reference))
         size = batch_size(self.config, self.mesh, len(self._real))
-        return reference_of(
-            self._real, self._network, size, cache_dir(self.config), say=say,
-            on_batch=self.progress("reference"),
-        )  # fmt: skip
+        with self.progress("reference", len(self._real)) as on_batch:
+            return reference_of(
+                self._real, self._network, size, cache_dir(self.config), say=say, on_batch=on_batch
+            )
 
     def _check_early(self) -> None:
         """What would else be found out after the teacher was trained."""

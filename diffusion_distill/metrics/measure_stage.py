@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from diffusion_distill.data.batches import batches_of
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.generate import Sampler
 from diffusion_distill.metrics.evaluator import Measured
@@ -123,9 +124,8 @@ def first_images(
     size = sampler.batch_size(evaluation.num_images if measured else count)
     labels = sampler.image_labels(count)
     batches = []
-    for first in range(0, count, size):
+    for indices in batches_of(count, size):
         measurer.check()
-        indices = np.minimum(np.arange(first, first + size), count - 1)
         batches.append(fetch(sampler.on_devices(evaluation.seed, indices, labels)))
     return np.concatenate(batches)[:count]
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices import compiler
-from diffusion_distill.devices.sharding import batched, replicated, with_shardings
+from diffusion_distill.devices.sharding import batched, replicated, rounded_up, with_shardings
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import make_sample_fn
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
@@ -147,7 +147,7 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
 
 
 def _sampler(config, data: Data, mesh: Mesh) -> Program:
-    size = -(-config.runtime.sampler_batch_size // mesh.size) * mesh.size
+    size = rounded_up(config.runtime.sampler_batch_size, mesh)
     model, params = _network(config, data, mesh)
     rows = batched(mesh)
     arguments = (

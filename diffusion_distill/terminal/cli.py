@@ -1,7 +1,6 @@
 """What the command lines share: mistakes end in one line and a non-zero exit."""
 
 import os
-import re
 import signal
 import sys
 import traceback
@@ -23,11 +22,11 @@ flags.disclaim_key_flags()
 
 
 def run(main: Callable[[list[str]], None], several: bool = False) -> None:
-    """Parses flags, runs main, and exits: 0, or with one line on standard error and not 0.
+    """Parses flags and runs main. An error ends in one line on standard error and a code not 0.
 
     Args:
         main: the command; gets the words that are not flags.
-        several: whether it may run as several processes. What all of them raise is said by one.
+        several: whether it may run as several processes; then it has the flags that join them.
     """
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
@@ -58,7 +57,11 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
 
 
 def _define_process_flags() -> Callable[[], None]:
-    """Flags that say who the other processes are; returns what then joins them."""
+    """Defines the flags that say who the other processes are.
+
+    Returns:
+        What joins them, once the flags are parsed.
+    """
     coordinator = flags.DEFINE_string(
         "coordinator", None, "Of several processes: HOST:PORT of the first, on a free port."
     )
@@ -82,7 +85,7 @@ def _unraisablehook(unraisable) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """The words left when flags are taken out.
+    """Parses the flags; returns the words that are not flags.
 
     Raises:
         UserError: a flag, or a config file or field that a flag names, is wrong.
@@ -90,11 +93,13 @@ def _parse(argv: list[str]) -> list[str]:
     app.define_help_flags()
     try:
         return flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:  # mostly a field in --config.field=value
-        if "get_config" in str(error):
+    except (KeyError, AttributeError) as error:
+        if getattr(error, "name", None) == "get_config":  # the config file lacks it
             raise UserError(str(error)) from error
-        reason = re.sub(r"\\+n", ". ", str(error.args[0]))
-        reason = re.sub(r"[\\'\"]", "", reason)
+        reason = error  # else mostly a field in --config.field=value; the reason is inside others
+        while isinstance(reason, Exception) and reason.args:
+            reason = reason.args[0]
+        reason = (str(reason) or repr(reason)).replace("\n", ". ").replace("'", "").replace('"', "")
         raise UserError(f"a --config flag names a field that is not there: {reason}") from error
     except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
         # Where a config file raised, the message is its whole traceback; the end says why.
@@ -103,9 +108,12 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def fail(code: int, reason: str, cause: BaseException) -> None:
-    """Says why in one line, and exits; shows the traceback instead where TRACEBACK is set.
+    """Says why in one line, and exits. Where TRACEBACK is set it raises the cause instead.
 
-    Where it is known that all of several processes fail, one of them says so.
+    Args:
+        code: to exit with.
+        reason: the line.
+        cause: its `said_by`, where it has one, is the process that says it: all fail alike.
     """
     if os.environ.get(TRACEBACK) == "1":
         raise cause

@@ -1,224 +1,181 @@
-"""How far a run is, and how long it still takes: for its lines of progress and its display."""
+"""How far a piece of work is: drawn at the bottom of a terminal, elsewhere said in lines."""
 
-import contextlib
+import math
+import os
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 
-from diffusion_distill.stages import Stage
-from diffusion_distill.terminal import live
-from diffusion_distill.terminal.console import duration
+import rich.console
+import rich.progress
+from rich.table import Column
 
-# Passes forward through a network that an update costs, where one backward costs two of them:
-# a teacher's 1 + 2, a student's besides two of its teacher.
-TEACHER_COST, STUDENT_COST = 3, 5
+from diffusion_distill.devices import distributed
+from diffusion_distill.terminal.console import Above, duration, say
+
+EVERY = 0.2  # seconds between two drawings, at least: a thousand updates a second cost no more
+WIDEST = 72  # columns; what is wider than a terminal becomes is wrapped by it, and left behind
+
+# (label, part that is done, part that is done in a second, 0 if not known) -> seconds that all of
+# a run still takes; None where that is not known.
+RunLeft = Callable[[str, float, float], float | None]
 
 
-class Outlook:
-    """Estimates the seconds that stages still take from those that were measured.
+def no_run(label: str, done: float, rate: float) -> float | None:
+    """The `RunLeft` of work that is no part of a run."""
 
-    An update of a student counts as 5/3 of a teacher's until one was measured. Measuring counts as
-    soon as some of it was timed: what the next takes goes by the images and steps in it.
+
+class Progress:
+    """Says how far a piece of work is, and when it will be done; a `with`.
+
+    On a terminal one sentence and a bar are drawn below all lines, and drawn again as the work
+    goes on. It has no thread, and never hides the cursor: whatever ends the process, the terminal
+    is fine. Elsewhere the sentence is a line, at most one every so many seconds. Either way the
+    last one is said.
+
+        teacher: step 45 of 600, loss 0.5636, 60 images/s, 2m27s left, run ~2m18s left
     """
 
     def __init__(
         self,
-        stages: Iterable[Stage],
-        parts: Mapping[str, Mapping[str, int]],
-        rows: Iterable[dict] = (),
+        label: str,
+        total: int,
+        unit: str,
+        every_seconds: float = 5.0,
+        images: int = 0,
+        run_left: RunLeft = no_run,
     ):
-        """All of a run.
+        """Nothing is shown yet.
 
         Args:
-            stages: of the run, in order.
-            parts: of a stage's name: the parts of measuring it in order, and the work in each, in
-                any unit; see `measuring_parts` in measure_stage.py.
-            rows: of results.jsonl: stages that are finished.
+            label: what the sentence begins with.
+            total: the units of the work.
+            unit: their name in the plural; or "step", for "step 45 of 600".
+            every_seconds: between two lines, at least.
+            images: in each unit, where the speed is that of images.
+            run_left: asked whenever something is shown, where the work is a part of a run.
         """
-        self._stages = {stage.name: stage for stage in stages}
-        self._parts = parts
-        self._updates = {stage.name: stage.updates for stage in self._stages.values()}  # left
-        self._work = {name: sum(parts.get(name, {}).values()) for name in self._stages}  # left
-        self._per_update: dict[bool, float] = {}  # seconds, by whether it is a student's
-        self._per_work: float | None = None  # seconds
-        self._timed_from: tuple[float, float] | None = None  # (work done, time)
-        for row in rows:
-            if (stage := self._stages.get(row["stage"])) is not None:
-                self._updates[stage.name] = self._work[stage.name] = 0
-                if stage.updates and row["seconds"]:
-                    self._per_update[stage.teacher is not None] = row["seconds"] / stage.updates
+        self._label, self._total, self._unit = label, total, unit
+        self._every, self._images, self._run_left = every_seconds, images, run_left
+        self._console = _Console(
+            file=sys.stdout,
+            force_terminal=True,
+            force_interactive=True,
+            force_jupyter=False,
+            highlight=False,
+            soft_wrap=True,  # the terminal wraps lines, so that they are copied as they were said
+        )
+        sentence = rich.progress.TextColumn(
+            "{task.description}", markup=False, table_column=Column()
+        )
+        self._bar = _Bar(
+            rich.progress.BarColumn(12),
+            sentence,
+            console=self._console,
+            auto_refresh=False,
+            speed_estimate_period=math.inf,  # the speed is that of the last thousand updates
+            transient=True,
+            # Else errors that somebody sends to a file would land on the terminal.
+            redirect_stderr=sys.stderr.isatty(),
+            get_time=time.monotonic,
+            disable=not _can_draw(),
+        )
+        self._bar.add_task("", total=total)
+        self._task = self._bar.tasks[0]
+        self._above: Above | None = None  # while it draws
+        self._drawn = 0.0  # when
+        self._said: float | None = None  # when; at first, when the first units were done
 
-    def trained(self, stage: str, step: int, seconds_per_update: float | None = None) -> None:
-        """Training of a stage stands at this step; of those before it nothing is left."""
-        self._finish_before(stage)
-        self._updates[stage] = self._stages[stage].updates - step
-        if seconds_per_update:
-            self._per_update[self._stages[stage].teacher is not None] = seconds_per_update
-
-    def measuring(self, stage: str) -> None:
-        """A stage is trained, and measuring it begins."""
-        self.trained(stage, self._stages[stage].updates)
-        self._timed_from = None
-
-    def measured(self, stage: str, part: str, done: int, count: int, now: float) -> None:
-        """So many images of a part are measured at this time, in seconds of any clock.
-
-        The first call for a stage starts its clock: what was compiled before does not come again.
-        """
-        parts = self._parts[stage]
-        if part not in parts:
-            return
-        names = list(parts)
-        position = sum(parts[name] for name in names[: names.index(part)])
-        position += parts[part] * done / count
-        self._work[stage] = sum(parts.values()) - position
-        if self._timed_from is None:
-            self._timed_from = position, now
-        elif position > self._timed_from[0]:
-            self._per_work = (now - self._timed_from[1]) / (position - self._timed_from[0])
-
-    def seconds_left(self, stage: str | None = None) -> float | None:
-        """Of a stage, or of the run; None where too little was timed to say."""
-        names = list(self._stages) if stage is None else [stage]
-        if not any(self._updates[name] for name in names) and self._per_work is None:
-            return None  # measuring is all that is left, and nobody knows how long it takes
-        total = 0.0
-        for name in names:
-            if self._updates[name]:
-                if (each := self._seconds_per_update(self._stages[name])) is None:
-                    return None
-                total += self._updates[name] * each
-            total += self._work[name] * (self._per_work or 0.0)
-        return total
-
-    def _seconds_per_update(self, stage: Stage) -> float | None:
-        is_student = stage.teacher is not None
-        if is_student in self._per_update or not self._per_update:
-            return self._per_update.get(is_student)
-        ratio = STUDENT_COST / TEACHER_COST
-        return self._per_update[not is_student] * (ratio if is_student else 1 / ratio)
-
-    def _finish_before(self, stage: str) -> None:
-        for name in self._stages:
-            if name == stage:
-                return
-            self._updates[name] = self._work[name] = 0
-
-
-class RunProgress:
-    """Where a run stands; for the time of a `with` it is the `current` one.
-
-    On a terminal it is shown by a live display, elsewhere by whoever says lines of progress. One
-    without stages knows nothing and shows nothing.
-    """
-
-    def __init__(
-        self,
-        stages: Iterable[Stage] = (),
-        parts: Mapping[str, Mapping[str, int]] | None = None,
-        rows: Iterable[dict] = (),
-    ):
-        """See `Outlook` for the arguments."""
-        self._stages = {stage.name: stage for stage in stages}
-        self._outlook = Outlook(self._stages.values(), parts or {}, rows)
-        self._stage: str | None = None  # that is trained or measured
-        self._display: live.Display | None = None
-
-    def __enter__(self) -> "RunProgress":
-        global _current
-        with contextlib.ExitStack() as stack:
-            if live.can_draw():
-                self._display = stack.enter_context(live.Display())
-            self._open = stack.pop_all()
-        _current = self
+    def __enter__(self) -> "Progress":
+        if not self._bar.disable:
+            self._above = sys.stdout = Above(self._console, sys.stdout)
+            self._draw(self._sentence("starting"))
+            self._bar.start()
         return self
 
     def __exit__(self, *exception) -> None:
-        global _current
-        _current = _NONE
-        self._display = None
-        self._open.close()
+        if self._above is not None:
+            self._bar.stop()
+            sys.stdout = self._above.rich_proxied_file
+            self._above = None
 
-    @property
-    def is_live(self) -> bool:
-        """Whether a display shows what lines of progress would say."""
-        return self._display is not None
+    def skip(self, count: int) -> None:
+        """So many units were done before: they count, but not for the speed."""
+        self._bar.reset(self._task.id, completed=self._task.completed + count)
+        if self._above is not None:
+            self._draw(self._sentence("starting"))
 
-    def run_left(self) -> str:
-        """ ", run ~3m05s left" for the end of a line; "" where that is not known."""
-        seconds = self._outlook.seconds_left()
-        return "" if seconds is None else f", run ~{duration(seconds)} left"
+    def add(self, count: int) -> None:
+        """So many more units are done."""
+        self.update(self._task.completed + count)
 
-    def compiling(self, stage: str, start: int) -> None:
-        """A stage is about to be trained from this step on."""
-        if stage not in self._stages:
-            return
-        self._stage = stage
-        self._outlook.trained(stage, start)
-        self._draw_training("compiling", start, [])
+    def update(self, done: int, fact: str = "", say_last: bool = True) -> None:
+        """So many units are done in all.
 
-    def trained(
-        self, step: int, loss: float, images_per_second: float, seconds_per_update: float
-    ) -> None:
-        """An update is done; the rates are 0 as long as they are not known."""
-        if self._stage is None:
-            return
-        self._outlook.trained(self._stage, step, seconds_per_update)
-        if self._display is not None and self._display.is_due():
-            facts = [f"loss {loss:.4f}", *_images(images_per_second)]
-            self._draw_training("training", step, facts)
+        Args:
+            done: at most `total`.
+            fact: what else the sentence says, such as "loss 0.5636".
+            say_last: whether the last sentence becomes a line, however short ago another was.
+        """
+        self._bar.update(self._task.id, completed=done)
+        now = time.monotonic()
+        if self._said is None:  # the time before is not that of the work: programs were compiled
+            self._said = now
+        last = done >= self._total
+        if self._above is not None and (last or now - self._drawn >= EVERY):
+            self._draw(self._sentence(fact))
+        if say_last if last else self._is_due(now):
+            say(self._sentence(fact))
+            self._said = now
 
-    def measuring(self, stage: str) -> None:
-        """A stage is trained, and about to be measured."""
-        if stage not in self._stages:
-            return
-        self._stage = stage
-        self._outlook.measuring(stage)
-        self._draw("measuring, compiling", 0, 1, "0 images", [])
+    def _is_due(self, now: float) -> bool:
+        drawn, soon = self._above is not None, now - self._said < self._every
+        return not (drawn or soon or self._task.speed is None)
 
-    def measuring_part(self, label: str) -> None:
-        """The first images of a part are awaited."""
-        if self._stage is not None:
-            self._draw(f"measuring {self._part(label)}", 0, 1, "0 images", [])
+    def _sentence(self, fact: str = "") -> str:
+        done, total, speed = self._task.completed, self._total, self._task.speed or 0.0
+        count = f"{done:,} of {total:,} {self._unit}"
+        pieces = [f"step {done} of {total}" if self._unit == "step" else count, fact]
+        if speed:
+            images = f"{speed * self._images:,.0f} images/s"
+            pieces.append(images if self._images else f"{speed:,.0f} a second")
+            pieces.append(f"{duration((total - done) / speed)} left")
+        whole = max(total, 1)
+        if left := self._run_left(self._label, done / whole, speed / whole):
+            pieces.append(f"run ~{duration(left)} left")
+        return f"{self._label}: {', '.join(filter(None, pieces))}"
 
-    def measured(self, label: str, done: int, count: int, images_per_second: float) -> None:
-        """So many images of this part of measuring are done; a rate of 0 is not known."""
-        if self._stage is None:
-            return
-        part = self._part(label)
-        self._outlook.measured(self._stage, part, done, count, time.monotonic())
-        if self._display is not None and (self._display.is_due() or done == count):
-            text = f"{done:,} of {count:,} images"
-            self._draw(f"measuring {part}", done, count, text, _images(images_per_second))
-
-    def _part(self, label: str) -> str:
-        return label.removeprefix(f"{self._stage}: ")
-
-    def _draw_training(self, what: str, step: int, facts: list[str]) -> None:
-        updates = self._stages[self._stage].updates
-        self._draw(what, step, updates, f"step {step:,} of {updates:,}", facts)
-
-    def _draw(self, what: str, done: int, total: int, count: str, facts: list[str]) -> None:
-        if self._display is None:
-            return
-        number = list(self._stages).index(self._stage) + 1
-        title = [self._stage, f"stage {number} of {len(self._stages)}", what]
-        left = {"stage": self._outlook.seconds_left(self._stage)}
-        left["run"] = self._outlook.seconds_left()
-        facts = [
-            *facts,
-            *(f"{name} ~{duration(seconds)} left" for name, seconds in left.items() if seconds),
-        ]
-        self._display.draw(live.Frame(title, done, total, count, facts))
+    def _draw(self, sentence: str) -> None:
+        """Shows a sentence in place of the one before."""
+        columns, rows = os.get_terminal_size(self._above.fileno())
+        rows = rows or 24  # some do not know theirs
+        self._console.size = min(columns or 80, WIDEST), rows
+        self._task.description = sentence
+        lines = self._console.render_lines(self._bar.get_renderable(), pad=False)
+        self._above.height = min(len(lines), rows)
+        self._bar.refresh()
+        self._drawn = time.monotonic()
 
 
-def _images(per_second: float) -> list[str]:
-    return [f"{per_second:,.0f} images/s"] if per_second else []
+class _Bar(rich.progress.Progress):
+    def get_renderables(self) -> Iterable[rich.console.RenderableType]:
+        yield from super().get_renderables()
+        # The cursor stays on an empty line: what the terminal echoes, and what a shell says after
+        # the process was killed, begins a line of its own.
+        yield ""
 
 
-_NONE = RunProgress()
-_current = _NONE
+class _Console(rich.console.Console):
+    def show_cursor(self, show: bool = True) -> bool:
+        return False  # it is never hidden
 
 
-def current() -> RunProgress:
-    """That of the run that goes on in this process; where there is none, one without stages."""
-    return _current
+def _can_draw() -> bool:
+    """Whether standard output is a terminal where nothing is drawn, and this process talks.
+
+    What a notebook runs with "!" has a terminal too, but one that cannot go back a line.
+    """
+    knows_how = os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    in_notebook = "JPY_PARENT_PID" in os.environ
+    free = sys.stdout.isatty() and not isinstance(sys.stdout, Above)
+    return distributed.is_main() and free and knows_how and not in_notebook

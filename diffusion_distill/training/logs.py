@@ -1,4 +1,4 @@
-"""What a run says while it goes: lines of progress, metrics.jsonl, TensorBoard."""
+"""What a stage leaves of its training: metrics.jsonl, TensorBoard."""
 
 import json
 import math
@@ -12,8 +12,7 @@ from tensorboardX.record_writer import register_writer_factory
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import Growing, is_bucket
 from diffusion_distill.storage.files import read_rows, write_rows
-from diffusion_distill.terminal import progress
-from diffusion_distill.terminal.console import duration, say
+from diffusion_distill.terminal.console import say
 
 
 class _InBucket:
@@ -23,44 +22,6 @@ class _InBucket:
 
 
 register_writer_factory("gs", _InBucket)
-
-
-class Progress:
-    """Lines of progress for one stage, at most one every `every_seconds`.
-
-    Where the run has a live display, that shows it, and only the last line is said.
-    """
-
-    def __init__(self, stage: str, start: int, total: int, batch_size: int, every_seconds: float):
-        self._stage, self._total = stage, total
-        self._batch_size, self._every = batch_size, every_seconds
-        self._first = self._mark = None  # (step, time): since when it is timed, and a line
-        self._rate = 0.0  # updates a second, lately
-        self._run = progress.current()
-        self._run.compiling(stage, start)
-
-    def update(self, step: int, loss: float) -> None:
-        """Called after each update that is known to be done."""
-        now = time.monotonic()
-        if self._first is None:  # what came before the first update is compilation
-            self._first = self._mark = step, now
-        seconds = max(now - self._mark[1], 1e-9)
-        if step > self._mark[0] and (seconds >= min(1.0, self._every) or not self._rate):
-            self._rate = (step - self._mark[0]) / seconds
-        made = step - self._first[0]
-        each = (now - self._first[1]) / made if made else 0.0
-        self._run.trained(step, loss, self._rate * self._batch_size, each)
-        if step == self._mark[0] or (seconds < self._every and step < self._total):
-            return
-        rate = (step - self._mark[0]) / seconds
-        self._mark = step, now
-        if self._run.is_live and step < self._total:
-            return
-        say(
-            f"{self._stage}: step {step} of {self._total}, loss {loss:.4f}, "
-            f"{rate * self._batch_size:,.0f} images/s, "
-            f"{duration((self._total - step) / rate)} left{self._run.run_left()}"
-        )
 
 
 class MetricsLog:

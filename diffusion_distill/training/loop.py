@@ -21,8 +21,9 @@ from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.stages import Stage
 from diffusion_distill.terminal.console import say, say_in_handler
+from diffusion_distill.terminal.progress import Progress, RunLeft, no_run
 from diffusion_distill.training.feed import Feed
-from diffusion_distill.training.logs import MetricsLog, Progress
+from diffusion_distill.training.logs import MetricsLog
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Round
 
@@ -100,6 +101,7 @@ def train(
     mesh: Mesh,
     seconds: float,
     stop: StopSignal,
+    run_left: RunLeft = no_run,
 ) -> tuple[TrainState, float]:
     """Makes the updates that are left of a stage, saving as the config says and at the end.
 
@@ -116,6 +118,7 @@ def train(
         mesh: the devices.
         seconds: spent on the stage before.
         stop: looked at after each call.
+        run_left: see `Progress`.
 
     Returns:
         The state at the end, which is saved, and the seconds spent on the stage in all.
@@ -135,9 +138,9 @@ def train(
     key, round = place((key, round), replicated(mesh))
     fields = {"config": configs.to_dict(config), "stage": vars(stage)}
 
-    progress = Progress(
-        stage.name, start, stage.updates, batch_size, config.runtime.log_every_seconds
-    )
+    every_seconds = config.runtime.log_every_seconds
+    progress = Progress(stage.name, stage.updates, "step", every_seconds, batch_size, run_left)
+    progress.skip(start)
     writer = checkpoints.Writer(directory, config.train.checkpoints_kept)
     log = MetricsLog(workdir / stage.name, start) if distributed.is_main() else None
 
@@ -151,7 +154,7 @@ def train(
                 raise NonFiniteError(_not_finite(stage, step, row, directory))
             if log and (step % config.runtime.log_every_updates == 0 or step == stage.updates):
                 log.write(step, row)
-        progress.update(step, row["loss"])
+        progress.update(step, f"loss {row['loss']:.4f}")
 
     def save(step: int) -> None:
         if log:
@@ -164,6 +167,7 @@ def train(
         stack.push(_close(writer))
         if stop.asked() is not None:
             raise Stopped(stop.signum)
+        stack.enter_context(progress)
         late = None
         every = config.train.checkpoint_every
         left = calls(start, stage.updates, per_call, every)

@@ -93,10 +93,8 @@ def test_arrays_and_folders_are_as_they_are_locally(server, small, tmp_path):
 
 
 def test_cifar10(server, cifar10_test_dir):
-    name, file = (
-        f"cifar10/{cifar10_test_dir.name}/test_batch.bin",
-        cifar10_test_dir / "test_batch.bin",
-    )
+    file = cifar10_test_dir / "test_batch.bin"
+    name = f"cifar10/{cifar10_test_dir.name}/{file.name}"
     server.put("bucket", name, file.read_bytes(), {})
     here = sources.load(data_config("cifar10", str(cifar10_test_dir), split="test"))
     there = sources.load(data_config("cifar10", "gs://bucket/cifar10", split="test"))

@@ -75,12 +75,12 @@ def test_a_dropped_connection_begins_anew(get, server, path, answer, reset, leng
 
 
 def test_what_a_stop_left_is_replaced(get, path, monkeypatch):
-    class Interrupting(download.Countdown):
+    class Interrupting(download.Progress):
         def add(self, count):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(download, "Countdown", Interrupting)
+        patch.setattr(download, "Progress", Interrupting)
         get()
     assert os.listdir(path.parent) == []
     path.with_name("file.tar.gz.part").write_bytes(OTHER + b"more")  # as SIGKILL leaves it

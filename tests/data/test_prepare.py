@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ from PIL import Image
 
 from diffusion_distill.data import sources, write_prepared
 from diffusion_distill.data.prepare import DATASETS
+from tests.commands import ROOT, run
 from tests.conftest import data_config
 
-ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 
 
@@ -56,11 +55,6 @@ def test_killed_at_any_moment_it_ends_with_the_same_set(tmp_path, kills):
     assert sorted(os.listdir(tmp_path / "a/train")) == sorted(os.listdir(tmp_path / "b/train"))
 
 
-def command(*flags):
-    command = [sys.executable, "-m", "diffusion_distill.data.prepare", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -83,7 +77,7 @@ def command(*flags):
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_line(flags, message):
-    done = command(*flags)
+    done = run("data.prepare", *flags)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert message in done.stderr
     assert not (ROOT / "x").exists()
@@ -99,7 +93,9 @@ def test_the_published_preprocessing_of_each_data_set(tmp_path):
     (tmp_path / "train/n02/broken.png").write_bytes(b"\x89PNG")
     for dataset, size, labels in (("imagenet64", 64, [0, 1, 1]), ("lsun_church128", 128, [0] * 3)):
         out = tmp_path / dataset
-        done = command(f"--dataset={dataset}", f"--path={tmp_path / 'train'}", f"--out={out}")
+        done = run(
+            "data.prepare", f"--dataset={dataset}", f"--path={tmp_path / 'train'}", f"--out={out}"
+        )
         assert done.returncode == 0, done.stderr
         assert "left out: " in done.stdout and "broken.png" in done.stdout
         assert f"warning: {dataset} train has {DATASETS[dataset].counts['train']:,}" in done.stdout
@@ -109,10 +105,10 @@ def test_the_published_preprocessing_of_each_data_set(tmp_path):
         np.testing.assert_array_equal(source.labels, labels)
         kind = "area" if dataset == "imagenet64" else "antialias"
         assert source.preprocessing == f"central square crop, {kind} resize to {size}"
-    assert command(f"--out={out}", "--verify").returncode == 0
+    assert run("data.prepare", f"--out={out}", "--verify").returncode == 0
     with open(out / "train/images-00000.npy", "r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    assert "images-00000.npy is damaged" in command(f"--out={out}", "--verify").stderr
+    assert "images-00000.npy is damaged" in run("data.prepare", f"--out={out}", "--verify").stderr

@@ -19,7 +19,7 @@ from diffusion_distill.data.source import from_arrays
 from diffusion_distill.devices import distributed
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import make_mesh, place, replicated
-from diffusion_distill.generate import Sampler, make_sample_fn
+from diffusion_distill.generate import SampleProgram, Sampler, make_sample_fn
 from diffusion_distill.models.build import abstract_params
 from diffusion_distill.models.unet import dropout
 from diffusion_distill.runs import checkpoints
@@ -92,7 +92,7 @@ def train(config, mesh):
 def sampled(config, mesh, params):
     """Images of the student, and noise of the caller's own made an image."""
     sample_fn = make_sample_fn(Small(), config, "ancestral", mesh)
-    sampler = Sampler(sample_fn, params, 3, SHAPE, 10, mesh)
+    sampler = Sampler(SampleProgram(sample_fn, SHAPE, 10, mesh, 256), params, 3)
     noise = np.random.default_rng(1).normal(size=(10, *SHAPE))
     return {"samples": sampler(seed=5, num_images=10), "from_noise": sampler.from_noise(noise)}
 

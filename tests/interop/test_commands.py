@@ -8,8 +8,8 @@ import pytest
 
 import diffusion_distill
 from diffusion_distill.main import Run
+from tests.commands import run
 from tests.interop.conftest import published_config
-from tests.terminal.test_cli import run
 
 CONFIG = [
     "--config=configs/digits_distill.py:tiny",

@@ -2,29 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_distill.main import Run
+from tests.commands import ROOT, run
 from tests.conftest import tiny_config
 
-ROOT = Path(__file__).parents[2]
 CONFIG = "--config=configs/digits_distill.py:tiny"
-
-
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"diffusion_distill.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cli") / "run"
-    Run(tiny_config(), path).finish()
-    return path
 
 
 @pytest.mark.parametrize(
@@ -62,6 +49,7 @@ def test_mistakes_in_main(arguments, message):
         ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
         ("x = 1", "no attribute 'get_config'"),
         ("def get_config(): return 3", "config"),
+        ("def get_config(): raise KeyError", "KeyError"),
     ],
 )
 def test_mistakes_in_a_config_file(tmp_path, content, message):
@@ -74,7 +62,7 @@ def test_mistakes_in_a_config_file(tmp_path, content, message):
 
 
 def test_no_permission_to_write(tmp_path):
-    """As a user without root's rights, whoever runs the test."""
+    """As a user without root's rights, whoever runs the test; and the command itself, as typed."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     script = (
@@ -89,7 +77,8 @@ def test_no_permission_to_write(tmp_path):
     assert done.stderr.strip() == f"error: {closed}/run: Permission denied"
 
 
-def test_sample_writes_a_grid_arrays_or_a_folder(workdir, tmp_path):
+def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
+    workdir = finished[0]
     common = ["--num_steps=2", "--num_images=12", "--seed=5", "--labels=3,4"]
     for out in ("grid.png", "images.npz", "folder"):
         done = run("sample", f"--workdir={workdir}", *common, f"--out={tmp_path / 'new' / out}")
@@ -109,8 +98,9 @@ def test_sample_writes_a_grid_arrays_or_a_folder(workdir, tmp_path):
 def test_sampling_a_network_without_labels(tmp_path):
     config = tiny_config()
     config.model.class_conditional = False
+    config.model.channel_multipliers = (1,)
     config.eval.label_agreement = False
-    config.eval.num_images = 10
+    config.eval.num_images, config.eval.baselines = 10, ()
     config.teacher.updates = 1
     config.distill.start_steps = config.distill.end_steps = 1
     Run(config, tmp_path / "run").finish()
@@ -137,8 +127,8 @@ def test_sampling_a_network_without_labels(tmp_path):
         (["--num_steps=2", "--out=x.jpg"], ".jpg is not written; name a .png"),
     ],
 )
-def test_mistakes_in_sample(workdir, arguments, message):
-    done = run("sample", f"--workdir={workdir}", *arguments)
+def test_mistakes_in_sample(finished, arguments, message):
+    done = run("sample", f"--workdir={finished[0]}", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

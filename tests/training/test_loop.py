@@ -6,8 +6,7 @@ import pytest
 from tensorboardX.record_writer import RecordWriter
 
 from diffusion_distill.storage.files import read_rows
-from diffusion_distill.terminal.console import duration
-from diffusion_distill.training.logs import MetricsLog, Progress
+from diffusion_distill.training.logs import MetricsLog
 from diffusion_distill.training.loop import calls
 
 
@@ -49,21 +48,3 @@ def test_a_full_disk_is_an_error_and_not_a_silence(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         with pytest.raises(OSError, match="No space left"):
             log.write(step, {"loss": 1.0})
-
-
-def test_progress_says_where_a_stage_stands(capsys):
-    progress = Progress("teacher", 0, 100, 32, every_seconds=0.0)
-    for step in range(1, 101):
-        progress.update(step, 0.5)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("teacher: step 2 of 100, loss 0.5000, ")
-    assert lines[-1].startswith("teacher: step 100 of 100, loss 0.5000, ")
-    assert all("images/s" in line and line.endswith("left") for line in lines)
-    calm = Progress("teacher", 0, 100, 32, every_seconds=60.0)
-    for step in range(1, 101):
-        calm.update(step, 0.5)
-    assert len(capsys.readouterr().out.splitlines()) == 1
-
-
-def test_durations():
-    assert [duration(s) for s in (0.4, 59.6, 125, 7500)] == ["0s", "1m00s", "2m05s", "2h05m"]

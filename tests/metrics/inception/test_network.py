@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from diffusion_distill.data.sources import load
-from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.features import FEATURES
 from diffusion_distill.metrics.inception import network
 from tests.conftest import ASSETS, data_config
