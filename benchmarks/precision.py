@@ -57,12 +57,6 @@ def trained(
     return state.ema_params, np.concatenate([fetch(loss) for loss in losses]).astype(np.float64)
 
 
-def sampled(config, params: dict, source: Source, mesh: Mesh, z: np.ndarray, num_steps: int):
-    """Images [N, H, W, C] in [-1, 1] that DDIM makes of noise z, computed as the config says."""
-    program = make_sample_program(config, source.image_shape, source.num_classes, "ddim", mesh)
-    return Sampler(program, params, num_steps).from_noise(z)
-
-
 def smoothed(losses: np.ndarray) -> np.ndarray:
     """The mean of every WINDOW neighbours, or of all where there are fewer: [N] -> [M]."""
     window = min(WINDOW, len(losses))
@@ -76,16 +70,18 @@ def compared(
     mesh, source = make_mesh(config.runtime.fsdp), sources.load(config.data)
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
     z = np.random.default_rng(config.seed).normal(size=(num_images, *source.image_shape))
-    params, losses, by_dtype = {}, {}, {}
+    params, losses, programs = {}, {}, {}
     for dtype in ("float32", "bfloat16"):
         config = config.copy_and_resolve_references()
         config.model.dtype, config.teacher.updates, config.distill.teacher = dtype, updates, ""
         params[dtype], losses[dtype] = trained(config, source, mesh)
-        by_dtype[dtype] = config
+        programs[dtype] = make_sample_program(
+            config, source.image_shape, source.num_classes, "ddim", mesh
+        )
 
     def images(computed_in: str, trained_in: str) -> np.ndarray:
-        weights = params[trained_in]
-        return sampled(by_dtype[computed_in], weights, source, mesh, z, num_steps)
+        """[N, H, W, C] in [-1, 1]."""
+        return Sampler(programs[computed_in], params[trained_in], num_steps).from_noise(z)
 
     def apart(a: np.ndarray, b: np.ndarray) -> dict:
         return {"mean": float(np.abs(a - b).mean()), "largest": float(np.abs(a - b).max())}

@@ -21,7 +21,6 @@ from ml_collections import config_flags
 from benchmarks import measuring
 from benchmarks.workload import Workload
 from diffusion_distill.devices.sharding import make_mesh, place, replicated
-from diffusion_distill.errors import UserError
 from diffusion_distill.terminal import cli
 from diffusion_distill.training.step import Round
 from diffusion_distill.training.update import make_update
@@ -137,10 +136,7 @@ def main(argv: list[str]) -> None:
         "batch": _BATCH_SIZES, "channels": _CHANNELS, "image size": _IMAGE_SIZES,
         "rounds": _ROUNDS, "devices": _DEVICES,
     }  # fmt: skip
-    try:
-        axes = {axis: [int(v) for v in flag.value] for axis, flag in named.items()}
-    except ValueError as error:
-        raise UserError(f"what a flag lists must be integers: {error}") from None
+    axes = {axis: measuring.integers(flag.name, flag.value) for axis, flag in named.items()}
     if "cpu" in str(jax.config.jax_platforms or "cpu"):
         jax.config.update("jax_num_cpu_devices", max([1, *axes["devices"]]))
     axes["devices"] = [n for n in axes["devices"] if n <= jax.device_count()]

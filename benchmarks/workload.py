@@ -1,5 +1,6 @@
 """The programs of a run with made-up images and random weights, ready to be timed."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -18,8 +19,8 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh, place, replicated, shardings
 from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
+from diffusion_distill.plan.describe import describe
 from diffusion_distill.plan.flops import count_flops
-from diffusion_distill.plan.programs import describe
 from diffusion_distill.stages import Stage, plan
 from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.training import step as steps
@@ -127,12 +128,13 @@ class Workload:
         left = calls(first, end, self.per_call, end)
         return self.feed.calls(0, 0, self.config.train.batch_size, left)
 
+    def _first_rows(self):
+        with contextlib.closing(self.rows()) as batches:
+            return next(batches)[2]
+
     def compiled_update(self, stage: Stage) -> Compiled:
         """The update of a stage, traced and compiled anew, or loaded from JAX's cache."""
-        batches = self.rows()
-        _, _, rows = next(batches)
-        batches.close()
-        arguments = (self.state(stage), *self.arguments(stage, rows))
+        arguments = (self.state(stage), *self.arguments(stage, self._first_rows()))
         began = time.perf_counter()
         update = make_update(self.recipe(stage), self.abstract(stage))
         if not hasattr(update, "lower"):  # parts of a batch are calls of their own
@@ -150,10 +152,7 @@ class Workload:
 
     def updating(self, stage: Stage, program: Callable) -> Callable[[], None]:
         """A call that makes `per_call` updates on rows that are ready, and waits for them."""
-        batches = self.rows()
-        _, _, rows = next(batches)
-        batches.close()
-        state, arguments = self.state(stage), self.arguments(stage, rows)
+        state, arguments = self.state(stage), self.arguments(stage, self._first_rows())
 
         def call():
             nonlocal state

@@ -35,6 +35,20 @@ from diffusion_distill.storage.files import (
 from diffusion_distill.validate import from_dict
 
 
+def existing(path: str | Path, files: tuple[str, ...] = ("config.json",)) -> Path:
+    """The path of a workdir that a run has written to: one of these files is there.
+
+    Raises:
+        UserError: there is no such folder, or none of the files in it.
+    """
+    path = as_path(path)
+    if not path.is_dir():
+        raise UserError(f"there is no workdir {path}")
+    if not any((path / name).exists() for name in files):
+        raise UserError(f"{path} is not the workdir of a run: it has no config.json")
+    return path
+
+
 @dataclasses.dataclass(frozen=True)
 class Workdir:
     """A run's folder.
@@ -61,11 +75,7 @@ class Workdir:
         Raises:
             UserError: there is none, or its config.json is damaged or of another version.
         """
-        path = as_path(path)
-        if not path.is_dir():
-            raise UserError(f"there is no workdir {path}")
-        if not (path / "config.json").exists():
-            raise UserError(f"{path} is not the workdir of a run: it has no config.json")
+        path = existing(path)
         fields = read_json(path / "config.json")
         try:
             config = from_dict(fields["config"])
