@@ -25,8 +25,10 @@ from diffusion_distill.stages import plan
 from diffusion_distill.terminal import cli
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import calls, updates_per_call
+from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import abstract_state, init_teacher
-from diffusion_distill.training.step import Round, make_optimizer, make_update
+from diffusion_distill.training.step import Recipe, Round
+from diffusion_distill.training.update import make_update
 from diffusion_distill.validate import validate
 
 WINDOW = 50  # updates that a smoothed loss is the mean of
@@ -42,15 +44,15 @@ def trained(
     key = place(jax.random.key(config.seed), whole)
     state = init_teacher(model, optimizer, key, source.image_shape, mesh)
     abstract = abstract_state(state.params, optimizer, mesh)
-    update = make_update(model, config, stage, mesh, abstract)
-    round = place(Round(np.int32(stage.num_steps), np.int32(stage.updates)), whole)
+    update = make_update(Recipe(model, config, stage, mesh), abstract)
+    this_round = place(Round(np.int32(stage.num_steps), np.int32(stage.updates)), whole)
     key = place(jax.random.fold_in(jax.random.key(config.seed), stage.rng_id), whole)
     feed, losses = Feed(source, mesh, config.runtime.data_on_device), []
     per_call = updates_per_call(config, jax.default_backend())
     ranges = calls(0, stage.updates, per_call, stage.updates)
     batches = feed.calls(config.seed, stage.rng_id, config.train.batch_size, ranges)
     for _, _, rows in batches:
-        state, metrics = update(state, None, feed.data, rows, key, round)
+        state, metrics = update(state, None, feed.data, rows, key, this_round)
         losses.append(metrics["loss"])
     return state.ema_params, np.concatenate([fetch(loss) for loss in losses]).astype(np.float64)
 

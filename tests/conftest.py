@@ -27,7 +27,7 @@ import pytest  # noqa: E402
 
 from configs import digits_distill  # noqa: E402
 from diffusion_distill.config import base  # noqa: E402
-from diffusion_distill.main import Run  # noqa: E402
+from diffusion_distill.run import run_config  # noqa: E402
 from tests.bucket_server import BucketServer  # noqa: E402
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +121,7 @@ def finished(tmp_path_factory):
     logger = logging.getLogger("jax")
     logger.addHandler(compilations)
     with jax.log_compiles():
-        Run(tiny_config(), relative).finish()
+        run_config(tiny_config(), relative)
     logger.removeHandler(compilations)
     return workdir, compilations.names
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffusion_distill import load_sampler
-from diffusion_distill.main import Run
+from diffusion_distill.run import run_config
 from diffusion_distill.stages import plan
 from diffusion_distill.storage.files import read_rows
 from diffusion_distill.validate import from_file
@@ -50,7 +50,7 @@ def test_the_tiny_variant_runs_its_whole_chain(name, request, tmp_path):
         config.data.path = str(request.getfixturevalue("cifar10_dir"))
     else:
         config.data.path = str(request.getfixturevalue("prepared_dir")(name.rpartition("_")[0]))
-    Run(config, tmp_path / "run").finish()
+    run_config(config, tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "results.jsonl")
     assert [row["stage"] for row in rows] == [stage.name for stage in plan(config)]
     if name.endswith("_teacher"):

@@ -72,14 +72,14 @@ def last_checksums(workdir):
     script = f"""
 import hashlib, jax
 from pathlib import Path
-from diffusion_distill.main import Run
-from diffusion_distill.training import checkpoints
+from diffusion_distill.run import check
+from diffusion_distill.runs import checkpoints
 from diffusion_distill.runs.workdir import Workdir
-run = Run(Workdir.open({str(workdir)!r}).config, {str(workdir)!r})
+run = check(Workdir.open({str(workdir)!r}).config, {str(workdir)!r})
 for name, updates in {STAGES!r}.items():
     whole = checkpoints.verify(checkpoints.folder(run.workdir.path, name), updates)
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(whole.state(run.abstract[name])):
+    for leaf in jax.tree.leaves(whole.trees(run.abstract(run.stages[name]).trees())):
         digest.update(bytes(jax.device_get(leaf)))
     print(name, digest.hexdigest())
 """

@@ -131,8 +131,8 @@ def _description(network: Network) -> dict:
         "format_version": FORMAT_VERSION,
         "image_shape": list(network.image_shape),
         "num_classes": network.num_classes,
-        "num_steps": network.num_steps or network.config.distill.start_steps,
-        "continuous_time": not network.num_steps,
+        "num_steps": network.fixed_steps or network.config.distill.start_steps,
+        "continuous_time": network.fixed_steps is None,
         "sampler": {
             "name": "ddim",
             "ancestral_variance": config["eval"]["ancestral_variance"],
@@ -169,7 +169,7 @@ def _network(fields: dict) -> Network:
         config=from_dict(config),
         image_shape=(height, width, channels),
         num_classes=fields["num_classes"],
-        num_steps=0 if continuous else num_steps,
+        fixed_steps=None if continuous else num_steps,
         params={},
     )
 

@@ -47,15 +47,15 @@ def load_sampler(
     network = _load(as_path(path), num_steps, stage, config, mesh)
     if num_steps is not None and num_steps < 1:
         raise UserError(f"num_steps is {num_steps}; it must be at least 1")
-    if network.num_steps and num_steps not in (None, network.num_steps):
-        raise UserError(f"{path} is made for {network.num_steps} steps; num_steps is {num_steps}")
+    if network.fixed_steps is not None and num_steps not in (None, network.fixed_steps):
+        raise UserError(f"{path} is made for {network.fixed_steps} steps; num_steps is {num_steps}")
     program = make_sample_program(
         network.config, network.image_shape, network.num_classes, sampler, mesh, batch_size
     )
     return Sampler(
         program,
         network.params,
-        num_steps or network.num_steps or network.config.distill.start_steps,
+        num_steps or network.fixed_steps or network.config.distill.start_steps,
     )
 
 

@@ -30,8 +30,10 @@ from diffusion_distill.storage.buckets import is_bucket
 from diffusion_distill.storage.files import read_json, write_atomically
 from diffusion_distill.training.feed import RESIDENT
 from diffusion_distill.training.loop import updates_per_call
+from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import abstract_state
-from diffusion_distill.training.step import Round, make_optimizer, make_update
+from diffusion_distill.training.step import Recipe, Round
+from diffusion_distill.training.update import make_update
 
 _PLATFORM = "accelerator"  # any but "cpu", whose programs have another form
 
@@ -142,7 +144,7 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
         _array((), _key_dtype(), replicated(mesh)),
         Round(number, number),
     )
-    function = make_update(model, config, stage, mesh, abstract, platform)
+    function = make_update(Recipe(model, config, stage, mesh), abstract, platform)
     return Program(name, config.train.batch_size, count, function, arguments)
 
 

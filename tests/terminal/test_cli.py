@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_distill.main import Run
+from diffusion_distill.run import run_config
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def run(module, *arguments):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "run"
-    Run(tiny_config(), path).finish()
+    run_config(tiny_config(), path)
     return path
 
 
@@ -113,7 +113,7 @@ def test_sampling_a_network_without_labels(tmp_path):
     config.eval.num_images = 10
     config.teacher.updates = 1
     config.distill.start_steps = config.distill.end_steps = 1
-    Run(config, tmp_path / "run").finish()
+    run_config(config, tmp_path / "run")
     common = [f"--workdir={tmp_path / 'run'}", "--num_images=3", f"--out={tmp_path / 'x.npz'}"]
     done = run("sample", *common)
     assert done.returncode == 0, done.stderr
