@@ -78,10 +78,11 @@ def update_in_calls(
     @functools.partial(
         jax.jit,
         out_shardings=(weight_shardings, split_rows),
-        donate_argnums=(0, 1),
+        donate_argnums=0,
         compiler_options=compiler.options("cpu"),
     )
-    def add(total, losses, params, teacher_params, examples, k, this_round):
+    def add(sums, params, teacher_params, examples, k, this_round):
+        total, losses = sums
         part = jax.tree.map(lambda a: a[k], examples)
         grads, part_losses = gradient(recipe, params, teacher_params, part, this_round)
         total = jax.tree.map(lambda a, g: a + g / count, total, grads)
@@ -107,11 +108,10 @@ def update_in_calls(
         metrics = []
         for row in numbers(jax.tree.leaves(rows)[0].shape[0]):
             examples = draw_row(state.step, data, rows, row, key, this_round)
-            total, losses = start(state.params, examples.t)
+            sums = start(state.params, examples.t)
             for k in numbers(count):
-                given = state.params, teacher_params, examples, k, this_round
-                total, losses = add(total, losses, *given)
-            state, row_metrics = finish(state, total, losses, examples.t, this_round)
+                sums = add(sums, state.params, teacher_params, examples, k, this_round)
+            state, row_metrics = finish(state, *sums, examples.t, this_round)
             metrics.append(row_metrics)
         return state, stack(metrics)
 
