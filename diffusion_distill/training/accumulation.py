@@ -64,7 +64,7 @@ def update_in_calls(
         update(state, teacher_params, data, rows, key, this_round), as of `make_update`.
     """
     count = recipe.config.runtime.accumulation
-    everywhere, split_rows = replicated(recipe.mesh), batched(recipe.mesh, leading=1)
+    whole, split_rows = replicated(recipe.mesh), batched(recipe.mesh, leading=1)
 
     @functools.partial(jax.jit, out_shardings=split_rows)
     def draw_row(step, data, rows, k, key, this_round):
@@ -90,19 +90,19 @@ def update_in_calls(
 
     @functools.partial(
         jax.jit,
-        out_shardings=(state_shardings, everywhere),
+        out_shardings=(state_shardings, whole),
         donate_argnums=0,
         compiler_options=compiler.options("cpu"),
     )
     def finish(state, grads, losses, t, this_round):
         return apply(recipe, state, grads, losses.reshape(-1), t.reshape(-1), this_round)
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    @functools.partial(jax.jit, out_shardings=whole)
     def stack(metrics):
         return jax.tree.map(lambda *m: jnp.stack(m), *metrics)
 
     def numbers(size):
-        return [place(np.int32(k), everywhere) for k in range(size)]
+        return [place(np.int32(k), whole) for k in range(size)]
 
     def update(state, teacher_params, data, rows, key, this_round):
         metrics = []
