@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import re
 import shutil
 
 import jax
@@ -14,12 +13,12 @@ from PIL import Image
 from diffusion_distill.data import sources
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from diffusion_distill.generate import Sampler
-from diffusion_distill.main import Run
+from diffusion_distill.run import check, run_chain, run_config
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.storage.files import read_npz, read_rows, write_rows
-from diffusion_distill.training.loop import StopSignal
-from diffusion_distill.training.state import init_student
-from diffusion_distill.training.step import make_optimizer
+from diffusion_distill.terminal.stop import StopSignal
+from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.state import TrainState
 from tests.conftest import tiny_config
 
 STAGES = ["teacher", "student_0002", "student_0001"]
@@ -29,9 +28,14 @@ EACH_START = ("config.json", "stages.jsonl")  # written anew whenever a run is s
 def ema_params(workdir, name):
     config = tiny_config()
     updates = config.teacher.updates if name == "teacher" else config.distill.updates
-    run = Run(config, workdir)
-    whole = checkpoints.verify(checkpoints.folder(workdir, name), updates)
-    return whole.ema_params(run.abstract[name].ema_params)
+    setup = check(config, workdir)
+    abstract = setup.abstract(setup.stages[name]).ema_params
+    return checkpoints.load_ema_params(checkpoints.folder(workdir, name), updates, abstract)
+
+
+def state_of(setup, name, step):
+    whole = checkpoints.verify(checkpoints.folder(setup.workdir.path, name), step)
+    return TrainState.of_trees(whole.trees(setup.abstract(setup.stages[name]).trees()))
 
 
 def assert_same_bits(a, b):
@@ -73,51 +77,50 @@ def test_every_stage_leaves_what_the_next_and_a_person_need(finished):
     assert any((workdir / "report").glob("*.png"))
 
 
-def test_a_finished_run_is_left_as_it_is(finished, capsys):
-    workdir, _ = finished
+def test_a_finished_run_is_left_as_it_is(workdir):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
-    Run(tiny_config(), workdir).finish()
+    run_config(tiny_config(), workdir)
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
     before.pop(workdir, None), after.pop(workdir, None)
     assert after == before
 
 
-def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir):
+def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir, go_on):
     names = ("results.txt", "report.html")
     before = (workdir / "results.txt").read_text()
     for name in names:
         (workdir / name).unlink()
-    Run(tiny_config(), workdir).finish()
+    go_on(workdir)
     assert (workdir / "results.txt").read_text() == before
     assert "student_0001" in (workdir / "report.html").read_text()
 
 
-def test_students_start_from_the_averaged_weights_with_a_fresh_optimiser(finished):
-    workdir, _ = finished
-    teacher = ema_params(workdir, "teacher")
-    run = Run(tiny_config(), workdir)
-    optimizer = make_optimizer(run.config, run.stages["student_0002"])
-    state = init_student(teacher, optimizer, run.mesh)
-    assert_same_bits(state.params, teacher)
-    assert_same_bits(state.ema_params, teacher)
-    assert_same_bits(state.opt_state, optimizer.init(teacher))
+def test_a_student_starts_from_its_teachers_averaged_weights_with_a_fresh_optimiser(
+    workdir, programs, monkeypatch
+):
+    """In a run that has its teacher, just before the first update."""
+
+    class Seen(Exception):
+        pass
+
+    def train(job, state, *rest):
+        raise Seen(job, state)
+
+    shutil.rmtree(workdir / "student_0002")
+    write_rows(workdir / "results.jsonl", read_rows(workdir / "results.jsonl")[:1])
+    monkeypatch.setattr("diffusion_distill.run.train", train)
+    setup = check(tiny_config(), workdir)
+    with pytest.raises(Seen) as seen:
+        run_chain(setup, programs, StopSignal())
+    job, state = seen.value.args
+    teacher = state_of(setup, "teacher", 12)
+    optimizer = make_optimizer(setup.config, setup.stages["student_0002"])
+    assert job.stage.name == "student_0002"
+    assert_same_bits(job.teacher_params, teacher.ema_params)
+    assert_same_bits(state.params, teacher.ema_params)
+    assert_same_bits(state.ema_params, teacher.ema_params)
+    assert_same_bits(state.opt_state, optimizer.init(teacher.ema_params))
     assert state.step == 0
-
-
-def test_in_a_run_a_student_is_given_its_teachers_averaged_weights(tmp_path):
-    """With a learning rate of 0 it keeps what it was given, to the bit."""
-    config = tiny_config()
-    config.distill.learning_rate = 0.0
-    config.distill.end_steps = 2
-    run = Run(config, tmp_path / "run")
-    run.finish()
-    teacher, student = (
-        checkpoints.verify(checkpoints.folder(tmp_path / "run", name), updates).state(
-            run.abstract[name]
-        )
-        for name, updates in (("teacher", 12), ("student_0002", 6))
-    )
-    assert_same_bits(student.params, teacher.ema_params)
     assert any(
         np.any(np.asarray(a) != b)
         for a, b in zip(
@@ -132,12 +135,12 @@ def test_learning_rate_of_a_student_falls_to_its_last_update(finished):
     assert row["learning_rate"] == pytest.approx(tiny_config().distill.learning_rate / 6)
 
 
-def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
+def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, go_on, capsys):
     before = ema_params(workdir, "teacher")
     student = ema_params(workdir, "student_0002")
     next((workdir / "teacher/checkpoints/12/ema_params/d").iterdir()).write_bytes(b"\0")
     results = (workdir / "results.jsonl").read_text()
-    Run(tiny_config(), workdir).finish()
+    go_on(workdir)
     assert (workdir / "results.jsonl").read_text() == results
     said = capsys.readouterr().out
     assert "teacher/checkpoints/12 cannot be used" in said
@@ -148,48 +151,51 @@ def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
     assert steps == sorted(set(steps))
 
 
-def test_a_student_needs_no_more_of_its_teacher_than_the_averaged_weights(workdir):
+def test_a_student_needs_no_more_of_its_teacher_than_the_averaged_weights(workdir, go_on):
     """The rest of a finished stage may be removed to save space."""
     before = ema_params(workdir, "student_0001")
     shutil.rmtree(workdir / "student_0002/checkpoints/6/state")
     shutil.rmtree(workdir / "student_0001")
     rows = read_rows(workdir / "results.jsonl")[:2]
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Run(tiny_config(), workdir).finish()
+    go_on(workdir)
     assert_same_bits(ema_params(workdir, "student_0001"), before)
 
 
-def test_a_last_checkpoint_that_somebody_removed_stays_removed(workdir, capsys):
+def test_a_last_checkpoint_that_somebody_removed_stays_removed(workdir, go_on, capsys):
     shutil.rmtree(workdir / "teacher/checkpoints")
-    Run(tiny_config(), workdir).finish()
+    go_on(workdir)
     assert "teacher: measured; its last checkpoint is gone" in capsys.readouterr().out
     assert not (workdir / "teacher/checkpoints").exists()
 
 
 def test_two_processes_do_not_share_a_workdir(workdir):
-    run = Run(tiny_config(), workdir)
-    with run.workdir.lock(), pytest.raises(UserError, match="in use by another process"):
-        run.finish()
+    setup = check(tiny_config(), workdir)
+    with setup.workdir.lock(), pytest.raises(UserError, match="in use by another process"):
+        run_config(tiny_config(), workdir)
 
 
-def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(workdir, monkeypatch):
+def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(
+    workdir, go_on, monkeypatch
+):
     rows = read_rows(workdir / "results.jsonl")
     write_rows(workdir / "results.jsonl", rows[:2])
     grid = (workdir / "student_0001/samples.png").read_bytes()
-    run, made, on_devices = Run(tiny_config(), workdir), [], Sampler.on_devices
+    stop = StopSignal()
+    made, on_devices = [], Sampler.on_devices
 
     def stopping(sampler, *arguments):
         made.append(arguments)
         if len(made) == 2:  # the first batch is of samples.png
-            run._stop.signum = 15
+            stop.signum = 15
         return on_devices(sampler, *arguments)
 
     monkeypatch.setattr(Sampler, "on_devices", stopping)
     with pytest.raises(Stopped, match="signal 15"):
-        run.finish()
+        go_on(workdir, stop)
     assert len(made) == 2
     assert read_rows(workdir / "results.jsonl") == rows[:2]
-    run.finish()
+    go_on(workdir)
     again = read_rows(workdir / "results.jsonl")
     again[2]["seconds"] = rows[2]["seconds"]  # of training, from the checkpoint: not quite its end
     assert again == rows
@@ -197,13 +203,13 @@ def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(workd
     assert not (workdir / "student_0001/measuring").exists()
 
 
-def test_a_damaged_log_is_set_aside_and_not_in_the_way(workdir, capsys):
+def test_a_damaged_log_is_set_aside_and_not_in_the_way(workdir, go_on, capsys):
     shutil.rmtree(workdir / "student_0001/checkpoints")
     rows = read_rows(workdir / "results.jsonl")[:2]
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = workdir / "student_0001/metrics.jsonl"
     log.write_text("\0\0\n" + log.read_text())
-    Run(tiny_config(), workdir).finish()
+    go_on(workdir)
     assert "metrics.jsonl is damaged in line 1" in capsys.readouterr().out
     assert [row["step"] for row in read_rows(log)] == [6]
     assert (workdir / "student_0001/metrics.damaged").exists()
@@ -214,21 +220,21 @@ def test_another_config_is_refused_with_what_differs(finished):
     config.train.batch_size = 8
     config.model.emb_channels = 32
     with pytest.raises(UserError) as error:
-        Run(config, finished[0])
+        check(config, finished[0])
     differing = "config.model.emb_channels: 16 -> 32; config.train.batch_size: 16 -> 8"
     assert f"of another config: {differing}." in str(error.value)
 
 
-def test_how_to_run_may_differ_between_two_starts(finished):
+def test_how_to_run_may_differ_between_two_starts(workdir):
     config = tiny_config()
     config.runtime.sampler_batch_size = 10
-    Run(config, finished[0]).finish()
+    run_config(config, workdir)
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="no config.json: it is not the workdir of a run"):
-        Run(tiny_config(), tmp_path)
+        check(tiny_config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -236,7 +242,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_writ
     config = tiny_config()
     config.model.channel_multipliers = (1, 1, 1, 1, 1)
     with pytest.raises(UserError, match="8x8 pixels do not halve 4 times"):
-        Run(config, tmp_path / "new")
+        check(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -244,46 +250,51 @@ def test_labels_are_refused_where_the_data_has_none(tmp_path, monkeypatch):
     plain = dataclasses.replace(sources.digits(), num_classes=0)
     monkeypatch.setitem(sources.SOURCES, "digits", lambda config: plain)
     with pytest.raises(UserError, match="class_conditional is True, but digits has no labels"):
-        Run(tiny_config(), tmp_path / "run")
+        check(tiny_config(), tmp_path / "run")
 
 
-def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
-    config = tiny_config()
-    config.train.checkpoint_every = 1
-    config.teacher.learning_rate = 1e38
+@pytest.mark.parametrize("step", [4, 6])
+def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, programs, monkeypatch, step):
+    """Weights overflow before an update, which finds out; a checkpoint is due at step 4."""
+    setup, made = check(tiny_config(), tmp_path / "run"), []
+    update = programs.update(setup.stages["teacher"])
+
+    def overflowing(state, *given):
+        made.append(1)
+        if len(made) == step:
+            with jax.transfer_guard("allow"):
+                state = state.replace(params=jax.tree.map(lambda p: p * 1e38, state.params))
+        return update(state, *given)
+
+    monkeypatch.setitem(programs._updates, False, overflowing)
     with pytest.raises(NonFiniteError) as error:
-        Run(config, tmp_path / "run").finish()
-    kept = re.search(
-        r"teacher: loss .* at step (\d+) of 12; last good checkpoint: (.*)", str(error.value)
-    )
-    step = int(kept[1])
-    last = (
-        "none was saved before it"
-        if step == 1
-        else f"{tmp_path}/run/teacher/checkpoints/{step - 1}"
-    )
-    assert kept[2] == last
+        run_chain(setup, programs, StopSignal())
     directory = checkpoints.folder(tmp_path / "run", "teacher")
-    run = Run(config, tmp_path / "run")
-    for step in checkpoints.steps(directory):
-        state = checkpoints.verify(directory, step).state(run.abstract["teacher"])
+    saved = checkpoints.steps(directory)
+    assert saved == ([4] if step == 6 else [])
+    kept = f"{directory}/4" if saved else "none was saved before it"
+    assert f"at step {step} of 12; last good checkpoint: {kept}" in str(error.value)
+    assert str(error.value).startswith("teacher: loss ")
+    for kept_step in saved:
+        state = state_of(setup, "teacher", kept_step)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
-def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(tmp_path, monkeypatch):
+def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(
+    tmp_path, programs, monkeypatch
+):
     def full(path, below):
         stop.signum = 15
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    config, stop = tiny_config(), StopSignal()
-    config.train.checkpoint_every = 1
-    run = Run(config, tmp_path / "run")
+    stop = StopSignal()
+    setup = check(tiny_config(), tmp_path / "run")
     monkeypatch.setattr(checkpoints, "_checksums", full)
     with pytest.raises(CheckpointError, match="could not be written: .*No space left"):
-        run._trained(run.stages["teacher"], stop)
+        run_chain(setup, programs, stop)
 
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
     with pytest.raises(UserError, match="has 0 MB free; the checkpoints of teacher need"):
-        Run(tiny_config(), tmp_path / "run").finish()
+        run_config(tiny_config(), tmp_path / "run")
