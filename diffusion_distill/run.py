@@ -28,8 +28,8 @@ from diffusion_distill.devices.sharding import (
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.generate import SampleProgram, Sampler, make_sample_program
 from diffusion_distill.interop import teacher as teachers
-from diffusion_distill.metrics.measure import Measurer, cache_dir
-from diffusion_distill.metrics.measure_stage import first_images, measuring_parts, stage_row
+from diffusion_distill.metrics.measure import Measurer, for_run
+from diffusion_distill.metrics.measure_stage import first_images, measuring_work, stage_row
 from diffusion_distill.metrics.names import value_text
 from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.models.unet import UNet
@@ -40,7 +40,7 @@ from diffusion_distill.runs.network import Network, abstract_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import remove
+from diffusion_distill.storage.files import cache_folder, remove
 from diffusion_distill.terminal.console import duration, say
 from diffusion_distill.terminal.progress import RunLeft, no_run
 from diffusion_distill.terminal.stop import StopSignal
@@ -123,9 +123,11 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
     everywhere(lambda: validate(config))
     mesh = make_mesh(config.runtime.fsdp)
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
-    source = everywhere(lambda: sources.load(config.data, cache=cache_dir(config)))
+    source = everywhere(
+        lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
+    )
     _check_labels(config, source)
-    measurer = Measurer(config, source, mesh)
+    measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
     params = abstract_weights(config, source.image_shape, num_classes, mesh)
     network = Network(config, source.image_shape, num_classes, None, params)
@@ -297,7 +299,7 @@ def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, secon
     began = time.monotonic()
     say(f"{stage.name}: measuring")
     workdir, config, measurer = setup.workdir, setup.config, setup.measurer
-    directory, fixed_steps = workdir.path / stage.name, setup.fixed_steps(stage) or 0
+    directory, fixed_steps = workdir.path / stage.name, setup.fixed_steps(stage)
 
     def sampler_of(name: str, num_steps: int) -> Sampler:
         return programs.sampler(name, params, num_steps)
@@ -334,7 +336,7 @@ def _outlook(setup: Setup) -> Outlook:
     stages, evaluation = list(setup.stages.values()), setup.config.eval
     all_steps = [stage.num_steps for stage in stages]
     parts = {
-        stage.name: measuring_parts(stage, all_steps, evaluation, setup.fixed_steps(stage) or 0)
+        stage.name: measuring_work(stage, all_steps, evaluation, setup.fixed_steps(stage))
         for stage in stages
     }
     return outlook(stages, parts, setup.workdir.results())
