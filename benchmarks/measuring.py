@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.devices import compiler
+from diffusion_distill.errors import UserError
 from diffusion_distill.report.table import markdown
 from diffusion_distill.storage.files import write_atomically
 from diffusion_distill.version import code_version
@@ -63,6 +64,18 @@ def peaks(dtype: str) -> dict[str, tuple[Callable[[], None], float]]:
         "matrix product": (ready(jnp.matmul, matrix, matrix), 2.0 * size**3),
         "convolution": (ready(convolve, x, kernel), 2.0 * images * inside * 256**2),
     }
+
+
+def integers(name: str, values: list[str]) -> list[int]:
+    """What the flag --name lists.
+
+    Raises:
+        UserError: a value is no integer.
+    """
+    try:
+        return [int(value) for value in values]
+    except ValueError as error:
+        raise UserError(f"--{name} must be integers: {error}") from None
 
 
 def machine() -> dict:

@@ -19,6 +19,7 @@ torch.compile and autocast; on a CPU they run as they are, in float32, which bot
 
 import contextlib
 import dataclasses
+import functools
 import importlib.machinery
 import sys
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def diffusers(channels: int, num_blocks: int, batch: int, num_steps: int) -> Con
         resnet_time_scale_shift="scale_shift",
         norm_num_groups=32,
     )
-    place, network, autocast = _torch(model)
+    device, network, autocast = _on_device(model)
     scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
 
     def loss(x):
@@ -104,14 +105,14 @@ def diffusers(channels: int, num_blocks: int, batch: int, num_steps: int) -> Con
     @torch.inference_mode()
     def sample():
         scheduler.set_timesteps(num_steps)
-        z = torch.randn(place(batch).shape, device=place.device)
+        z = torch.randn(batch, 3, 32, 32, device=device)
         for t in scheduler.timesteps:
             with autocast():
                 output = network(z, t).sample
             z = scheduler.step(output.float(), t, z).prev_sample
         z.cpu()
 
-    return Contender(_count(model), _torch_step(model, loss, place, batch, autocast), sample)
+    return Contender(_count(model), _torch_step(model, loss, batch, autocast), sample)
 
 
 def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
@@ -121,17 +122,17 @@ def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Co
     del num_blocks
     module.tqdm = lambda steps, **_: steps  # no bars
     model = _second_unet(channels)
-    place, network, autocast = _torch(model)
+    device, network, autocast = _on_device(model)
     diffusion = GaussianDiffusion(
         model, image_size=32, sampling_timesteps=num_steps, objective="pred_v", auto_normalize=False
-    ).to(place.device)
+    ).to(device)
     diffusion.model = network
 
     def sample():
         with autocast():
             diffusion.sample(batch_size=batch).cpu()
 
-    return Contender(_count(model), _torch_step(model, diffusion, place, batch, autocast), sample)
+    return Contender(_count(model), _torch_step(model, diffusion, batch, autocast), sample)
 
 
 def matching_width(wanted: int) -> int:
@@ -162,34 +163,24 @@ def _count(model) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _torch(model):
-    """Batch size -> random images; the network to call; a context to compute in."""
+def _on_device(model):
+    """The device, where the model then is; what to call in its place; a context to compute in."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-
-    def place(batch):
-        return torch.rand(batch, 3, 32, 32, device=device) * 2 - 1
-
-    place.device = device
-    if device == "cpu":
-        return place, model, contextlib.nullcontext
-
-    def autocast():
-        return torch.autocast("cuda", torch.bfloat16)
-
-    return place, torch.compile(model), autocast
+    if not torch.cuda.is_available():
+        return "cpu", model, contextlib.nullcontext
+    autocast = functools.partial(torch.autocast, "cuda", torch.bfloat16)
+    return "cuda", torch.compile(model.to("cuda")), autocast
 
 
-def _torch_step(model, loss, place, batch: int, autocast) -> Callable[[], None]:
+def _torch_step(model, loss, batch: int, autocast) -> Callable[[], None]:
     """A training step as PyTorch's users write it, with the fused forms of what is around it."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     weights = list(model.parameters())
     average = [w.detach().clone() for w in weights]
-    x = place(batch)
+    x = torch.rand(batch, 3, 32, 32, device=weights[0].device) * 2 - 1
 
     def step():
         with autocast():
@@ -285,10 +276,7 @@ def main(argv: list[str]) -> None:
     check_installed()
     import torch
 
-    try:
-        widths, sizes = (list(map(int, f.value)) for f in (_CHANNELS, _BATCH_SIZES))
-    except ValueError as error:
-        raise UserError(f"--channels and --batch_sizes must be integers: {error}") from None
+    widths, sizes = (measuring.integers(f.name, f.value) for f in (_CHANNELS, _BATCH_SIZES))
     if len(widths) != len(sizes):
         raise UserError(f"there are {len(widths)} --channels and {len(sizes)} --batch_sizes")
     torch.manual_seed(0)

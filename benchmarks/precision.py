@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks import measuring
-from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices.distributed import fetch
@@ -26,8 +25,11 @@ from diffusion_distill.stages import plan
 from diffusion_distill.terminal import cli
 from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import calls, updates_per_call
+from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import abstract_state, init_teacher
-from diffusion_distill.training.step import Round, make_optimizer, make_update
+from diffusion_distill.training.step import Recipe, Round
+from diffusion_distill.training.update import make_update
+from diffusion_distill.validate import validate
 
 WINDOW = 50  # updates that a smoothed loss is the mean of
 
@@ -42,23 +44,17 @@ def trained(
     key = place(jax.random.key(config.seed), whole)
     state = init_teacher(model, optimizer, key, source.image_shape, mesh)
     abstract = abstract_state(state.params, optimizer, mesh)
-    update = make_update(model, config, stage, mesh, abstract)
-    round = place(Round(np.int32(stage.num_steps), np.int32(stage.updates)), whole)
+    update = make_update(Recipe(model, config, stage, mesh), abstract)
+    this_round = place(Round(np.int32(stage.num_steps), np.int32(stage.updates)), whole)
     key = place(jax.random.fold_in(jax.random.key(config.seed), stage.rng_id), whole)
     feed, losses = Feed(source, mesh, config.runtime.data_on_device), []
     per_call = updates_per_call(config, jax.default_backend())
     ranges = calls(0, stage.updates, per_call, stage.updates)
     batches = feed.calls(config.seed, stage.rng_id, config.train.batch_size, ranges)
     for _, _, rows in batches:
-        state, metrics = update(state, None, feed.data, rows, key, round)
+        state, metrics = update(state, None, feed.data, rows, key, this_round)
         losses.append(metrics["loss"])
     return state.ema_params, np.concatenate([fetch(loss) for loss in losses]).astype(np.float64)
-
-
-def sampled(config, params: dict, source: Source, mesh: Mesh, z: np.ndarray, num_steps: int):
-    """Images [N, H, W, C] in [-1, 1] that DDIM makes of noise z, computed as the config says."""
-    program = make_sample_program(config, source.image_shape, source.num_classes, "ddim", mesh)
-    return Sampler(program, params, num_steps).from_noise(z)
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
@@ -74,16 +70,18 @@ def compared(
     mesh, source = make_mesh(config.runtime.fsdp), sources.load(config.data)
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
     z = np.random.default_rng(config.seed).normal(size=(num_images, *source.image_shape))
-    params, losses, by_dtype = {}, {}, {}
+    params, losses, programs = {}, {}, {}
     for dtype in ("float32", "bfloat16"):
         config = config.copy_and_resolve_references()
         config.model.dtype, config.teacher.updates, config.distill.teacher = dtype, updates, ""
         params[dtype], losses[dtype] = trained(config, source, mesh)
-        by_dtype[dtype] = config
+        programs[dtype] = make_sample_program(
+            config, source.image_shape, source.num_classes, "ddim", mesh
+        )
 
     def images(computed_in: str, trained_in: str) -> np.ndarray:
-        weights = params[trained_in]
-        return sampled(by_dtype[computed_in], weights, source, mesh, z, num_steps)
+        """[N, H, W, C] in [-1, 1]."""
+        return Sampler(programs[computed_in], params[trained_in], num_steps).from_noise(z)
 
     def apart(a: np.ndarray, b: np.ndarray) -> dict:
         return {"mean": float(np.abs(a - b).mean()), "largest": float(np.abs(a - b).max())}
@@ -138,7 +136,7 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     config = cli.required("config", flags.FLAGS.config)
-    configs.validate(config)
+    validate(config)
     numbers = [
         cli.at_least(name, flags.FLAGS[name].value, 1)
         for name in ("updates", "num_images", "num_steps")

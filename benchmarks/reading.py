@@ -23,9 +23,8 @@ from absl import app, flags
 from PIL import Image
 
 from diffusion_distill.config import base
-from diffusion_distill.data import folder, prepared
+from diffusion_distill.data import folder, prepared, write_prepared
 from diffusion_distill.data.batches import batch_indices
-from diffusion_distill.data.prepare import prepare
 from diffusion_distill.data.preprocess import RESIZES
 from diffusion_distill.data.source import from_arrays
 
@@ -92,7 +91,7 @@ def time_folder(root: Path, count: int, size: int) -> dict:
         config.path, config.folder_labels = str(root / "pictures"), False
         config.image_size, config.resize = size, resize
         began = time.perf_counter()
-        prepare(folder.load(config), root / resize, {})
+        write_prepared.write(folder.load(config), root / resize, {})
         row[f"folder, {resize}: prepared/s"] = round(count / (time.perf_counter() - began))
     return row
 
@@ -101,7 +100,7 @@ def time_reading(root: Path, count: int, size: int) -> dict:
     """Images a second written and read, from the prepared format and from array_record."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     began = time.perf_counter()
-    prepare(from_arrays(images), root / "train", {})
+    write_prepared.write(from_arrays(images), root / "train", {})
     wrote = count / (time.perf_counter() - began)
     config = base().data
     config.name, config.path = "prepared", str(root)

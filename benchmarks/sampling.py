@@ -16,7 +16,6 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill import config as configs
 from diffusion_distill.data import sources
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import batched, make_mesh, replicated
@@ -24,6 +23,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.models.build import abstract_params, build_unet
 from diffusion_distill.terminal import cli
+from diffusion_distill.validate import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Whose network and sampler.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 8, "Sampling steps.")
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     cli.required("config", _CONFIG.value)
     config = _CONFIG.value
-    configs.validate(config)
+    validate(config)
     cli.at_least("num_steps", _NUM_STEPS.value, 1)
     try:
         sizes = [int(size) for size in _BATCH_SIZES.value]

@@ -21,9 +21,9 @@ from ml_collections import config_flags
 from benchmarks import measuring
 from benchmarks.workload import Workload
 from diffusion_distill.devices.sharding import make_mesh, place, replicated
-from diffusion_distill.errors import UserError
 from diffusion_distill.terminal import cli
-from diffusion_distill.training.step import Round, make_update
+from diffusion_distill.training.step import Round
+from diffusion_distill.training.update import make_update
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What is changed from.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "32", "64"], "Images at once.")
@@ -61,7 +61,7 @@ def chain(config: ml_collections.ConfigDict, rounds: list[int], updates: int) ->
     """The seconds of chains of so many rounds, of one compiled program."""
     work = Workload(config, make_mesh(config.runtime.fsdp, jax.devices()[:1]))
     stage = work.stages["student"]
-    update = make_update(work.model(stage.dropout), config, stage, work.mesh, work.abstract(stage))
+    update = make_update(work.recipe(stage), work.abstract(stage))
     batches = work.rows()
     found = []
     for count in [0, *rounds]:  # the first is for the compilation
@@ -136,10 +136,7 @@ def main(argv: list[str]) -> None:
         "batch": _BATCH_SIZES, "channels": _CHANNELS, "image size": _IMAGE_SIZES,
         "rounds": _ROUNDS, "devices": _DEVICES,
     }  # fmt: skip
-    try:
-        axes = {axis: [int(v) for v in flag.value] for axis, flag in named.items()}
-    except ValueError as error:
-        raise UserError(f"what a flag lists must be integers: {error}") from None
+    axes = {axis: measuring.integers(flag.name, flag.value) for axis, flag in named.items()}
     if "cpu" in str(jax.config.jax_platforms or "cpu"):
         jax.config.update("jax_num_cpu_devices", max([1, *axes["devices"]]))
     axes["devices"] = [n for n in axes["devices"] if n <= jax.device_count()]

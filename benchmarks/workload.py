@@ -1,5 +1,6 @@
 """The programs of a run with made-up images and random weights, ready to be timed."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -12,26 +13,25 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh, place, replicated, shardings
 from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
+from diffusion_distill.plan.describe import describe
 from diffusion_distill.plan.flops import count_flops
-from diffusion_distill.plan.programs import describe
 from diffusion_distill.stages import Stage, plan
+from diffusion_distill.terminal.stop import StopSignal
+from diffusion_distill.training import step as steps
 from diffusion_distill.training.feed import Feed
-from diffusion_distill.training.loop import StopSignal, calls, train, updates_per_call
+from diffusion_distill.training.loop import Job, calls, train, updates_per_call
+from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.recorder import Recorder
 from diffusion_distill.training.state import TrainState, abstract_state
-from diffusion_distill.training.step import (
-    Round,
-    make_optimizer,
-    make_parts,
-    make_train_step,
-    make_update,
-)
+from diffusion_distill.training.step import Recipe, Round, train_step
+from diffusion_distill.training.update import make_update
+from diffusion_distill.validate import validate
 
 IMAGES = 4096  # in the made-up data set
 
@@ -67,7 +67,7 @@ class Workload:
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
         """Raises UserError where the config is not valid, or says nothing of its images."""
-        configs.validate(config)
+        validate(config)
         self.config, self.mesh = config, mesh or make_mesh(config.runtime.fsdp)
         data = describe(config)
         rng = np.random.default_rng(0)
@@ -97,6 +97,9 @@ class Workload:
         channels, classes = self.image_shape[-1], self._source.num_classes
         return build_unet(self.config, channels, classes, dropout)
 
+    def recipe(self, stage: Stage) -> Recipe:
+        return Recipe(self.model(stage.dropout), self.config, stage, self.mesh)
+
     def abstract(self, stage: Stage) -> TrainState:
         return abstract_state(self._shapes, make_optimizer(self.config, stage), self.mesh)
 
@@ -114,10 +117,10 @@ class Workload:
 
     def arguments(self, stage: Stage, rows) -> tuple:
         """What an update takes after the state."""
-        round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
-        key, round = place((jax.random.key(0), round), replicated(self.mesh))
+        this_round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
+        key, this_round = place((jax.random.key(0), this_round), replicated(self.mesh))
         teacher = self._teacher_params if stage.teacher else None
-        return teacher, self.feed.data, rows, key, round
+        return teacher, self.feed.data, rows, key, this_round
 
     def rows(self, first: int = 0):
         """(first, updates, rows) of calls from an update on, for ever."""
@@ -125,16 +128,15 @@ class Workload:
         left = calls(first, end, self.per_call, end)
         return self.feed.calls(0, 0, self.config.train.batch_size, left)
 
+    def _first_rows(self):
+        with contextlib.closing(self.rows()) as batches:
+            return next(batches)[2]
+
     def compiled_update(self, stage: Stage) -> Compiled:
         """The update of a stage, traced and compiled anew, or loaded from JAX's cache."""
-        batches = self.rows()
-        _, _, rows = next(batches)
-        batches.close()
-        arguments = (self.state(stage), *self.arguments(stage, rows))
+        arguments = (self.state(stage), *self.arguments(stage, self._first_rows()))
         began = time.perf_counter()
-        update = make_update(
-            self.model(stage.dropout), self.config, stage, self.mesh, self.abstract(stage)
-        )
+        update = make_update(self.recipe(stage), self.abstract(stage))
         if not hasattr(update, "lower"):  # parts of a batch are calls of their own
             jax.block_until_ready(update(*arguments))
             return Compiled(update, time.perf_counter() - began, None, None)
@@ -150,10 +152,7 @@ class Workload:
 
     def updating(self, stage: Stage, program: Callable) -> Callable[[], None]:
         """A call that makes `per_call` updates on rows that are ready, and waits for them."""
-        batches = self.rows()
-        _, _, rows = next(batches)
-        batches.close()
-        state, arguments = self.state(stage), self.arguments(stage, rows)
+        state, arguments = self.state(stage), self.arguments(stage, self._first_rows())
 
         def call():
             nonlocal state
@@ -167,10 +166,10 @@ class Workload:
         """Operations of matrix products and convolutions of one update, by the traced program."""
         # A fused attention's operations cannot be seen in the traced program.
         model = dataclasses.replace(self.model(stage.dropout), fused_attention=False)
-        step = make_train_step(model, self.config, stage)
+        step = functools.partial(train_step, Recipe(model, self.config, stage))
         batch = self._batch()
-        teacher, _, _, key, round = self.arguments(stage, None)
-        traced = jax.make_jaxpr(step)(self.state(stage), teacher, batch, key, round)
+        teacher, _, _, key, this_round = self.arguments(stage, None)
+        traced = jax.make_jaxpr(step)(self.state(stage), teacher, batch, key, this_round)
         return count_flops(traced.jaxpr).total
 
     def forward_flops(self, images: int) -> float:
@@ -199,33 +198,39 @@ class Workload:
         device, as those of a set of up to a GiB are in a run.
         """
         options = compiler.options(self.mesh.devices.flat[0].platform)
-        made = make_parts(self.model(stage.dropout), self.config, stage)
+        recipe = Recipe(self.model(stage.dropout), self.config, stage)
+
+        def compiled(function, **how):
+            of = functools.wraps(function)(functools.partial(function, recipe))
+            return jax.jit(of, compiler_options=options, **how)
+
         state = self.state(stage)
-        teacher, _, _, key, round = self.arguments(stage, None)
+        teacher, _, _, key, this_round = self.arguments(stage, None)
         batch = self._batch()
 
-        def drawn(step, batch, key, round):
-            return made.draw(step, batch, key, round)
-
-        draw = jax.jit(drawn, compiler_options=options)
-        examples = draw(state.step, batch, key, round)
-        gradient = jax.jit(made.gradient, compiler_options=options)
-        grads, losses = gradient(state.params, teacher, examples, round)
-        forward = jax.jit(made.loss, compiler_options=options)
+        draw = compiled(steps.draw)
+        examples = draw(state.step, batch, key, this_round)
+        gradient = compiled(steps.gradient)
+        grads, losses = gradient(state.params, teacher, examples, this_round)
+        forward = compiled(steps.loss)
         # Donated, as in the step: without it the new state would be written beside the old.
-        update = jax.jit(made.apply, compiler_options=options, donate_argnums=0)
+        update = compiled(steps.apply, donate_argnums=0)
         batches = self.rows()
 
         def updated():
             nonlocal state
-            state, metrics = update(state, grads, losses, examples.t, round)
+            state, metrics = update(state, grads, losses, examples.t, this_round)
             jax.block_until_ready((state, metrics))
 
         params = jax.tree.map(jnp.copy, state.params)
         found = {
-            "draw": lambda: jax.block_until_ready(draw(state.step, batch, key, round)),
-            "forward": lambda: jax.block_until_ready(forward(params, teacher, examples, round)),
-            "gradient": lambda: jax.block_until_ready(gradient(params, teacher, examples, round)),
+            "draw": lambda: jax.block_until_ready(draw(state.step, batch, key, this_round)),
+            "forward": lambda: jax.block_until_ready(
+                forward(params, teacher, examples, this_round)
+            ),
+            "gradient": lambda: jax.block_until_ready(
+                gradient(params, teacher, examples, this_round)
+            ),
             "update": updated,
             "input": lambda: jax.block_until_ready(next(batches)[2]),
         }
@@ -253,8 +258,8 @@ class Workload:
         stage = dataclasses.replace(stage, updates=updates)
         teacher = self._teacher_params if stage.teacher else None
         state = self.state(stage)
+        job = Job(stage, self.config, self.mesh, program, teacher, self.feed)
+        recorder = Recorder(stage, self.config, folder, start=0)
         with StopSignal() as stop:
-            _, seconds = train(
-                stage, self.config, folder, state, teacher, self.feed, program, self.mesh, 0.0, stop
-            )
-        return seconds
+            train(job, state, recorder, stop)
+        return recorder.seconds

@@ -1,8 +1,21 @@
 """Errors that a person can act on: one clear line at the command line, no traceback."""
 
 
+class Field(str):
+    """The full name of a config's field, as a part of a message: "config.data.split"."""
+
+
 class UserError(ValueError):
-    """A mistake in what was asked for; the message names the field, the value and the way out."""
+    """A mistake in what was asked for; the message names the field, the value and the way out.
+
+    Attributes:
+        parts: of the message. Where fields in it are `Field`s, a command that has flags in their
+            place can name those.
+    """
+
+    def __init__(self, *parts: object):
+        super().__init__("".join(map(str, parts)))
+        self.parts = parts
 
 
 class CheckpointError(RuntimeError):

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill import config as configs
+from diffusion_distill.config import base
 from diffusion_distill.data import sources
 from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
@@ -37,6 +37,7 @@ from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import locked, read_rows, remove, write_rows
 from diffusion_distill.terminal import cli
+from diffusion_distill.validate import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "With --images: whose data to compare.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -72,7 +73,7 @@ def chosen_config() -> ml_collections.ConfigDict:
         getattr(_CONFIG.value, "seed", None)  # one that could not be read raises why when touched
         config = _CONFIG.value
     else:
-        config = configs.base()
+        config = base()
     if _BATCH_SIZE.value is not None:
         config.runtime.sampler_batch_size = cli.at_least("batch_size", _BATCH_SIZE.value, 1)
     if _DATA_PATH.value is not None:
@@ -112,7 +113,7 @@ def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
     cli.required("workdir", _WORKDIR.value)
     cli.at_least("seeds", _SEEDS.value, 1)
     config.eval.baseline_images = 0  # there are no baselines here
-    configs.validate(config)
+    validate(config)
     sampler = load_sampler(
         _WORKDIR.value,
         _NUM_STEPS.value,
@@ -160,7 +161,7 @@ def measure_images(config: ml_collections.ConfigDict) -> list[dict]:
             raise UserError("--images is compared with --reference, or the data of --config")
         if not config.eval.reference:
             reference = sources.load(config.data, config.eval.split or None, cache_dir(config))
-    configs.validate(config)
+    validate(config)
     measurer = Measurer(config, images, make_mesh(), reference=reference)
     folder = _blocks_dir(cache_dir(config) / "evaluating", images.fingerprint)
     with locked(folder / ".lock"):

@@ -71,33 +71,33 @@ def plan(config: ml_collections.ConfigDict) -> list[Stage]:
 
 
 def started_from(
-    config: ml_collections.ConfigDict, teacher: str, num_steps: int
+    config: ml_collections.ConfigDict, teacher: str, fixed_steps: int | None
 ) -> ml_collections.ConfigDict:
     """The config of a run whose chain starts from a teacher that was trained elsewhere.
 
     Args:
         config: as the user gave it; stays as it is.
         teacher: where the teacher's weights are, for `distill.teacher`.
-        num_steps: the sampling steps that it is made for: believed, whatever `distill.start_steps`
-            says. 0 for a teacher trained in continuous time.
+        fixed_steps: the only number of sampling steps that it takes: believed, whatever
+            `distill.start_steps` says. None for a teacher that takes any.
 
     Raises:
-        UserError: no chain of halvings starts at num_steps, or ends at `distill.end_steps`.
+        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`.
     """
     config = config.copy_and_resolve_references()
     config.distill.teacher = teacher
-    if num_steps:
-        if num_steps & (num_steps - 1):
+    if fixed_steps is not None:
+        if fixed_steps & (fixed_steps - 1):
             raise UserError(
-                f"{teacher} is made for {num_steps} steps; to distil from it they must be a power "
-                "of 2"
+                f"{teacher} is made for {fixed_steps} steps; to distil from it they must be a "
+                "power of 2"
             )
-        if config.distill.end_steps > num_steps:
+        if config.distill.end_steps > fixed_steps:
             raise UserError(
                 f"config.distill.end_steps is {config.distill.end_steps}; {teacher} is made for "
-                f"{num_steps} steps, and it must be at most those"
+                f"{fixed_steps} steps, and it must be at most those"
             )
-        config.distill.start_steps = num_steps
+        config.distill.start_steps = fixed_steps
     return config
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_distill import config as configs
 from diffusion_distill import load_sampler
-from diffusion_distill.main import Run
+from diffusion_distill.run import run_config
 from diffusion_distill.stages import plan
 from diffusion_distill.storage.files import read_rows
+from diffusion_distill.validate import from_file
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if "digits" not in p.stem)
@@ -45,12 +45,12 @@ def prepared_dir(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tiny_variant_runs_its_whole_chain(name, request, tmp_path):
-    config = configs.from_file(str(ROOT / "configs" / f"{name}.py:tiny"))
+    config = from_file(str(ROOT / "configs" / f"{name}.py:tiny"))
     if name.startswith("cifar10"):
         config.data.path = str(request.getfixturevalue("cifar10_dir"))
     else:
         config.data.path = str(request.getfixturevalue("prepared_dir")(name.rpartition("_")[0]))
-    Run(config, tmp_path / "run").finish()
+    run_config(config, tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "results.jsonl")
     assert [row["stage"] for row in rows] == [stage.name for stage in plan(config)]
     if name.endswith("_teacher"):

@@ -14,12 +14,12 @@ from PIL import Image
 from diffusion_distill.data import sources
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from diffusion_distill.generate import Sampler
-from diffusion_distill.main import Run
+from diffusion_distill.run import Programs, check, run_chain, run_config
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.storage.files import read_npz, read_rows, write_rows
-from diffusion_distill.training.loop import StopSignal
-from diffusion_distill.training.state import init_student
-from diffusion_distill.training.step import make_optimizer
+from diffusion_distill.terminal.stop import StopSignal
+from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.state import TrainState, init_student
 from tests.conftest import tiny_config
 
 STAGES = ["teacher", "student_0002", "student_0001"]
@@ -29,9 +29,14 @@ EACH_START = ("config.json", "stages.jsonl")  # written anew whenever a run is s
 def ema_params(workdir, name):
     config = tiny_config()
     updates = config.teacher.updates if name == "teacher" else config.distill.updates
-    run = Run(config, workdir)
-    whole = checkpoints.verify(checkpoints.folder(workdir, name), updates)
-    return whole.ema_params(run.abstract[name].ema_params)
+    setup = check(config, workdir)
+    abstract = setup.abstract(setup.stages[name]).ema_params
+    return checkpoints.load_ema_params(checkpoints.folder(workdir, name), updates, abstract)
+
+
+def state_of(setup, name, step):
+    whole = checkpoints.verify(checkpoints.folder(setup.workdir.path, name), step)
+    return TrainState.of_trees(whole.trees(setup.abstract(setup.stages[name]).trees()))
 
 
 def assert_same_bits(a, b):
@@ -76,7 +81,7 @@ def test_every_stage_leaves_what_the_next_and_a_person_need(finished):
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
     workdir, _ = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
-    Run(tiny_config(), workdir).finish()
+    run_config(tiny_config(), workdir)
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
     before.pop(workdir, None), after.pop(workdir, None)
     assert after == before
@@ -87,7 +92,7 @@ def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir):
     before = (workdir / "results.txt").read_text()
     for name in names:
         (workdir / name).unlink()
-    Run(tiny_config(), workdir).finish()
+    run_config(tiny_config(), workdir)
     assert (workdir / "results.txt").read_text() == before
     assert "student_0001" in (workdir / "report.html").read_text()
 
@@ -95,9 +100,9 @@ def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir):
 def test_students_start_from_the_averaged_weights_with_a_fresh_optimiser(finished):
     workdir, _ = finished
     teacher = ema_params(workdir, "teacher")
-    run = Run(tiny_config(), workdir)
-    optimizer = make_optimizer(run.config, run.stages["student_0002"])
-    state = init_student(teacher, optimizer, run.mesh)
+    setup = check(tiny_config(), workdir)
+    optimizer = make_optimizer(setup.config, setup.stages["student_0002"])
+    state = init_student(teacher, optimizer, setup.mesh)
     assert_same_bits(state.params, teacher)
     assert_same_bits(state.ema_params, teacher)
     assert_same_bits(state.opt_state, optimizer.init(teacher))
@@ -109,14 +114,8 @@ def test_in_a_run_a_student_is_given_its_teachers_averaged_weights(tmp_path):
     config = tiny_config()
     config.distill.learning_rate = 0.0
     config.distill.end_steps = 2
-    run = Run(config, tmp_path / "run")
-    run.finish()
-    teacher, student = (
-        checkpoints.verify(checkpoints.folder(tmp_path / "run", name), updates).state(
-            run.abstract[name]
-        )
-        for name, updates in (("teacher", 12), ("student_0002", 6))
-    )
+    setup = run_config(config, tmp_path / "run")
+    teacher, student = state_of(setup, "teacher", 12), state_of(setup, "student_0002", 6)
     assert_same_bits(student.params, teacher.ema_params)
     assert any(
         np.any(np.asarray(a) != b)
@@ -137,7 +136,7 @@ def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
     student = ema_params(workdir, "student_0002")
     next((workdir / "teacher/checkpoints/12/ema_params/d").iterdir()).write_bytes(b"\0")
     results = (workdir / "results.jsonl").read_text()
-    Run(tiny_config(), workdir).finish()
+    run_config(tiny_config(), workdir)
     assert (workdir / "results.jsonl").read_text() == results
     said = capsys.readouterr().out
     assert "teacher/checkpoints/12 cannot be used" in said
@@ -155,41 +154,42 @@ def test_a_student_needs_no_more_of_its_teacher_than_the_averaged_weights(workdi
     shutil.rmtree(workdir / "student_0001")
     rows = read_rows(workdir / "results.jsonl")[:2]
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Run(tiny_config(), workdir).finish()
+    run_config(tiny_config(), workdir)
     assert_same_bits(ema_params(workdir, "student_0001"), before)
 
 
 def test_a_last_checkpoint_that_somebody_removed_stays_removed(workdir, capsys):
     shutil.rmtree(workdir / "teacher/checkpoints")
-    Run(tiny_config(), workdir).finish()
+    run_config(tiny_config(), workdir)
     assert "teacher: measured; its last checkpoint is gone" in capsys.readouterr().out
     assert not (workdir / "teacher/checkpoints").exists()
 
 
 def test_two_processes_do_not_share_a_workdir(workdir):
-    run = Run(tiny_config(), workdir)
-    with run.workdir.lock(), pytest.raises(UserError, match="in use by another process"):
-        run.finish()
+    setup = check(tiny_config(), workdir)
+    with setup.workdir.lock(), pytest.raises(UserError, match="in use by another process"):
+        run_config(tiny_config(), workdir)
 
 
 def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(workdir, monkeypatch):
     rows = read_rows(workdir / "results.jsonl")
     write_rows(workdir / "results.jsonl", rows[:2])
     grid = (workdir / "student_0001/samples.png").read_bytes()
-    run, made, on_devices = Run(tiny_config(), workdir), [], Sampler.on_devices
+    setup, stop = check(tiny_config(), workdir), StopSignal()
+    made, on_devices = [], Sampler.on_devices
 
     def stopping(sampler, *arguments):
         made.append(arguments)
         if len(made) == 2:  # the first batch is of samples.png
-            run._stop.signum = 15
+            stop.signum = 15
         return on_devices(sampler, *arguments)
 
     monkeypatch.setattr(Sampler, "on_devices", stopping)
     with pytest.raises(Stopped, match="signal 15"):
-        run.finish()
+        run_chain(setup, Programs(setup), stop)
     assert len(made) == 2
     assert read_rows(workdir / "results.jsonl") == rows[:2]
-    run.finish()
+    run_config(tiny_config(), workdir)
     again = read_rows(workdir / "results.jsonl")
     again[2]["seconds"] = rows[2]["seconds"]  # of training, from the checkpoint: not quite its end
     assert again == rows
@@ -203,7 +203,7 @@ def test_a_damaged_log_is_set_aside_and_not_in_the_way(workdir, capsys):
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = workdir / "student_0001/metrics.jsonl"
     log.write_text("\0\0\n" + log.read_text())
-    Run(tiny_config(), workdir).finish()
+    run_config(tiny_config(), workdir)
     assert "metrics.jsonl is damaged in line 1" in capsys.readouterr().out
     assert [row["step"] for row in read_rows(log)] == [6]
     assert (workdir / "student_0001/metrics.damaged").exists()
@@ -214,7 +214,7 @@ def test_another_config_is_refused_with_what_differs(finished):
     config.train.batch_size = 8
     config.model.emb_channels = 32
     with pytest.raises(UserError) as error:
-        Run(config, finished[0])
+        check(config, finished[0])
     differing = "config.model.emb_channels: 16 -> 32; config.train.batch_size: 16 -> 8"
     assert f"of another config: {differing}." in str(error.value)
 
@@ -222,13 +222,13 @@ def test_another_config_is_refused_with_what_differs(finished):
 def test_how_to_run_may_differ_between_two_starts(finished):
     config = tiny_config()
     config.runtime.sampler_batch_size = 10
-    Run(config, finished[0]).finish()
+    run_config(config, finished[0])
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="no config.json: it is not the workdir of a run"):
-        Run(tiny_config(), tmp_path)
+        check(tiny_config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -236,7 +236,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_writ
     config = tiny_config()
     config.model.channel_multipliers = (1, 1, 1, 1, 1)
     with pytest.raises(UserError, match="8x8 pixels do not halve 4 times"):
-        Run(config, tmp_path / "new")
+        check(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -244,7 +244,7 @@ def test_labels_are_refused_where_the_data_has_none(tmp_path, monkeypatch):
     plain = dataclasses.replace(sources.digits(), num_classes=0)
     monkeypatch.setitem(sources.SOURCES, "digits", lambda config: plain)
     with pytest.raises(UserError, match="class_conditional is True, but digits has no labels"):
-        Run(tiny_config(), tmp_path / "run")
+        check(tiny_config(), tmp_path / "run")
 
 
 def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
@@ -252,7 +252,7 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     config.train.checkpoint_every = 1
     config.teacher.learning_rate = 1e38
     with pytest.raises(NonFiniteError) as error:
-        Run(config, tmp_path / "run").finish()
+        run_config(config, tmp_path / "run")
     kept = re.search(
         r"teacher: loss .* at step (\d+) of 12; last good checkpoint: (.*)", str(error.value)
     )
@@ -264,9 +264,9 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     )
     assert kept[2] == last
     directory = checkpoints.folder(tmp_path / "run", "teacher")
-    run = Run(config, tmp_path / "run")
+    setup = check(config, tmp_path / "run")
     for step in checkpoints.steps(directory):
-        state = checkpoints.verify(directory, step).state(run.abstract["teacher"])
+        state = state_of(setup, "teacher", step)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
@@ -277,13 +277,13 @@ def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(tmp_path, mo
 
     config, stop = tiny_config(), StopSignal()
     config.train.checkpoint_every = 1
-    run = Run(config, tmp_path / "run")
+    setup = check(config, tmp_path / "run")
     monkeypatch.setattr(checkpoints, "_checksums", full)
     with pytest.raises(CheckpointError, match="could not be written: .*No space left"):
-        run._trained(run.stages["teacher"], stop)
+        run_chain(setup, Programs(setup), stop)
 
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
     with pytest.raises(UserError, match="has 0 MB free; the checkpoints of teacher need"):
-        Run(tiny_config(), tmp_path / "run").finish()
+        run_config(tiny_config(), tmp_path / "run")

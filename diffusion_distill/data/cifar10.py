@@ -1,8 +1,9 @@
 """CIFAR-10 as its authors publish it, every file checked against its published checksum.
 
 Both of its versions for programs are read, unpacked or as the tar.gz: the binary one and the
-Python one. The latter's files are pickles, and are never unpickled. Both hold the same records,
-byte for byte and in the same order, so that a run may change from one to the other.
+Python one. The latter's files are pickles, read by an unpickler that makes nothing but plain data
+of them. Both hold the same records, byte for byte and in the same order, so that a run may change
+from one to the other.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
 https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
@@ -11,7 +12,8 @@ https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
 import dataclasses
 import gzip
 import hashlib
-import pickletools
+import io
+import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +22,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.data.download import fetch
+from diffusion_distill.data import fields
+from diffusion_distill.data.download import download_file
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import as_path, is_bucket
@@ -71,11 +74,12 @@ def load(config: ml_collections.ConfigDict) -> Source:
             field asks for what CIFAR-10 has not; names the file or the field.
     """
     if config.split not in SPLITS:
-        raise UserError(f"config.data.split is {config.split!r}; CIFAR-10 has train and test")
+        raise UserError(fields.SPLIT, f" is {config.split!r}; CIFAR-10 has train and test")
     if config.image_size not in (0, 32):
         raise UserError(
-            f"config.data.image_size is {config.image_size}; CIFAR-10's images are 32x32, and are "
-            "not resized: it must be 0 or 32"
+            fields.IMAGE_SIZE,
+            f" is {config.image_size}; CIFAR-10's images are 32x32, and are not resized: it must "
+            "be 0 or 32",
         )
     batches = _batches(_find(config.path), SPLITS[config.split])
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
@@ -89,12 +93,12 @@ def download(out: Path, url: str = URL) -> Path:
         The path of the tar.gz. A config's `data.path` may name it or `out`.
 
     Raises:
-        UserError: see `data.download.fetch`; or a file inside is not the release's.
+        UserError: see `data.download.download_file`; or a file inside is not the release's.
     """
     if is_bucket(out):
         raise UserError(f"--out={out} is a bucket; download into a folder, then copy it there")
     archive = Path(out) / BINARY.archive
-    if fetch(url, archive, checksum=ARCHIVE_CHECKSUM, size=ARCHIVE_SIZE):
+    if download_file(url, archive, checksum=ARCHIVE_CHECKSUM, size=ARCHIVE_SIZE):
         try:
             _batches(archive, RECORDS_SHA1)
         except UserError:
@@ -132,27 +136,35 @@ def _binary_records(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
 
 
-def _pickled_records(content: bytes) -> np.ndarray:
-    """The records of a file of the Python version, read off its opcodes; nothing is executed.
+class _Stored:
+    """What stands for NumPy's array, and for its dtype, in a pickle: what they were stored as."""
 
-    Python 2 pickled a dict there, whose keys are short strings. After "labels" come small
-    integers, one an image, until the next string. The pixels, an array [N, PIXELS], are the one
-    long string, just after the flag that says whether they are in Fortran order.
-    """
-    labels, pixels, order = [], b"", "C"
-    last_string = last_opcode = ""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "SHORT_BINSTRING":
-            last_string = argument
-        elif opcode.name == "BININT1" and last_string == "labels":
-            labels.append(argument)
-        elif opcode.name == "BINSTRING":
-            pixels = argument.encode("latin-1")  # genops gives each byte as one character
-            order = "F" if last_opcode == "NEWTRUE" else "C"
-        last_opcode = opcode.name
-    records = np.empty((len(labels), 1 + PIXELS), np.uint8)
-    records[:, 0] = labels
-    records[:, 1:] = np.frombuffer(pixels, np.uint8).reshape((-1, PIXELS), order=order)
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows plain data and stored arrays; what else a pickle names is neither imported nor run."""
+
+    NAMES = ("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype")
+
+    def find_class(self, module: str, name: str) -> type:
+        if f"{module} {name}" not in self.NAMES:
+            raise UserError(f"a pickle names '{module} {name}', which is no part of CIFAR-10")
+        return _Stored
+
+
+def _pickled_records(content: bytes) -> np.ndarray:
+    """The records of a file of the Python version: a dict that Python 2 pickled."""
+    batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    _, shape, _, by_columns, pixels = batch[b"data"].state
+    records = np.empty((len(batch[b"labels"]), 1 + PIXELS), np.uint8)
+    records[:, 0] = batch[b"labels"]
+    order = "F" if by_columns else "C"
+    records[:, 1:] = np.frombuffer(pixels, np.uint8).reshape(shape, order=order)
     return records
 
 
@@ -170,7 +182,7 @@ def _find(path: str) -> Path:
     found = as_path(path)
     get = f"this gets it: python -m diffusion_distill.data.prepare --dataset=cifar10 --out={found}"
     if not found.exists():
-        raise UserError(f"config.data.path: there is no {found}; {get}")
+        raise UserError(fields.PATH, f": there is no {found}; {get}")
     if found.is_file() or any(_has_batches(found, version) for version in VERSIONS):
         return found
     names = [version.folder for version in VERSIONS] + [version.archive for version in VERSIONS]
@@ -178,7 +190,7 @@ def _find(path: str) -> Path:
         if (found / name).exists():
             return found / name
     names += [version.file("data_batch_1") for version in VERSIONS]
-    raise UserError(f"config.data.path: {found} holds none of {', '.join(names)}; {get}")
+    raise UserError(fields.PATH, f": {found} holds none of {', '.join(names)}; {get}")
 
 
 def _has_batches(folder: Path, version: _Version) -> bool:

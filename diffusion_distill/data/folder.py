@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.data import preprocess
+from diffusion_distill.data import fields, preprocess
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
@@ -44,8 +44,11 @@ def load(config: ml_collections.ConfigDict) -> Source:
         if image.shape != shape:
             raise UserError(
                 f"{files[index]} is {'x'.join(map(str, image.shape))}, where {alike} is "
-                f"{'x'.join(map(str, shape))} (height, width, channels); set "
-                "config.data.image_size and config.data.channels to make them alike"
+                f"{'x'.join(map(str, shape))} (height, width, channels); set ",
+                fields.IMAGE_SIZE,
+                " and ",
+                fields.CHANNELS,
+                " to make them alike",
             )
         return image
 
@@ -73,8 +76,9 @@ def _check_all_splits(root: Path, splits: list[str]) -> None:
         if _is_image(other.name) or _images_below(other):
             raise UserError(
                 f"{root} has {', '.join(splits)}, which would be a split, beside {other.name}, "
-                f"which is none: give config.data.path={root / splits[0]} where it is a split, and "
-                "rename it where it is a label"
+                "which is none: give ",
+                fields.PATH,
+                f"={root / splits[0]} where it is a split, and rename it where it is a label",
             )
 
 
@@ -132,8 +136,9 @@ def _scan(root: Path, folder_labels: bool) -> tuple[list[str], np.ndarray, int]:
         names, loose, below = _labelled(root)
         if loose:
             raise UserError(
-                f"{root} has images beside its subfolders, {min(loose)} for one; with "
-                "config.data.folder_labels each must be in a subfolder, whose place is its label"
+                f"{root} has images beside its subfolders, {min(loose)} for one; with ",
+                fields.FOLDER_LABELS,
+                " each must be in a subfolder, whose place is its label",
             )
         empty = [name for name, images in zip(names, below, strict=True) if not images]
         if empty:

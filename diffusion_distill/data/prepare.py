@@ -5,32 +5,23 @@ python -m diffusion_distill.data.prepare --dataset=imagenet64 --path=ILSVRC2012/
 python -m diffusion_distill.data.prepare --source=folder --path=photos --image_size=64 --out=data/photos
 python -m diffusion_distill.data.prepare --verify --out=data/photos
 
-The same command goes on where it was stopped. Images that cannot be read are left out, and named.
+The same command goes on where it was stopped; a download begins anew. Images that cannot be read are
+left out, and named.
 """  # noqa: E501
 
-import concurrent.futures
+import contextlib
 import dataclasses
-import io
-import json
-import os
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from diffusion_distill.config import base
-from diffusion_distill.data import cifar10, preprocess, sources
-from diffusion_distill.data.prepared import LABELS, MANIFEST, PREPARING, Manifest, sha256, verify
-from diffusion_distill.data.source import Source
-from diffusion_distill.errors import UserError
+from diffusion_distill.data import cifar10, fields, preprocess, sources, write_prepared
+from diffusion_distill.data.prepared import MANIFEST, Manifest, verify
+from diffusion_distill.errors import Field, UserError
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import locked, read_json, write_atomically
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
-from diffusion_distill.terminal.progress import Progress
-
-TRIED = 1000  # images after which it is too many when half of them could not be read
-FILE_BYTES = 2**27  # of images in one file: what is in memory at once, and what a stop can cost
 
 _DATASET = flags.DEFINE_string("dataset", None, "cifar10 (is downloaded), or one of DATASETS.")
 _SOURCE = flags.DEFINE_string("source", None, "folder, npz, tfds, cifar10 or digits.")
@@ -85,160 +76,6 @@ DATASETS = {
 }
 
 
-def prepare(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYTES) -> Manifest:
-    """Writes a source as a prepared split, going on where an earlier call was stopped.
-
-    Args:
-        source: what to write. Reading one image may raise UserError: it is left out, and named.
-        folder: of the split.
-        origin: says where it comes from, to be kept in the manifest; a folder that was begun with
-            other settings, or from other images, is refused. Its "path" may be another.
-        file_bytes: of images in one file, about.
-
-    Returns:
-        The manifest, which is written last.
-
-    Raises:
-        UserError: the folder holds another set, or half of the images cannot be read: of all, or
-            of the first thousand and more.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    size = max(1, file_bytes // int(np.prod(source.image_shape)))
-    content = {"images": len(source), "fingerprint": source.fingerprint, "images_per_file": size}
-    origin = origin | content
-    with locked(folder / ".lock"):
-        if (folder / MANIFEST).exists():
-            manifest = Manifest.read(folder)
-            if differences := _differences(manifest.source, origin):
-                raise UserError(f"{folder} holds another set: {differences}; choose another --out")
-            _remove_notes(folder)
-            say(f"{folder}: prepared already, {manifest.count:,} images")
-            return manifest
-        _begin(folder, origin)
-        progress = Progress("prepare", len(source), "images")
-        parts = []
-        tried = _Tried(len(source))
-        with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
-            try:
-                for number, first in enumerate(range(0, len(source), size)):
-                    indices = np.arange(first, min(first + size, len(source)))
-                    parts.append(_part(source, folder, number, indices, pool, progress, tried))
-            except BaseException:  # nothing that waits in the pool is wanted any more
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return _finish(source, folder, origin, parts)
-
-
-class _Tried:
-    """Names images that cannot be read as they come, and ends where they are too many."""
-
-    def __init__(self, total: int):
-        self._total, self._count, self._unreadable = total, 0, []
-
-    def add(self, readable: int, unreadable: list[tuple[str, str]]) -> None:
-        """Raises UserError where half of what was tried, TRIED images or all, is unreadable."""
-        for name, reason in unreadable:
-            say(f"left out: {reason if name in reason else f'{name}: {reason}'}")
-        self._unreadable += unreadable
-        self._count += readable + len(unreadable)
-        many = self._count >= min(TRIED, self._total)
-        if many and 2 * len(self._unreadable) >= self._count:
-            name, reason = self._unreadable[0]
-            so_far = "" if self._count == self._total else f" tried so far, of {self._total},"
-            raise UserError(
-                f"{len(self._unreadable)} of {self._count} images{so_far} could not be read, and "
-                f"no set is made of the rest; the first: {name}: {reason}"
-            )
-
-
-def _differences(old: dict, new: dict) -> str:
-    """In which settings two origins differ; the path is none, since the content is compared."""
-    names = [n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n) and n != "path"]
-    settings = [f"{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in names if n != "fingerprint"]
-    return ", ".join(settings or ["its images were others, or have changed" for _ in names])
-
-
-def _begin(folder: Path, origin: dict) -> None:
-    """Notes where a set comes from, or refuses to mix it with what was begun from elsewhere."""
-    note = folder / PREPARING
-    if note.exists():
-        begun = read_json(note)
-        if differences := _differences(begun, origin):
-            raise UserError(f"{folder} was begun otherwise: {differences}; remove it to begin anew")
-        say(f"{folder}: going on where it was stopped")
-    elif any(not p.name.startswith(".") for p in folder.iterdir()):
-        raise UserError(f"{folder} has other files; choose another --out")
-    else:
-        write_atomically(note, json.dumps(origin) + "\n")
-
-
-def _part(source, folder, number, indices, pool, progress, tried) -> dict:
-    """One file of images and the note beside it; nothing is done where both are there."""
-    path, note = folder / f"images-{number:05d}.npy", folder / f"part-{number:05d}.json"
-    if note.exists():
-        progress.skip(len(indices))
-        part = read_json(note)
-        tried.add(len(part["labels"]), [tuple(pair) for pair in part["unreadable"]])
-        return part
-
-    def read(index: int) -> tuple[np.ndarray | None, str]:
-        try:
-            return source.images([index])[0], ""
-        except UserError as error:
-            return None, _with_flags(str(error))
-
-    images = np.empty((len(indices), *source.image_shape), np.uint8)
-    labels, unreadable = [], []
-    for index, (image, reason) in zip(indices, pool.map(read, indices), strict=True):
-        if image is None:
-            unreadable.append((source.image_name(int(index)), reason))
-            tried.add(0, unreadable[-1:])
-        else:
-            images[len(labels)] = image
-            labels.append(int(source.labels[index]))
-            tried.add(1, [])
-        progress.add(1)
-    digest = ""
-    if labels:
-        buffer = io.BytesIO()
-        np.save(buffer, images[: len(labels)])
-        write_atomically(path, buffer.getbuffer())
-        digest = sha256(path)
-    part = {"file": path.name, "sha256": digest, "labels": labels, "unreadable": unreadable}
-    write_atomically(note, json.dumps(part))
-    return part
-
-
-def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Manifest:
-    labels = np.array([label for part in parts for label in part["labels"]], np.int32)
-    unreadable = [tuple(pair) for part in parts for pair in part["unreadable"]]
-    buffer = io.BytesIO()
-    np.save(buffer, labels)
-    write_atomically(folder / LABELS, buffer.getbuffer())
-    manifest = Manifest(
-        name=source.name,
-        split=source.split,
-        image_shape=source.image_shape,
-        num_classes=source.num_classes,
-        preprocessing=source.preprocessing,
-        source=origin,
-        files=[(p["file"], len(p["labels"]), p["sha256"]) for p in parts if p["labels"]],
-        labels_sha256=sha256(folder / LABELS),
-        unreadable=unreadable,
-    )
-    manifest.write(folder)
-    _remove_notes(folder)
-    left_out = f", {len(unreadable):,} could not be read and were left out" if unreadable else ""
-    say(f"{folder}: {manifest.count:,} images{left_out}")
-    return manifest
-
-
-def _remove_notes(folder: Path) -> None:
-    """What only a set in the making needs; a stop may have come between its manifest and this."""
-    for note in [*folder.glob("part-*.json"), folder / PREPARING]:
-        note.unlink(missing_ok=True)
-
-
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     if _VERIFY.value:
@@ -249,16 +86,15 @@ def main(argv: list[str]) -> None:
         name = _DATASET.value or ""
         config = _data_config(name)  # before --out, because it says where a data set is got
         out = _out()
-        try:
+        with _flags_for_fields():
             source = sources.load(config)
-        except UserError as error:
-            raise UserError(_with_flags(str(error))) from error
+        source = dataclasses.replace(source, read=_flags_for_fields()(source.read))
         if name:
             source = dataclasses.replace(source, name=name)
         origin = {"name": config.name, "path": config.path, "tfds_name": config.tfds_name}
         origin |= {"split": config.split, "preprocessing": source.preprocessing}
         origin |= {"channels": config.channels, "folder_labels": config.folder_labels}
-        manifest = prepare(source, out / config.split, origin)
+        manifest = write_prepared.write(source, out / config.split, origin)
         expected = DATASETS[name].counts.get(config.split) if name in DATASETS else None
         if expected not in (None, manifest.count):
             say(f"warning: {name} {config.split} has {expected:,} images as published")
@@ -268,10 +104,19 @@ def _out() -> Path:
     return as_path(cli.required("out", _OUT.value))
 
 
-def _with_flags(message: str) -> str:
-    """A message about a config's data, with the flags that stand for its fields here."""
-    message = message.replace("--config.data.", "--").replace("config.data.name", "--source")
-    return message.replace("config.data.", "--")
+@contextlib.contextmanager
+def _flags_for_fields():
+    """Where a message names fields of a config's data, it names the flags for them here instead."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*map(_flag, error.parts)) from error
+
+
+def _flag(part: object) -> object:
+    if not isinstance(part, Field):
+        return part
+    return "--source" if part == fields.NAME else "--" + part.rpartition(".")[2]
 
 
 def _data_config(dataset: str):

@@ -17,7 +17,6 @@ slower than a batch is trained on; and their checksums could not be compared.
 
 import concurrent.futures
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -28,10 +27,16 @@ import ml_collections
 import numpy as np
 
 from diffusion_distill.data.source import Source, checked_labels
-from diffusion_distill.errors import UserError
+from diffusion_distill.errors import Field, UserError
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
-from diffusion_distill.storage.files import CACHE_DIR, cache_folder, read_json, write_atomically
-from diffusion_distill.storage.files import sha256 as checksum
+from diffusion_distill.storage.files import (
+    CACHE_DIR,
+    cache_folder,
+    locked_in_turn,
+    read_json,
+    sha256,
+    write_atomically,
+)
 from diffusion_distill.terminal.console import say
 from diffusion_distill.terminal.progress import Progress
 
@@ -127,14 +132,15 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     root = as_path(config.path)
     folder = root / config.split
     if not root.is_dir():
-        raise UserError(f"there is no {root}; {_how_to_make(root, config)}")
+        raise UserError(f"there is no {root}; ", *_how_to_make(root, config))
     if not (folder / MANIFEST).exists():
         splits = sorted(p.parent.name for p in root.glob(f"*/{MANIFEST}"))
         if (folder / PREPARING).exists():
             raise UserError(f"{folder} is not finished: prepare was stopped; its command goes on")
         raise UserError(
-            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}; "
-            f"{_how_to_make(root, config)}"
+            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}",
+            "; ",
+            *_how_to_make(root, config),
         )
     manifest = Manifest.read(folder)
     if is_bucket(folder):
@@ -167,7 +173,7 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     )
 
 
-def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> str:
+def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> tuple[str, Field]:
     rest = "" if config.split == "train" else f"--split={config.split} "
     known = f"--dataset={root.name}"
     if root.name not in PUBLISHED:
@@ -176,7 +182,8 @@ def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> str:
         rest += f"(in place of --source and what it goes with: --dataset={'|'.join(PUBLISHED)}) "
     return (
         f"make it with: python -m diffusion_distill.data.prepare {known} --path=... --out={root} "
-        f"{rest}or say where it is with --config.data.path"
+        f"{rest}or say where it is with ",
+        Field("--config.data.path"),
     )
 
 
@@ -196,9 +203,7 @@ def local_copy(folder: Path, manifest: Manifest, cache: Path) -> Path:
     """
     copy = cache / "data" / f"{manifest.name}-{manifest.split}-{manifest.fingerprint[:16]}"
     files = [(LABELS, manifest.labels_sha256), *((n, s) for n, _, s in manifest.files)]
-    copy.mkdir(parents=True, exist_ok=True)
-    with open(copy / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed, by whatever end
+    with locked_in_turn(copy / ".lock", each_process=True):
         missing = [(name, sha) for name, sha in files if not (copy / name).exists()]
         if missing:
             _check_room(copy, manifest)
@@ -250,29 +255,25 @@ def verify(folder: Path, manifest: Manifest) -> None:
     Raises:
         UserError: one differs, or is not there; names the first.
     """
-    files = [(n, s) for n, _, s in manifest.files] + [(LABELS, manifest.labels_sha256)]
-
-    def damaged(file: tuple[str, str]) -> bool:
-        return sha256(folder / file[0]) != file[1]
-
+    names = [*(name for name, _, _ in manifest.files), LABELS]
+    sums = [*(sha for _, _, sha in manifest.files), manifest.labels_sha256]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (name, _), bad in zip(files, pool.map(damaged, files), strict=True):
-            if bad:
-                raise UserError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+        list(pool.map(_check, (folder / name for name in names), sums))
 
 
-def sha256(path: Path) -> str:
-    """Of a file, which must be there (UserError)."""
+def _check(path: Path, expected: str) -> None:
+    """Raises UserError where a file is missing, or has another checksum."""
     try:
-        return checksum(path)
+        found = sha256(path)
     except FileNotFoundError:
         raise UserError(f"there is no {path}, which the manifest names") from None
+    if found != expected:
+        raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
 
 
 def _labels(folder: Path, manifest: Manifest) -> np.ndarray:
     path = folder / LABELS
-    if sha256(path) != manifest.labels_sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
+    _check(path, manifest.labels_sha256)
     labels = np.load(path, allow_pickle=False)
     return checked_labels(labels, manifest.count, manifest.num_classes, str(path))[0]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from diffusion_distill.data import fields
 from diffusion_distill.errors import BucketError, UserError
 from diffusion_distill.storage.buckets import as_path, is_bucket
 from diffusion_distill.storage.files import opened
@@ -46,8 +47,9 @@ def _converted(image: Image.Image, channels: int, path: str) -> Image.Image:
         return image
     if not channels or image.mode not in _AS_COLOUR:
         raise UserError(
-            f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that "
-            "config.data.channels=3 turns into RGB"
+            f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that ",
+            fields.CHANNELS,
+            "=3 turns into RGB",
         )
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")

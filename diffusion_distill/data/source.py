@@ -21,6 +21,7 @@ class Source:
         labels: int32 [N] in 0..num_classes - 1; all 0 where there are none.
         num_classes: how many labels there are; 0 for data without labels.
         read: indices int [n] -> uint8 [n, H, W, C]; may be called from several threads at once.
+            Where an image cannot be read it raises UserError, which names it.
         preprocessing: what was done to the images after they were published; "" for nothing.
         fingerprint_of: () -> what tells the content from any other's; see `fingerprint`.
         image_name: index -> what a person would call the image, mostly a file's path.

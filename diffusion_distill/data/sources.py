@@ -1,7 +1,7 @@
 """Data sources by name: what config.data.name may be.
 
 To add one, write a function from a config's `data` section to a `Source` and name it in SOURCES;
-everything above works by index. See "Your own images" in README.md.
+everything above works by index. See "Your own images" in docs/data.md.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from diffusion_distill.data import cifar10, folder, npz, prepared, tfds
+from diffusion_distill.data import cifar10, fields, folder, npz, prepared, tfds
 from diffusion_distill.data.source import Source, from_arrays
-from diffusion_distill.errors import UserError
+from diffusion_distill.errors import Field, UserError
 from diffusion_distill.storage.buckets import as_path
 
 
@@ -25,7 +25,7 @@ def digits(config: ml_collections.ConfigDict | None = None) -> Source:
     from sklearn import datasets
 
     if config is not None and config.split != "train":
-        raise UserError(f"config.data.split is {config.split!r}; digits have only 'train'")
+        raise UserError(fields.SPLIT, f" is {config.split!r}; digits have only 'train'")
     bunch = datasets.load_digits()
     images = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
     return from_arrays(images, bunch.target, 10, name="digits")
@@ -57,20 +57,20 @@ def load(
         UserError: there is none of that name, or its files are missing or wrong; says what to do.
     """
     if config.name not in SOURCES:
-        raise UserError(f"config.data.name is {config.name!r}; there are {', '.join(SOURCES)}")
+        raise UserError(fields.NAME, f" is {config.name!r}; there are {', '.join(SOURCES)}")
     if split not in (None, config.split):
         _check_has(config, split)
         config = config.copy_and_resolve_references()
         config.split = split
     if config.name in _NEED_PATH and not config.path:
-        raise UserError(f"config.data.path is ''; it must say where the {config.name} images are")
+        raise UserError(fields.PATH, f" is ''; it must say where the {config.name} images are")
     by_name = SOURCES[config.name]
     try:
         source = by_name(config, cache) if by_name is prepared.load else by_name(config)
     except UserError as error:
-        if config.name not in _NEED_PATH or str(error).startswith("config."):
+        if config.name not in _NEED_PATH or isinstance(error.parts[0], Field):
             raise
-        raise UserError(f"config.data.path: {error}") from None
+        raise UserError(fields.PATH, ": ", *error.parts) from None
     _check_as_asked(config, source)
     return source
 
@@ -80,19 +80,20 @@ def _check_as_asked(config: ml_collections.ConfigDict, source: Source) -> None:
     what, (height, width, channels) = config.path or config.name, source.image_shape
     if config.image_size and (height, width) != (config.image_size,) * 2:
         raise UserError(
-            f"config.data.image_size is {config.image_size}, but {what} has images of "
-            f"{height}x{width}"
+            fields.IMAGE_SIZE,
+            f" is {config.image_size}, but {what} has images of {height}x{width}",
         )
     if config.channels not in (0, channels):
         raise UserError(
-            f"config.data.channels is {config.channels}, but {what} has images of {channels}; only "
-            "folder and tfds convert"
+            fields.CHANNELS,
+            f" is {config.channels}, but {what} has images of {channels}; only folder and tfds "
+            "convert",
         )
     # "area" is the default, and asks for nothing.
     if config.name not in _RESIZE and config.resize not in ("area", *source.preprocessing.split()):
         raise UserError(
-            f"config.data.resize is {config.resize!r}, but {what} is not resized; only folder and "
-            "tfds are"
+            fields.RESIZE,
+            f" is {config.resize!r}, but {what} is not resized; only folder and tfds are",
         )
 
 
@@ -103,6 +104,6 @@ def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
     )
     if alone:
         raise UserError(
-            f"config.data.path: {config.path} has no split {split!r}: it is the split "
-            f"{config.split!r} alone"
+            fields.PATH,
+            f": {config.path} has no split {split!r}: it is the split {config.split!r} alone",
         )

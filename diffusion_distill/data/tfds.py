@@ -8,7 +8,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from diffusion_distill.data import preprocess
+from diffusion_distill.data import fields, preprocess
 from diffusion_distill.data.folder import in_threads
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
@@ -36,7 +36,7 @@ def load(config: ml_collections.ConfigDict) -> Source:
     num_classes = info.features["label"].num_classes if "label" in info.features else 0
     channels = config.channels or info.features["image"].shape[-1]
     if (channels, info.features["image"].shape[-1]) == (1, 3):
-        raise UserError(f"config.data.channels is 1; {name} is in colour, it must be 0 or 3")
+        raise UserError(fields.CHANNELS, f" is 1; {name} is in colour, it must be 0 or 3")
 
     def record(index: int) -> dict:
         try:
@@ -58,8 +58,10 @@ def load(config: ml_collections.ConfigDict) -> Source:
         if image.shape != shape:
             raise UserError(
                 f"{name}: image {index} is {'x'.join(map(str, image.shape))}, where image 0 is "
-                f"{'x'.join(map(str, shape))}; set config.data.image_size and "
-                "config.data.channels"
+                f"{'x'.join(map(str, shape))}; set ",
+                fields.IMAGE_SIZE,
+                " and ",
+                fields.CHANNELS,
             )
         return image
 
@@ -118,11 +120,12 @@ def _open(name: str, path: str, split: str):
     import tensorflow_datasets as tfds
 
     if not name:
-        raise UserError("config.data.tfds_name is ''; it must name a data set, such as cifar10")
+        raise UserError(fields.TFDS_NAME, " is ''; it must name a data set, such as cifar10")
     if is_bucket(path):
         raise UserError(
-            f"config.data.path is {path}; TensorFlow Datasets' own must be in a folder: make a "
-            "prepared set of it, which may be in a bucket: python -m diffusion_distill.data.prepare"
+            fields.PATH,
+            f" is {path}; TensorFlow Datasets' own must be in a folder: make a prepared set of it, "
+            "which may be in a bucket: python -m diffusion_distill.data.prepare",
         )
     try:
         builder = tfds.builder(name, data_dir=path or None)
@@ -134,9 +137,10 @@ def _open(name: str, path: str, split: str):
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         folder = f" --data_dir={path}" if path else ""
         raise UserError(
-            f"config.data.tfds_name: {name} cannot be read from "
+            fields.TFDS_NAME,
+            f": {name} cannot be read from "
             f"{path or 'the default folder of tfds'} ({reason}). Get it with: pip install "
             "tensorflow-datasets tensorflow && "
-            f"tfds build {name} --file_format=array_record{folder}"
+            f"tfds build {name} --file_format=array_record{folder}",
         ) from None
-    raise UserError(f"config.data.split is {split!r}; {name} has {', '.join(splits)}")
+    raise UserError(fields.SPLIT, f" is {split!r}; {name} has {', '.join(splits)}")

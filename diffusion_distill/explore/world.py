@@ -107,9 +107,9 @@ class World:
             CheckpointError: its checkpoint is damaged.
         """
         stage = self.run.finished_stage(name=name)
-        made_for = self.run.made_for(stage)
-        if num_steps < 1 or made_for not in (0, num_steps):
-            accepted = f"{made_for}, which it is made for" if made_for else "at least 1"
+        fixed = self.run.fixed_steps(stage)
+        if num_steps < 1 or fixed not in (None, num_steps):
+            accepted = f"{fixed}, which it is made for" if fixed else "at least 1"
             raise UserError(f"steps is {num_steps}; for {name} it must be {accepted}")
         if name not in self._params:
             while len(self._params) >= KEPT:
@@ -174,7 +174,7 @@ class World:
         return {
             steps: [
                 students.get(steps),
-                *[t.name if self.run.made_for(t) in (0, steps) else None for t in teachers],
+                *[t.name if self.run.fixed_steps(t) in (None, steps) else None for t in teachers],
             ]
             for steps in COMPARED
         }

@@ -24,7 +24,7 @@ import safetensors.numpy
 from absl import flags
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
+from diffusion_distill.config import base, to_dict
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.runs.network import Network, abstract_weights, flatten, from_stage, place
@@ -33,11 +33,12 @@ from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json, write_atomically
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
+from diffusion_distill.validate import DTYPES, from_dict
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
-# Of weights in the file, by the names of config.DTYPES and by those of the format.
-_DTYPES = {name: jnp.dtype(name) for name in configs.DTYPES}
+# Of weights in the file, by the names of validate.DTYPES and by those of the format.
+_DTYPES = {name: jnp.dtype(name) for name in DTYPES}
 _STORED = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}
 
 
@@ -50,7 +51,7 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     """Writes a network to the folder `out`, which is made; what was exported there is replaced.
 
     Args:
-        dtype: what the weights are kept in, one of config.DTYPES.
+        dtype: what the weights are kept in, one of validate.DTYPES.
 
     Returns:
         Bytes of the weights.
@@ -59,8 +60,8 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
         UserError: `out` is a file, or a folder that has other files; or there is no such dtype.
         OSError: it cannot be written.
     """
-    if dtype not in configs.DTYPES:
-        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(configs.DTYPES)}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     out = as_path(out)
     if out.is_file():
         raise UserError(f"{out} is a file; name a folder")
@@ -125,13 +126,13 @@ def _decode(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _description(network: Network) -> dict:
-    config = configs.to_dict(network.config)
+    config = to_dict(network.config)
     return {
         "format_version": FORMAT_VERSION,
         "image_shape": list(network.image_shape),
         "num_classes": network.num_classes,
-        "num_steps": network.num_steps or network.config.distill.start_steps,
-        "continuous_time": not network.num_steps,
+        "num_steps": network.fixed_steps or network.config.distill.start_steps,
+        "continuous_time": network.fixed_steps is None,
         "sampler": {
             "name": "ddim",
             "ancestral_variance": config["eval"]["ancestral_variance"],
@@ -147,7 +148,7 @@ def _network(fields: dict) -> Network:
     """The network, without weights, that a description describes; checks every field."""
     if fields["format_version"] != FORMAT_VERSION:
         raise UserError(f"format_version is {fields['format_version']!r}, not {FORMAT_VERSION}")
-    config = configs.to_dict(configs.base())
+    config = to_dict(base())
     config["model"], config["diffusion"] = fields["model"], fields["diffusion"]
     sampler = fields["sampler"]
     config["eval"]["ancestral_variance"] = sampler["ancestral_variance"]
@@ -165,10 +166,10 @@ def _network(fields: dict) -> Network:
             raise UserError(f"{name} has {value!r}; it must be an integer of at least {low}")
     height, width, channels = fields["image_shape"]
     return Network(
-        config=configs.from_dict(config),
+        config=from_dict(config),
         image_shape=(height, width, channels),
         num_classes=fields["num_classes"],
-        num_steps=0 if continuous else num_steps,
+        fixed_steps=None if continuous else num_steps,
         params={},
     )
 
@@ -191,5 +192,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_steps", None, "The stage of these steps; default: the last finished.")
     flags.DEFINE_string("stage", None, "A stage by name, in place of --num_steps.")
     flags.DEFINE_string("out", None, "Folder to write; made if it is not there.")
-    flags.DEFINE_enum("dtype", "float32", configs.DTYPES, "What the weights are kept in.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "What the weights are kept in.")
     cli.run(main)

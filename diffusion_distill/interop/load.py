@@ -5,7 +5,6 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, make_sample_program
@@ -13,6 +12,7 @@ from diffusion_distill.interop import export, published
 from diffusion_distill.runs.network import Network, from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.validate import from_file, validate
 
 
 def load_sampler(
@@ -47,15 +47,15 @@ def load_sampler(
     network = _load(as_path(path), num_steps, stage, config, mesh)
     if num_steps is not None and num_steps < 1:
         raise UserError(f"num_steps is {num_steps}; it must be at least 1")
-    if network.num_steps and num_steps not in (None, network.num_steps):
-        raise UserError(f"{path} is made for {network.num_steps} steps; num_steps is {num_steps}")
+    if network.fixed_steps is not None and num_steps not in (None, network.fixed_steps):
+        raise UserError(f"{path} is made for {network.fixed_steps} steps; num_steps is {num_steps}")
     program = make_sample_program(
         network.config, network.image_shape, network.num_classes, sampler, mesh, batch_size
     )
     return Sampler(
         program,
         network.params,
-        num_steps or network.num_steps or network.config.distill.start_steps,
+        num_steps or network.fixed_steps or network.config.distill.start_steps,
     )
 
 
@@ -82,7 +82,7 @@ def _load(
     if not is_published:
         return export.read(path, mesh)
     if isinstance(config, ml_collections.ConfigDict):
-        configs.validate(config)
+        validate(config)
     else:
-        config = configs.from_file(str(config))
+        config = from_file(str(config))
     return published.load(path, config, mesh)

@@ -21,7 +21,6 @@ from absl import flags
 from flax import serialization
 from jax.sharding import Mesh
 
-from diffusion_distill import config as configs
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.runs.network import Network, abstract_weights, place
@@ -30,6 +29,7 @@ from diffusion_distill.stages import started_from
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
+from diffusion_distill.validate import validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Published:
     Attributes:
         path: the file.
         weights: the averaged weights by name, "down_0.block_0/conv1/kernel".
-        num_steps: sampling steps that they are made for; 0 where the file does not say.
+        fixed_steps: the only number of sampling steps that they take; None where the file does
+            not say.
     """
 
     path: Path
     weights: dict[str, np.ndarray]
-    num_steps: int
+    fixed_steps: int | None
 
     @property
     def image_channels(self) -> int:
@@ -90,7 +91,7 @@ def read(path: str | Path) -> Published:
             f"{path} does not hold the weights of this U-Net: conv_in/kernel, of shape "
             f"[3, 3, C, channels], is not in ema_params; there are {', '.join(list(params)[:3])}"
         )
-    return Published(path, weights, _num_steps(fields.get("num_sample_steps"), path))
+    return Published(path, weights, _fixed_steps(fields.get("num_sample_steps"), path))
 
 
 def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Network:
@@ -115,7 +116,7 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
     abstract = abstract_weights(config, image_shape, published.num_classes, mesh)
     params = place(published.weights, abstract, str(path))
-    return Network(config, image_shape, published.num_classes, published.num_steps, params)
+    return Network(config, image_shape, published.num_classes, published.fixed_steps, params)
 
 
 def _weights(tree: dict, path: Path, above: str = "") -> dict[str, np.ndarray]:
@@ -139,13 +140,13 @@ def _is_float(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
-def _num_steps(value, path: Path) -> int:
+def _fixed_steps(value, path: Path) -> int | None:
     if value is None:
-        return 0
+        return None
     number = np.asarray(value)
     if number.size != 1 or number.dtype.kind not in "iu" or number.item() < 0:
         raise UserError(f"{path}: num_sample_steps is {value!r}; it must be an integer, 0 or more")
-    return number.item()
+    return number.item() or None
 
 
 def _reason(error: Exception) -> str:
@@ -157,18 +158,19 @@ def main(argv: list[str]) -> None:
         raise UserError(f"one FILE must be given, and {len(argv) - 1} were")
     config = cli.required("config", flags.FLAGS.config)
     path = cli.required("workdir", flags.FLAGS.workdir)
-    configs.validate(config)
+    validate(config)
     network = load(argv[1], config, make_mesh())
-    config = started_from(config, argv[1], network.num_steps)
-    run = Workdir.create_or_continue(
-        path, config, network.image_shape, network.num_classes, network.num_steps
+    config = started_from(config, argv[1], network.fixed_steps)
+    run = Workdir(
+        as_path(path), config, network.image_shape, network.num_classes, network.fixed_steps
     )
+    run.begin()
     with run.lock():
         written = run.put_teacher(network.params)
     if not written:
         say(f"{run.path}: it has a copy of {argv[1]} already, and keeps it")
         return
-    known = "" if network.num_steps else ", by config.distill.start_steps"
+    known = "" if network.fixed_steps else ", by config.distill.start_steps"
     say(f"{run.path}: its teacher is {argv[1]}, of {config.distill.start_steps} steps{known}")
 
 

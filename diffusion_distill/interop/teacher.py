@@ -28,21 +28,19 @@ class Teacher:
 
     Attributes:
         path: where its weights are, or were when the run began: config.distill.teacher.
-        num_steps: the sampling steps that it is made for; 0 where it was trained in continuous
-            time, or its file does not say.
-        params: the averaged weights; None where they are not loaded yet.
+        fixed_steps: the only number of sampling steps that it takes; None where it was trained in
+            continuous time, or its file does not say.
     """
 
     path: str
-    num_steps: int
-    params: dict | None = None
+    fixed_steps: int | None
 
 
 def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
     """The teacher that a run starts from; None where it trains its own.
 
-    A run that is there already is taken at its word: nothing is loaded. It keeps its teacher where
-    config.distill.teacher is empty.
+    A run that is there already is taken at its word, and keeps its teacher where
+    config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be.
 
     Args:
         ours: the network that the run trains, its params ShapeDtypeStructs.
@@ -55,13 +53,13 @@ def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
     if on_main(lambda: (as_path(workdir) / "config.json").exists()):
         here = Workdir.open(workdir)
         if here.config.distill.teacher and path in ("", here.config.distill.teacher):
-            return Teacher(here.config.distill.teacher, here.teacher_num_steps)
-        return Teacher(path, 0) if path else None  # refused soon: it is another run
-    return load(path, ours, mesh) if path else None
+            return Teacher(here.config.distill.teacher, here.teacher_fixed_steps)
+        return Teacher(path, None) if path else None  # refused soon: it is another run
+    return Teacher(path, load(path, ours, mesh).fixed_steps) if path else None
 
 
-def load(path: str, ours: Network, mesh: Mesh) -> Teacher:
-    """The teacher that is at `path`.
+def load(path: str, ours: Network, mesh: Mesh) -> Network:
+    """The network of the teacher that is at `path`.
 
     Args:
         path: a workdir, a stage's folder in one, an exported folder, or a published file.
@@ -75,7 +73,8 @@ def load(path: str, ours: Network, mesh: Mesh) -> Teacher:
     where = as_path(path)
     if where.is_file():
         file = published.read(where)
-        return Teacher(path, file.num_steps, place(file.weights, ours.params, path))
+        params = place(file.weights, ours.params, path)
+        return dataclasses.replace(ours, fixed_steps=file.fixed_steps, params=params)
     if not where.is_dir():
         raise UserError(
             f"config.distill.teacher is {path!r}; there is no such workdir, stage's folder, "
@@ -87,7 +86,7 @@ def load(path: str, ours: Network, mesh: Mesh) -> Teacher:
         network = _of_workdir(where, ours, mesh)
     check_shapes(shapes(ours.params), shapes(network.params), path)
     check_meaning(ours, network, path)
-    return Teacher(path, network.num_steps, network.params)
+    return network
 
 
 def _of_workdir(path: Path, ours: Network, mesh: Mesh) -> Network:
@@ -104,17 +103,15 @@ def copy(teacher: Teacher, ours: Network, run: Workdir, mesh: Mesh) -> dict:
     """Makes a teacher a finished stage of a run, and returns its averaged weights.
 
     Raises:
-        UserError: it has to be loaded again, and is gone, or another one by now.
-        CheckpointError: it cannot be written.
+        UserError: it is gone, or another one by now.
+        CheckpointError: it is damaged, or cannot be written.
     """
-    if teacher.params is None:
-        again = load(teacher.path, ours, mesh)
-        if again.num_steps != teacher.num_steps:
-            raise UserError(
-                f"{teacher.path} is made for {again.num_steps or 'any number of'} steps now; when "
-                f"this run began, for {teacher.num_steps or 'any number'}"
-            )
-        teacher = again
+    network = load(teacher.path, ours, mesh)
+    if network.fixed_steps != teacher.fixed_steps:
+        raise UserError(
+            f"{teacher.path} is made for {network.fixed_steps or 'any number of'} steps now; when "
+            f"this run began, for {teacher.fixed_steps or 'any number'}"
+        )
     say(f"teacher: copying {teacher.path}")
-    run.put_teacher(teacher.params)
-    return teacher.params
+    run.put_teacher(network.params)
+    return network.params

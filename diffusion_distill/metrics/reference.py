@@ -1,6 +1,5 @@
 """What generated images are compared with: statistics and features of real ones, computed once."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,7 +20,7 @@ from diffusion_distill.metrics.frechet import Moments, Statistics, merge, moment
 from diffusion_distill.metrics.precision_recall import radii
 from diffusion_distill.storage.arrays import load_arrays, save_arrays
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import locked, read_npz
+from diffusion_distill.storage.files import locked_in_turn, read_npz
 
 KEPT = 50_000  # features at most, for what compares with features
 FORMAT = 1  # raised whenever the same images would give other arrays
@@ -181,7 +180,13 @@ def _compute_and_cache(source, network, batch_size, cache_dir, made_of, say, on_
     path = _path(cache_dir, made_of)
     folder = path.with_suffix("")
     store = BlockStore(folder, made_of, say)
-    with _waiting_for(folder / ".lock", len(source), say, on_batch):
+
+    def waiting(looks: int) -> None:
+        if not looks:
+            say("reference: another process computes it; waiting")
+        on_batch(0, len(source))  # which may say that it is time to stop
+
+    with locked_in_turn(folder / ".lock", waiting):
         arrays = _cached(cache_dir, made_of, say)  # by now another process may have made it
         if arrays is not None:
             store.clear()  # with the lock, which waiting has made again
@@ -194,25 +199,6 @@ def _compute_and_cache(source, network, batch_size, cache_dir, made_of, say, on_
         save_arrays(path, arrays, made_of)
         store.clear()
     return arrays
-
-
-@contextlib.contextmanager
-def _waiting_for(lock: Path, count: int, say: Callable[[str], None], on_batch: OnBatch):
-    """Holds a lock for the time of a `with`, once another process has let go of it."""
-    with contextlib.ExitStack() as stack:
-        said = False
-        while True:
-            try:
-                lock.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(lock))
-                break
-            except (UserError, FileNotFoundError):  # held, or just removed by who was done
-                if not said:
-                    say("reference: another process computes it; waiting")
-                said = True
-                on_batch(0, count)  # which may say that it is time to stop
-                time.sleep(2.0)
-        yield
 
 
 def _compute(source, network, batch_size, store, on_batch) -> dict:

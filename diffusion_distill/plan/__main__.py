@@ -19,10 +19,9 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill.errors import UserError
 from diffusion_distill.plan import hardware
+from diffusion_distill.plan.cost import LEAST_EFFORT
 from diffusion_distill.plan.make import make_plan
-from diffusion_distill.plan.programs import LEAST_EFFORT
 from diffusion_distill.plan.text import text
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import write_atomically
@@ -41,8 +40,6 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     cli.required("config", _CONFIG.value)
     topology = hardware.parse_topology(cli.required("topology", _TOPOLOGY.value))
-    if not -1 <= _EFFORT.value <= 1:
-        raise UserError(f"--effort is {_EFFORT.value}; it must be from -1 to 1")
     getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
     if _JSON.value:  # a folder that cannot be made is found before minutes of compiling, not after
         as_path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)

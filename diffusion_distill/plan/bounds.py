@@ -3,8 +3,9 @@
 import dataclasses
 import math
 
+from diffusion_distill.plan.cost import Cost
 from diffusion_distill.plan.hardware import Chip
-from diffusion_distill.plan.programs import Cost
+from diffusion_distill.plan.programs import program_of
 from diffusion_distill.stages import Stage
 
 TIGHT = 0.92  # of a chip's memory: above it a run may fail where a plan fits
@@ -14,12 +15,12 @@ SIZES = tuple(2**n for n in range(3, 11))  # chips that a plan is extrapolated t
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Seconds of one unit of a program, were each of these all that it had to wait for.
+    """The least seconds that one unit of a program takes, by each of three limits.
 
     Attributes:
-        compute: for its matrix multiplications and convolutions, at the chip's peak.
-        memory: for the bytes that it reads and writes; 0 where they are not known.
-        network: for what each device sends, over all its links at once.
+        compute: to multiply and convolve, at the chip's peak.
+        memory: to read and write, at the memory's peak; 0 where the bytes are not known.
+        network: to send, over all links of a chip at once.
     """
 
     compute: float
@@ -28,7 +29,7 @@ class Bound:
 
     @property
     def seconds(self) -> float:
-        """The least that a unit takes."""
+        """What a unit takes at the least: as long as the slowest of the three."""
         return max(dataclasses.astuple(self))
 
     @property
@@ -47,14 +48,14 @@ def bound(cost: Cost, chip: Chip, dtype: str) -> Bound:
 
 
 @dataclasses.dataclass(frozen=True)
-class StageCost:
-    """What a stage takes.
+class StageTime:
+    """How long a stage takes.
 
     Attributes:
         name, updates: of the stage.
         images: that it sees.
         hours: at the least.
-        chip_hours: the same of all chips together.
+        chip_hours: the same, times the number of chips.
         estimate: hours, by the compiler's own model; None where it has none.
     """
 
@@ -66,15 +67,10 @@ class StageCost:
     estimate: float | None
 
 
-def program_of(stage: Stage) -> str:
-    """The name of the program of a stage's updates."""
-    return "teacher" if stage.teacher is None else "student"
-
-
-def stage_cost(stage: Stage, cost: Cost, seconds: float) -> StageCost:
-    """The cost of a stage whose updates take `seconds` each."""
+def stage_time(stage: Stage, cost: Cost, seconds: float) -> StageTime:
+    """The time of a stage whose updates take `seconds` each, and have this cost."""
     hours = stage.updates * seconds / 3600
-    return StageCost(
+    return StageTime(
         name=stage.name,
         updates=stage.updates,
         images=stage.updates * cost.images,
@@ -85,10 +81,10 @@ def stage_cost(stage: Stage, cost: Cost, seconds: float) -> StageCost:
 
 
 def extrapolated(cost: Cost, devices: int) -> Cost:
-    """The cost of an update on another number of devices, from that on some: not compiled.
+    """The cost of an update on another number of devices, reckoned from that on some.
 
-    What goes with the batch is divided, what goes with the weights is not: arguments, and that they
-    are read and written once. A ring of other length sends (n - 1) / n of the same bytes.
+    What grows with the batch is divided among the devices. What grows with the weights is not: the
+    arguments, and reading and writing them once. Collectives keep their bytes, among more devices.
     """
     share = cost.devices / devices
     accessed = cost.accessed
@@ -116,9 +112,9 @@ class Size:
 
     Attributes:
         chips: how many.
-        compiled: False where it is extrapolated.
-        verdict: of `verdict`; extrapolated, "may not fit" in place of "does not fit".
-        waits_for: what the student's update (the teacher's, without one) waits for most.
+        compiled: whether the programs were compiled for it; extrapolated otherwise.
+        verdict: as `verdict` has it, but "may not fit" where it is extrapolated.
+        waits_for: what the student's update (without students the teacher's) waits for most.
         seconds: of that update, at the least.
         hours, chip_hours: of all stages, at the least.
     """
@@ -133,23 +129,23 @@ class Size:
 
 
 def sizes(
-    stages: list[Stage], costs: dict[str, Cost], chip: Chip, dtype: str, parts: int
+    stages: list[Stage], updates: dict[str, Cost], chip: Chip, dtype: str, accumulation: int
 ) -> list[Size]:
-    """A run on 8, 16, ... 1,024 chips, as far as there are, and as the batch splits over them.
+    """A run on the chips that there are and on 8, 16, ... 1,024, where the batch splits over them.
 
     Args:
         stages: those that are trained.
-        costs: of the updates, by the name of their program.
+        updates: the cost of each update, by the name of its program, the student's last.
         chip: of the topology.
         dtype: config.model.dtype.
-        parts: config.runtime.accumulation.
+        accumulation: config.runtime.accumulation.
     """
-    (last, *_), found = list(costs.values())[::-1], []
+    last, found = list(updates.values())[-1], []
     for chips in sorted({last.devices, *SIZES}):
-        if chips > chip.most or last.images % (chips * parts):
+        if chips > chip.most or last.images % (chips * accumulation):
             continue
         compiled = chips == last.devices
-        there = {n: c if compiled else extrapolated(c, chips) for n, c in costs.items()}
+        there = {n: c if compiled else extrapolated(c, chips) for n, c in updates.items()}
         limits = {name: bound(cost, chip, dtype) for name, cost in there.items()}
         hours = sum(s.updates * limits[program_of(s)].seconds / 3600 for s in stages)
         slow = limits[last.name]

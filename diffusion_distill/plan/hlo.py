@@ -9,8 +9,8 @@ _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
     f"{sign}{bits}": max(bits // 8, 1) for sign in "su" for bits in (2, 4, 8, 16, 32, 64)
 }
 
-# Bytes that a device sends, as a multiple of `bytes`, in a ring of n devices: no algorithm sends
-# fewer. `bytes` are of the whole: the result of an all-gather, the operand of a reduce-scatter.
+# Bytes that each of n devices sends, as a multiple of Collective.bytes: those of a ring, and no
+# algorithm sends fewer.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -34,13 +34,14 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.-]+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """The collectives of one kind among groups of one size.
+    """All collectives of one kind among groups of one size.
 
     Attributes:
         kind: "all-reduce" and the like.
         group: devices that take part in each.
-        count: how often, with every turn of the loops that it is in.
-        bytes: of all of them, as each device sees them.
+        count: how many there are; one in a loop counts with every turn.
+        bytes: of the arrays of all of them: for an all-gather of what it results in, for a
+            reduce-scatter of what it begins with.
     """
 
     kind: str
@@ -57,7 +58,7 @@ class Collective:
 def collectives(text: str, num_devices: int) -> list[Collective]:
     """The collectives of a program, from the text of its optimised HLO.
 
-    Loops count with their turns, where the text says how many; else with one.
+    A loop counts with its turns where the text says how many, else with one.
     """
     computations = _computations(text)
     turns = _turns(computations)

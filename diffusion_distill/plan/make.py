@@ -4,22 +4,17 @@ import dataclasses
 
 import ml_collections
 
-from diffusion_distill import config as configs
+from diffusion_distill import stages
 from diffusion_distill.devices.sharding import check_divides, make_mesh
-from diffusion_distill.metrics.measure import cache_dir
+from diffusion_distill.errors import UserError
 from diffusion_distill.plan import hardware
-from diffusion_distill.plan.bounds import (
-    Size,
-    StageCost,
-    bound,
-    program_of,
-    sizes,
-    stage_cost,
-    verdict,
-)
-from diffusion_distill.plan.programs import LEAST_EFFORT, Cost, Data, cost, describe, programs
-from diffusion_distill.stages import plan as stages_of
+from diffusion_distill.plan.bounds import Size, StageTime, bound, sizes, stage_time, verdict
+from diffusion_distill.plan.cost import LEAST_EFFORT, Cost, cost
+from diffusion_distill.plan.describe import Data, describe
+from diffusion_distill.plan.programs import program_of, programs
+from diffusion_distill.storage.files import cache_folder
 from diffusion_distill.terminal.console import say
+from diffusion_distill.validate import validate
 
 NO_LIMIT = "simulated devices have no times and no limit"
 
@@ -31,11 +26,11 @@ class Plan:
     Attributes:
         topology: what was planned for.
         effort: of the compiler.
-        data: of the config.
-        costs: of its programs.
-        stages: what each takes; [] where the topology has no times.
-        sizes: the same run on other numbers of chips; [] as above.
-        images_per_second: that the sampler makes at one step, at the most; None as above.
+        data: what is known of the config's data.
+        costs: of each program, the sampler's last.
+        stages: how long each takes that is trained; [] where the topology has no times.
+        sizes: the same run on other numbers of chips; [] likewise.
+        images_per_second: what the sampler makes in one step, at the most; None likewise.
         verdict: whether it fits, in words.
     """
 
@@ -43,7 +38,7 @@ class Plan:
     effort: float
     data: Data
     costs: list[Cost]
-    stages: list[StageCost]
+    stages: list[StageTime]
     sizes: list[Size]
     images_per_second: float | None
     verdict: str
@@ -56,32 +51,41 @@ def make_plan(
 ) -> Plan:
     """The plan of a config; compiles what the cache does not have.
 
+    Args:
+        config: what is to be run.
+        topology: where.
+        effort: of the TPU compiler, -1 to 1.
+
     Raises:
-        UserError: the config, or the network, or the number of devices does not go with the rest.
+        UserError: the effort is out of range; or the config, or the network, or the number of
+            devices does not go with the rest.
     """
-    configs.validate(config)
+    if not -1 <= effort <= 1:
+        raise UserError(f"--effort is {effort}; it must be from -1 to 1")
+    validate(config)
     mesh = make_mesh(config.runtime.fsdp, hardware.devices(topology))
-    parts = config.runtime.accumulation
-    check_divides(mesh, "train.batch_size", config.train.batch_size, parts)
-    data, stages = describe(config), stages_of(config)
-    costs = {}
-    for program in programs(config, stages, data, mesh):
+    accumulation = config.runtime.accumulation
+    check_divides(mesh, "train.batch_size", config.train.batch_size, accumulation)
+    data, chain = describe(config), stages.plan(config)
+    folder = cache_folder(config.runtime.cache_dir) / "plans"
+    costs = []
+    for program in programs(config, chain, data, mesh):
         say(f"{program.name}: compiling for {topology}, unless the cache has it")
-        folder = cache_dir(config) / "plans"
-        costs[program.name] = cost(program, topology, mesh, folder, effort)
+        costs.append(cost(program, topology, mesh, folder, effort))
     chip, dtype = topology.chip, config.model.dtype
     if chip is None:
-        return Plan(topology, effort, data, list(costs.values()), [], [], None, NO_LIMIT)
-    trained = [stage for stage in stages if stage.updates]
-    updates = {name: c for name, c in costs.items() if name != "sampler"}
-    limits = {name: bound(c, chip, dtype) for name, c in costs.items()}
+        return Plan(topology, effort, data, costs, [], [], None, NO_LIMIT)
+    *updates, sampler = costs
+    updates = {c.name: c for c in updates}
+    seconds = {name: bound(c, chip, dtype).seconds for name, c in updates.items()}
+    trained = [stage for stage in chain if stage.updates]
     return Plan(
         topology,
         effort,
         data,
-        list(costs.values()),
-        [stage_cost(s, costs[program_of(s)], limits[program_of(s)].seconds) for s in trained],
-        sizes(trained, updates, chip, dtype, parts) if updates else [],
-        costs["sampler"].images / limits["sampler"].seconds,
-        verdict(list(costs.values()), chip),
+        costs,
+        [stage_time(s, updates[program_of(s)], seconds[program_of(s)]) for s in trained],
+        sizes(trained, updates, chip, dtype, accumulation) if updates else [],
+        sampler.images / bound(sampler, chip, dtype).seconds,
+        verdict(costs, chip),
     )

@@ -1,9 +1,9 @@
 """A plan as a person reads it."""
 
 from diffusion_distill.plan import hardware
-from diffusion_distill.plan.bounds import Size, StageCost, advice, bound, slowest, verdict
+from diffusion_distill.plan.bounds import Size, StageTime, advice, bound, slowest, verdict
+from diffusion_distill.plan.cost import LEAST_EFFORT, Cost
 from diffusion_distill.plan.make import Plan
-from diffusion_distill.plan.programs import LEAST_EFFORT, Cost
 from diffusion_distill.report.table import markdown
 
 # How far the answer at the least effort is from the full one: CIFAR-10's student, 8 chips of v5e.
@@ -61,8 +61,8 @@ def _collectives_table(costs: list[Cost]) -> str:
     return markdown(["program", "collective", "among", "times", "MB", "MB sent, at least"], rows)
 
 
-def _stages_table(stages: list[StageCost]) -> str:
-    total = StageCost(
+def _stages_table(stages: list[StageTime]) -> str:
+    total = StageTime(
         "all",
         sum(s.updates for s in stages),
         sum(s.images for s in stages),

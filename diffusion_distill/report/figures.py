@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from diffusion_distill.report.run import RunFiles
-from diffusion_distill.report.series import Cost, Series, chain_curves, costs
+from diffusion_distill.report.series import Series, Spent, chain_curves, spent
 
 # Colours that stand for what the page says they are.
 INK, RULE, PAPER = "#010203", "#cacbcc", "#fcfdfe"
@@ -131,7 +131,7 @@ def training_figure(run: RunFiles) -> Figure:
 
 def cost_figure(run: RunFiles) -> Figure:
     """Training time and images of all students, one after another, beside the teacher's."""
-    found = costs(run)
+    found = spent(run)
     with mpl.rc_context(_RC):
         figure = Figure((_WIDTH, 3.3), layout="constrained")
         panels = figure.subplots(2, 1)
@@ -238,7 +238,7 @@ def _name_stages(axes, borders: list[tuple[str, int, int]], end: int) -> None:
         )  # fmt: skip
 
 
-def _bars(axes, found: list[Cost], value) -> None:
+def _bars(axes, found: list[Spent], value) -> None:
     """The teacher's bar over that of its students, each of them a part of it."""
     teacher = sum(value(c) for c in found if c.stage.is_teacher)
     students = [c for c in found if not c.stage.is_teacher]

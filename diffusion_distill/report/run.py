@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill.errors import UserError
-from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.runs.workdir import existing
 from diffusion_distill.storage.files import read_json, read_npz, read_rows
 
 CURVES = ("loss", "grad_norm", "learning_rate")
@@ -95,11 +95,7 @@ def read_run(path: str | Path) -> RunFiles:
     Raises:
         UserError: there is no such folder, or no run has written to it.
     """
-    path = as_path(path)
-    if not path.is_dir():
-        raise UserError(f"there is no workdir {path}")
-    if not (path / "config.json").exists() and not (path / "results.jsonl").exists():
-        raise UserError(f"{path} is not the workdir of a run: it has no config.json")
+    path = existing(path, ("config.json", "results.jsonl"))
     reader = _Reader(path, [])
     fields = reader.json("config.json")
     config = fields.get("config")

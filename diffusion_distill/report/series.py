@@ -82,9 +82,9 @@ def paper_series(run: RunFiles, metric: str) -> list[Series]:
 
 
 def distances(run: RunFiles) -> dict[str, list[Series]]:
-    """Of each metric by its name: students first, then the undistilled teacher by its samplers.
+    """metric -> its lines: first the students', then the undistilled teacher's by its samplers.
 
-    From results.jsonl and evaluations.jsonl together: several seeds of one thing make one point.
+    From results.jsonl and evaluations.jsonl together; what differs in the seed alone is one point.
     """
     found = {}  # metric -> (not distilled, sampler) -> steps -> seed -> value
 
@@ -158,13 +158,13 @@ def chain_curves(run: RunFiles) -> tuple[dict[str, list[tuple]], list[tuple[str,
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What one stage has cost.
+class Spent:
+    """What was spent on training one stage, so far.
 
     Attributes:
-        stage: whose.
-        seconds: of training; None while that is not known.
-        images: seen so far.
+        stage: which.
+        seconds: None while they are not known.
+        images: seen in training.
         finished: whether that is all.
     """
 
@@ -174,16 +174,16 @@ class Cost:
     finished: bool
 
 
-def costs(run: RunFiles) -> list[Cost]:
-    """Of each stage that has begun, in order."""
+def spent(run: RunFiles) -> list[Spent]:
+    """What was spent on each stage that has begun, in order."""
     batch_size = run.value("train.batch_size", 0)
     found = []
     for stage in run.stages:
         if stage.row is not None:
-            found.append(Cost(stage, float(stage.row["seconds"]), stage.row["images_seen"], True))
+            found.append(Spent(stage, float(stage.row["seconds"]), stage.row["images_seen"], True))
         elif stage.step:
             images = stage.step * (batch_size if isinstance(batch_size, int) else 0)
-            found.append(Cost(stage, None, images, False))
+            found.append(Spent(stage, None, images, False))
     return found
 
 

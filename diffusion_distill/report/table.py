@@ -2,11 +2,13 @@
 
 from diffusion_distill.metrics.names import kind, value_text
 
+# What a kind of metric is, and whether lower is better.
+_FRECHET = ("Frechet distance to the data", True)
 _MEANINGS = {
-    "kid": "kernel distance, mean ± spread over subsets; lower is better.",
-    "precision": "share of images that look like the data; higher is better.",
-    "recall": "share of the data that the images cover; higher is better.",
-    "is": "Inception Score, mean ± spread over splits; higher is better.",
+    "kid": ("kernel distance, mean ± spread over subsets", True),
+    "precision": ("share of images that look like the data", False),
+    "recall": ("share of the data that the images cover", False),
+    "is": ("Inception Score, mean ± spread over splits", False),
 }
 
 
@@ -30,7 +32,13 @@ def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 def meaning(metric: str) -> str:
     """What a metric is, and which way is better, in a few words."""
-    return _MEANINGS.get(kind(metric), "Frechet distance to the data; lower is better.")
+    what, lower = _MEANINGS.get(kind(metric), _FRECHET)
+    return f"{what}; {'lower' if lower else 'higher'} is better."
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a lower value of a metric is the better one."""
+    return _MEANINGS.get(kind(metric), _FRECHET)[1]
 
 
 def _cost_columns():

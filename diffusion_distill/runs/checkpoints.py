@@ -2,8 +2,8 @@
 
 checkpoints/
   400/               one folder an update count
-    state/           step, weights, optimiser
-    ema_params/      the averaged weights on their own: what samplers and the next round read
+    state/           a tree of arrays each, as it was given: of a run, what training goes on from,
+    ema_params/      and on their own the averaged weights, which samplers and the next round read
     meta/            the config, the stage and the seconds spent, as JSON
     sha256.json      of every other file; written last, so a folder without it is unfinished
 damaged/             what no longer matched, moved here by a run that went back to an older one
@@ -20,6 +20,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
 
@@ -27,7 +28,6 @@ from diffusion_distill.devices.distributed import is_main, on_main
 from diffusion_distill.errors import BucketError, CheckpointError
 from diffusion_distill.storage.buckets import THREADS, is_bucket
 from diffusion_distill.storage.files import files_below, remove, sha256, write_atomically
-from diffusion_distill.training.state import TrainState
 
 CHECKSUMS = "sha256.json"
 
@@ -65,17 +65,10 @@ class WholeCheckpoint:
         """Its folder."""
         return self.directory / str(self.step)
 
-    def state(self, abstract: TrainState) -> TrainState:
-        """The whole state. `abstract` gives its ShapeDtypeStructs with shardings."""
-        items = self._restore(
-            state=ocp.args.StandardRestore(_without_ema(abstract)),
-            ema_params=ocp.args.StandardRestore(abstract.ema_params),
-        )
-        return TrainState(**items["state"], ema_params=items["ema_params"])
-
-    def ema_params(self, abstract: dict) -> dict:
-        """The averaged weights. `abstract` gives their ShapeDtypeStructs with shardings."""
-        return self._restore(ema_params=ocp.args.StandardRestore(abstract))["ema_params"]
+    def trees(self, abstract: dict[str, Any]) -> dict[str, Any]:
+        """Trees of arrays by name; `abstract` has the ShapeDtypeStructs with shardings of each."""
+        found = self._restore(**{n: ocp.args.StandardRestore(a) for n, a in abstract.items()})
+        return {name: found[name] for name in abstract}
 
     def meta(self) -> dict:
         """What was saved as JSON with the state: config, stage, seconds."""
@@ -118,7 +111,7 @@ def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
         CheckpointError: they are missing or damaged; says which file.
     """
     check(directory, step, "ema_params")
-    return WholeCheckpoint(directory, step).ema_params(abstract)
+    return WholeCheckpoint(directory, step).trees({"ema_params": abstract})["ema_params"]
 
 
 def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
@@ -189,32 +182,23 @@ class Writer:
         self._pending: concurrent.futures.Future | None = None
         self._step: int | None = None  # of the newest save
 
-    def save(self, state: TrainState, step: int, meta: dict) -> None:
-        """Starts to write a checkpoint; returns once the state's arrays have been copied.
+    def save(self, step: int, trees: dict[str, Any], meta: dict) -> None:
+        """Starts to write a checkpoint; returns once the arrays have been copied.
+
+        Args:
+            step: updates that it is after.
+            trees: of arrays, by name.
+            meta: plain JSON values.
 
         Raises:
             CheckpointError: this one, or the one before, could not be written.
         """
-        self._save(
-            step,
-            state=ocp.args.StandardSave(_without_ema(state)),
-            ema_params=ocp.args.StandardSave(state.ema_params),
-            meta=ocp.args.JsonSave(meta),
-        )
-
-    def save_ema_params(self, ema_params: dict, meta: dict) -> None:
-        """As `save`, of averaged weights alone: a stage of 0 updates, trained elsewhere."""
-        self._save(
-            0,
-            ema_params=ocp.args.StandardSave(ema_params),
-            meta=ocp.args.JsonSave(meta),
-        )
-
-    def _save(self, step: int, **items) -> None:
         self.wait()
         self._step = step
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._explained():
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
+            self._manager.save(step, args=args, force=True)
         self._pending = self._thread.submit(self._finish, step)
 
     @contextlib.contextmanager
@@ -266,10 +250,6 @@ class Writer:
             raise
         finally:
             self._thread.shutdown()
-
-
-def _without_ema(state: TrainState) -> dict:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
 def _damage(path: Path, item: str | None) -> str | None:

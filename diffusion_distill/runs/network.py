@@ -30,15 +30,15 @@ class Network:
         config: whose sections model and diffusion describe it.
         image_shape: (H, W, C) of its images.
         num_classes: labels that it knows; 0 for none.
-        num_steps: the sampling steps that it is made for; 0 where it was trained in continuous
-            time, or nobody knows: any number will do.
+        fixed_steps: the only number of sampling steps that it takes; None where it was trained in
+            continuous time, or nobody knows: any will do.
         params: its averaged weights, on the devices of a mesh.
     """
 
     config: ml_collections.ConfigDict
     image_shape: tuple[int, int, int]
     num_classes: int
-    num_steps: int
+    fixed_steps: int | None
     params: dict
 
 
@@ -51,7 +51,7 @@ def from_stage(run: Workdir, stage: Stage, mesh: Mesh) -> Network:
     abstract = abstract_weights(run.config, run.image_shape, run.num_classes, mesh)
     directory = checkpoints.folder(run.path, stage.name)
     params = checkpoints.load_ema_params(directory, stage.updates, abstract)
-    return Network(run.config, run.image_shape, run.num_classes, run.made_for(stage), params)
+    return Network(run.config, run.image_shape, run.num_classes, run.fixed_steps(stage), params)
 
 
 def abstract_weights(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ml_collections
 
-from diffusion_distill import config as configs
+from diffusion_distill.config import differences, to_dict
 from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.runs import checkpoints
@@ -32,6 +32,21 @@ from diffusion_distill.storage.files import (
     write_atomically,
     write_rows,
 )
+from diffusion_distill.validate import from_dict
+
+
+def existing(path: str | Path, files: tuple[str, ...] = ("config.json",)) -> Path:
+    """The path of a workdir that a run has written to: one of these files is there.
+
+    Raises:
+        UserError: there is no such folder, or none of the files in it.
+    """
+    path = as_path(path)
+    if not path.is_dir():
+        raise UserError(f"there is no workdir {path}")
+    if not any((path / name).exists() for name in files):
+        raise UserError(f"{path} is not the workdir of a run: it has no config.json")
+    return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +58,15 @@ class Workdir:
         config: the run's config, as this start wants it.
         image_shape: (H, W, C) of the run's images.
         num_classes: labels that the run's network knows; 0 for none.
-        teacher_num_steps: sampling steps that its teacher is made for, where config.distill.teacher
-            says so by what it names; 0 for a teacher trained in continuous time.
+        teacher_fixed_steps: the only number of sampling steps that its teacher takes, where
+            config.distill.teacher names a student; None for a teacher that takes any.
     """
 
     path: Path
     config: ml_collections.ConfigDict
     image_shape: tuple[int, int, int]
     num_classes: int
-    teacher_num_steps: int = 0
+    teacher_fixed_steps: int | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Workdir":
@@ -60,51 +75,44 @@ class Workdir:
         Raises:
             UserError: there is none, or its config.json is damaged or of another version.
         """
-        path = as_path(path)
-        if not path.is_dir():
-            raise UserError(f"there is no workdir {path}")
-        if not (path / "config.json").exists():
-            raise UserError(f"{path} is not the workdir of a run: it has no config.json")
+        path = existing(path)
         fields = read_json(path / "config.json")
         try:
-            config = configs.from_dict(fields["config"])
+            config = from_dict(fields["config"])
             return cls(
                 path,
                 config,
                 tuple(fields["image_shape"]),
                 fields["num_classes"],
-                fields["teacher_num_steps"],
+                fields["teacher_num_steps"] or None,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path / 'config.json'} is damaged: {error!r}") from None
         except UserError as error:
             raise UserError(f"{path / 'config.json'}: {error}") from None
 
-    @classmethod
-    def create_or_continue(
-        cls,
-        path: str | Path,
-        config: ml_collections.ConfigDict,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        teacher_num_steps: int = 0,
-    ) -> "Workdir":
-        """The run of this config in `path`: a new one, or the one that is there already.
+    def check(self) -> None:
+        """Whether this run may be in `path`: it is there already, or nothing is. Writes nothing.
 
         Raises:
             UserError: another config's run is there, or other files; names the fields that differ;
                 or the bucket that it is in cannot be used.
+        """
+        on_main(self._check)
+
+    def begin(self) -> None:
+        """Makes the folder, and notes in it what the run is.
+
+        Raises:
+            UserError: as in `check`.
             OSError: the folder cannot be written to.
         """
-        path = as_path(path)
-        run = cls(path, config, tuple(image_shape), num_classes, teacher_num_steps)
-        on_main(run._create_or_continue)
-        return run
+        on_main(self._begin)
 
-    def _create_or_continue(self) -> None:
+    def _check(self) -> None:
         path = self.path
         if (path / "config.json").exists():
-            lines = configs.differences(_fields(Workdir.open(path)), _fields(self))
+            lines = differences(_fields(Workdir.open(path)), _fields(self))
             if lines:
                 raise UserError(
                     f"{path} holds a run of another config: {'; '.join(lines)}. Choose another "
@@ -112,9 +120,12 @@ class Workdir:
                 )
         elif path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "config.json", json.dumps(_fields(self), indent=1) + "\n")
-        write_rows(path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
+
+    def _begin(self) -> None:
+        self._check()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.json", json.dumps(_fields(self), indent=1) + "\n")
+        write_rows(self.path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
 
     def check_space(self, stage: Stage, state_bytes: int) -> None:
         """Raises UserError where the disk cannot hold the checkpoints that a stage still writes.
@@ -140,9 +151,9 @@ class Workdir:
         directory = checkpoints.folder(self.path, stage.name)
         return on_main(lambda: checkpoints.is_finished(directory, stage.updates))
 
-    def made_for(self, stage: Stage) -> int:
-        """The sampling steps that a stage's network is made for; 0 where any number will do."""
-        return stage.num_steps if stage.teacher else self.teacher_num_steps
+    def fixed_steps(self, stage: Stage) -> int | None:
+        """The only number of sampling steps that a stage's network takes; None for any."""
+        return stage.num_steps if stage.teacher else self.teacher_fixed_steps
 
     def finished_stage(self, num_steps: int | None = None, name: str | None = None) -> Stage:
         """The finished stage of that number of steps, or of that name; the last one for None.
@@ -162,7 +173,7 @@ class Workdir:
                 raise UserError(f"{self.path} has no finished stage yet")
             return finished[-1]
         matches = [s for s in stages if name in (None, s.name) and num_steps in (None, s.num_steps)]
-        if name == "teacher" and not self.teacher_num_steps:
+        if name == "teacher" and self.teacher_fixed_steps is None:
             matches = stages[:1]
         if not matches:
             asked = f"named {name}" if name else ""
@@ -193,8 +204,8 @@ class Workdir:
             return False
         checkpoints.set_aside_newer(directory, None)
         with contextlib.closing(checkpoints.Writer(directory, kept=1)) as writer:
-            fields = {"config": configs.to_dict(self.config), "stage": vars(stage)}
-            writer.save_ema_params(params, fields | {"seconds": 0.0})
+            meta = {"config": to_dict(self.config), "stage": vars(stage), "seconds": 0.0}
+            writer.save(0, {"ema_params": params}, meta)
         return True
 
     def results(self) -> list[dict]:
@@ -212,8 +223,8 @@ class Workdir:
 
 def _fields(run: Workdir) -> dict:
     return {
-        "config": configs.to_dict(run.config),
+        "config": to_dict(run.config),
         "image_shape": list(run.image_shape),
         "num_classes": run.num_classes,
-        "teacher_num_steps": run.teacher_num_steps,
+        "teacher_num_steps": run.teacher_fixed_steps or 0,
     }

@@ -7,10 +7,12 @@ import io
 import json
 import os
 import shutil
+import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from diffusion_distill.storage import buckets
 from diffusion_distill.storage.buckets import is_bucket
 
 CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
+LOOKS_EVERY = 2.0  # seconds, while a lock is another process's
 
 
 def cache_folder(named: str = "") -> Path:
@@ -73,15 +76,58 @@ def locked(path: Path):
         def lock() -> None:
             if is_bucket(path):
                 stack.enter_context(buckets.locked(path))
-                return
-            file = stack.enter_context(open(path, "a"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{path.parent} is in use by another process") from None
+            elif (file := _held(path)) is not None:
+                stack.enter_context(file)
+            else:
+                raise UserError(f"{path.parent} is in use by another process")
 
         distributed.on_main(lock)
         yield
+
+
+@contextlib.contextmanager
+def locked_in_turn(
+    path: Path, waiting: Callable[[int], None] = lambda looks: None, *, each_process: bool = False
+):
+    """As `locked`, but waits for another process to let go of the lock file, which is no bucket's.
+
+    Args:
+        path: of the lock file; its folder is made, and who holds it may remove it.
+        waiting: called before each new look, by all of several processes; gets how many looks
+            there were after the first.
+        each_process: of several processes that work as one, each holds it for itself: for what each
+            host has of its own.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> bool:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = _held(path)
+            except FileNotFoundError:  # who was done has just removed the folder
+                return False
+            if file is not None:
+                stack.enter_context(file)
+            return file is not None
+
+        looks = 0
+        while not (lock() if each_process else distributed.on_main(lock)):
+            waiting(looks)
+            looks += 1
+            time.sleep(LOOKS_EVERY)
+        yield
+
+
+def _held(path: Path) -> TextIO | None:
+    """A lock file, open and held; None where another process holds it."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "a"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        stack.pop_all()
+    return file
 
 
 def remove(folder: Path) -> None:

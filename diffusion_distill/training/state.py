@@ -1,5 +1,7 @@
 """What changes while a stage trains, and how it starts."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,16 @@ class TrainState:
     params: dict
     ema_params: dict
     opt_state: optax.OptState
+
+    def trees(self) -> dict[str, Any]:
+        """The state as a checkpoint keeps it: the averaged weights on their own."""
+        rest = {"step": self.step, "params": self.params, "opt_state": self.opt_state}
+        return {"state": rest, "ema_params": self.ema_params}
+
+    @classmethod
+    def of_trees(cls, trees: dict[str, Any]) -> "TrainState":
+        """The state that `trees` gave."""
+        return cls(**trees["state"], ema_params=trees["ema_params"])
 
 
 def abstract_state(params: dict, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from diffusion_distill.data import prepare, sources
+from diffusion_distill.data import sources, write_prepared
 from diffusion_distill.errors import UserError
 from diffusion_distill.report.grid import png
 from diffusion_distill.storage.buckets import as_path
@@ -41,7 +41,7 @@ def small():
 
 def test_a_prepared_set_is_copied_once_and_checked_on_the_way(server, small, tmp_path):
     there = as_path("gs://bucket/prepared")
-    prepare.prepare(small, there / "train", {}, file_bytes=64 * 100)
+    write_prepared.write(small, there / "train", {}, file_bytes=64 * 100)
     assert {name for name in server.buckets["bucket"] if name.startswith("prepared/")} == {
         f"prepared/train/{name}"
         for name in (*(f"images-{n:05d}.npy" for n in range(3)), "labels.npy", "manifest.json")
@@ -61,7 +61,7 @@ def test_a_prepared_set_is_copied_once_and_checked_on_the_way(server, small, tmp
 
 
 def test_a_copy_that_the_disk_cannot_hold_is_foreseen(server, small, tmp_path, monkeypatch):
-    prepare.prepare(small, as_path("gs://bucket/large/train"), {})
+    write_prepared.write(small, as_path("gs://bucket/large/train"), {})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 100))
     with pytest.raises(UserError, match="has 0 MB free; the copy of digits needs .*cache_dir"):
         sources.load(data_config("prepared", "gs://bucket/large"), cache=tmp_path)
@@ -92,10 +92,11 @@ def test_arrays_and_folders_are_as_they_are_locally(server, small, tmp_path):
         sources.load(data_config("folder", "gs://bucket/data/photos", split="test"))
 
 
-def test_cifar10(server, cifar10_dir):
-    name, file = f"cifar10/{cifar10_dir.name}/test_batch.bin", cifar10_dir / "test_batch.bin"
+def test_cifar10(server, cifar10_test_dir):
+    file = cifar10_test_dir / "test_batch.bin"
+    name = f"cifar10/{cifar10_test_dir.name}/{file.name}"
     server.put("bucket", name, file.read_bytes(), {})
-    here = sources.load(data_config("cifar10", str(cifar10_dir), split="test"))
+    here = sources.load(data_config("cifar10", str(cifar10_test_dir), split="test"))
     there = sources.load(data_config("cifar10", "gs://bucket/cifar10", split="test"))
     assert_same_source(there, here)
     del server.buckets["bucket"][name]

@@ -160,9 +160,10 @@ def test_a_pickle_is_never_executed(release, records, tmp_path, monkeypatch):
     (folder / "test_batch").write_bytes(content)
     with pytest.raises(UserError, match="test_batch is damaged"):
         load(folder, split="test")
-    # Even where the checksum is right it is only read.
+    # Even where the checksum is right.
     monkeypatch.setitem(cifar10.PICKLES_MD5, "test_batch", hashlib.md5(content).hexdigest())
-    assert len(load(folder, split="test")) == COUNT
+    with pytest.raises(UserError, match="a pickle names 'os system', which is no part of CIFAR-10"):
+        load(folder, split="test")
     assert not marker.exists()
 
 
@@ -281,15 +282,7 @@ def test_download_gets_what_load_reads_and_only_once(published, tmp_path):
     assert len(load(out)) == 5 * COUNT
     assert len(load(archive, split="test")) == COUNT
     assert cifar10.download(out, published.url) == archive
-    assert len(published.asked) == 1
-
-
-def test_download_goes_on(published, tmp_path, answer):
-    answer({"stop_after": 50_000}, {"status": 404})
-    with pytest.raises(UserError, match="404"):
-        cifar10.download(tmp_path, published.url)
-    cifar10.download(tmp_path, published.url)
-    assert published.asked == [None, "bytes=50000-", "bytes=50000-"]
+    assert published.asked == 1
 
 
 def test_download_keeps_nothing_that_load_would_refuse(published, tmp_path, monkeypatch):
@@ -300,6 +293,7 @@ def test_download_keeps_nothing_that_load_would_refuse(published, tmp_path, monk
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.slow  # to unpack them, that is
 def test_the_real_training_images(cifar10_dir):
     source = load(cifar10_dir.parent)
     images = source.images()
@@ -310,20 +304,20 @@ def test_the_real_training_images(cifar10_dir):
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=0.00005)
 
 
-def test_the_real_test_images(cifar10_dir):
-    source = load(cifar10_dir, split="test")
+def test_the_real_test_images(cifar10_test_dir):
+    source = load(cifar10_test_dir, split="test")
     assert source.images().shape == (10_000, 32, 32, 3)
     assert np.bincount(source.labels).tolist() == [1000] * 10
     assert source.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_real_test_images_in_a_pickle(cifar10_dir, tmp_path, monkeypatch, order):
-    content = (cifar10_dir / "test_batch.bin").read_bytes()
+def test_the_real_test_images_in_a_pickle(cifar10_test_dir, tmp_path, monkeypatch, order):
+    content = (cifar10_test_dir / "test_batch.bin").read_bytes()
     pickled = python2_pickle(np.frombuffer(content, np.uint8).reshape(-1, 3073), order)
     (tmp_path / "test_batch").write_bytes(pickled)
     monkeypatch.setitem(cifar10.PICKLES_MD5, "test_batch", hashlib.md5(pickled).hexdigest())
-    expected = load(cifar10_dir, split="test")
+    expected = load(cifar10_test_dir, split="test")
     source = load(tmp_path, split="test")
     np.testing.assert_array_equal(source.images(), expected.images())
     np.testing.assert_array_equal(source.labels, expected.labels)

@@ -25,8 +25,10 @@ from diffusion_distill.models.unet import dropout
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.stages import plan
 from diffusion_distill.training.feed import Feed
-from diffusion_distill.training.state import abstract_state, init_student, init_teacher
-from diffusion_distill.training.step import Round, make_optimizer, make_update
+from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.state import TrainState, abstract_state, init_student, init_teacher
+from diffusion_distill.training.step import Recipe, Round
+from diffusion_distill.training.update import make_update
 
 SHAPE = (4, 4, 1)
 
@@ -76,13 +78,13 @@ def train(config, mesh):
         else:
             state = init_student(teacher_params, optimizer, mesh)
         abstract = student_state(config, mesh)
-        update = make_update(Small(stage.dropout), config, stage, mesh, abstract)
-        round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
-        key, round = place((jax.random.key(1), round), replicated(mesh))
+        update = make_update(Recipe(Small(stage.dropout), config, stage, mesh), abstract)
+        this_round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
+        key, this_round = place((jax.random.key(1), this_round), replicated(mesh))
         calls = feed.calls(0, stage.rng_id, 16, [(step, 1) for step in range(10)])
         for _, _, rows in calls:
             with jax.transfer_guard("disallow"):
-                state, metrics = update(state, teacher_params, None, rows, key, round)
+                state, metrics = update(state, teacher_params, None, rows, key, this_round)
             kept["losses"].append(jax.device_get(metrics["loss"])[0])
             kept["images"].append(fetch(rows.images))
         teacher_params = state.ema_params
@@ -112,7 +114,7 @@ def parts(state, mesh):
 
 def save(state, directory, step):
     writer = checkpoints.Writer(directory, kept=2)
-    writer.save(state, step, {"seconds": 1.5})
+    writer.save(step, state.trees(), {"seconds": 1.5})
     writer.close()
 
 
@@ -128,7 +130,8 @@ def main(what, out, directory, devices, fsdp, port=None, processes=None, number=
         save(state, directory, 10)
     else:
         whole = checkpoints.newest_whole(directory, print)
-        state, kept = whole.state(student_state(config, mesh)), {}
+        abstract = student_state(config, mesh)
+        state, kept = TrainState.of_trees(whole.trees(abstract.trees())), {}
         save(state, directory, whole.step + 1)
     kept |= {"parts": parts(state, mesh)} | weights(state)
     if distributed.is_main():

@@ -62,7 +62,7 @@ def test_few_steps_side_by_side(world):
 
 
 def test_a_teacher_that_is_made_for_its_steps_is_shown_at_those_alone(world, monkeypatch):
-    monkeypatch.setattr(world, "run", dataclasses.replace(world.run, teacher_num_steps=4))
+    monkeypatch.setattr(world, "run", dataclasses.replace(world.run, teacher_fixed_steps=4))
     columns = list(world.compare(0, None))[-1]
     assert [column.teacher is not None for column in columns] == [False, False, True, False]
     with pytest.raises(UserError, match="for teacher it must be 4, which it is made for"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import diffusion_distill
-from diffusion_distill.main import Run
+from diffusion_distill.run import check
 from tests.commands import run
 from tests.interop.conftest import published_config
 
@@ -47,10 +47,10 @@ def test_a_workdir_of_a_published_file(made, published_file, tmp_path):
 
     taught = published_config()
     taught.distill.teacher = str(made)
-    assert Run(taught, tmp_path / "taught").teacher.num_steps == 2
-    again = Run(published_config(), made)
+    assert check(taught, tmp_path / "taught").teacher.fixed_steps == 2
+    again = check(published_config(), made)
     assert list(again.stages) == ["teacher", "student_0001"]
-    assert again._is_settled(again.stages["teacher"])
+    assert again.workdir.is_finished(again.stages["teacher"])
 
 
 def test_export(finished, tmp_path):

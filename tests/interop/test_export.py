@@ -14,10 +14,9 @@ import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export
-from diffusion_distill.main import Run
 from diffusion_distill.runs.network import flatten, from_stage
 from diffusion_distill.runs.workdir import Workdir
-from tests.interop.test_teacher import assert_same_bits, distilled_from, params
+from tests.interop.test_teacher import assert_same_bits, copied, distilled_from, params
 
 load = diffusion_distill.load_sampler
 
@@ -68,9 +67,8 @@ def test_a_student_takes_its_own_steps_and_a_teacher_any(finished, student, tmp_
 
 
 def test_an_export_is_a_teacher(finished, student, tmp_path):
-    run = Run(distilled_from(student), tmp_path / "run")
-    assert run.teacher.num_steps == 2
-    run._trained(run.stages["teacher"], None)
+    setup = copied(distilled_from(student), tmp_path / "run")
+    assert setup.teacher.fixed_steps == 2
     assert_same_bits(params(tmp_path / "run", "teacher"), params(finished[0], "student_0002"))
 
 
@@ -93,9 +91,7 @@ def test_bfloat16_is_half_the_file_and_each_weight_rounded(finished, student, tm
 
 def test_a_chain_starts_from_bfloat16(finished, tmp_path):
     out = exported(finished[0], "student_0002", tmp_path / "out", "bfloat16")
-    run = Run(distilled_from(out), tmp_path / "run")
-    assert run.teacher.num_steps == 2
-    run._trained(run.stages["teacher"], None)
+    copied(distilled_from(out), tmp_path / "run")
     expected = rounded(params(finished[0], "student_0002"))
     assert_same_bits(params(tmp_path / "run", "teacher"), expected)
 

@@ -30,7 +30,7 @@ def test_weights_come_out_as_they_went_in(tmp_path, weights, old_norm, level):
     path = write_published(tmp_path / "x", weights, 8, old_norm, level)
     file = published.read(path)
     assert_same(file.weights, weights)
-    assert (file.num_steps, file.image_channels, file.num_classes) == (8, 1, 10)
+    assert (file.fixed_steps, file.image_channels, file.num_classes) == (8, 1, 10)
 
 
 def test_large_arrays_may_be_in_chunks(tmp_path, weights, monkeypatch):
@@ -47,7 +47,7 @@ def test_large_arrays_may_be_in_chunks(tmp_path, weights, monkeypatch):
     [(None, 0), (0, 0), (8, 8), (np.int32(4), 4), (np.array(1024), 1024), (np.array([2]), 2)],
 )
 def test_the_number_of_steps(tmp_path, weights, value, expected):
-    assert published.read(write_published(tmp_path / "x", weights, value)).num_steps == expected
+    assert published.read(write_published(tmp_path / "x", weights, value)).fixed_steps == expected
 
 
 @pytest.mark.parametrize("value", [-8, 2.5, "8", np.arange(2)])

@@ -11,12 +11,13 @@ import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.interop import export
-from diffusion_distill.main import Run
+from diffusion_distill.run import Programs, check, run_config, train_stage
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.runs.network import flatten, from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import plan, started_from
 from diffusion_distill.storage.files import read_rows
+from diffusion_distill.terminal.stop import StopSignal
 from tests.conftest import tiny_config
 from tests.interop.conftest import published_config
 from tests.interop.reference import write_published
@@ -47,7 +48,7 @@ def test_plan_believes_the_teacher():
         ("teacher", 8, 0), ("student_0004", 4, 6), ("student_0002", 2, 6), ("student_0001", 1, 6),
     ]  # fmt: skip
     assert config.distill.teacher == "x/student_0008"
-    continuous = started_from(distilled_from("", 16), "x", 0)
+    continuous = started_from(distilled_from("", 16), "x", None)
     assert [s.num_steps for s in plan(continuous)] == [16, 8, 4, 2, 1]
     assert [s.num_steps for s in plan(started_from(tiny_config(), "x", 1))] == [1]
     with pytest.raises(UserError, match="x is made for 6 steps; .* a power of 2"):
@@ -55,6 +56,14 @@ def test_plan_believes_the_teacher():
     config.distill.end_steps = 4
     with pytest.raises(UserError, match="end_steps is 4; x is made for 2 steps"):
         started_from(config, "x", 2)
+
+
+def copied(config, workdir):
+    """Begins a run, which has its teacher then, and trains nothing."""
+    setup = check(config, workdir)
+    setup.workdir.begin()
+    train_stage(setup, Programs(setup), setup.stages["teacher"], StopSignal())
+    return setup
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +75,9 @@ def from_student(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("from_student")
     teacher = shutil.copytree(finished[0], folder / "first") / "student_0002"
     config = distilled_from(teacher, start_steps=8192)
-    run = Run(config, folder / "run")
-    run._trained(run.stages["teacher"], None)
+    copied(config, folder / "run")
     shutil.rmtree(folder / "first")
-    Run(config, folder / "run").finish()
+    run_config(config, folder / "run")
     return folder / "run", config, teacher
 
 
@@ -90,21 +98,21 @@ def test_a_students_student_is_the_one_it_would_have_had(finished, from_student)
 def test_a_workdir_keeps_its_teacher_and_says_where_it_starts(from_student, capsys):
     workdir, config, teacher = from_student
     assert not teacher.exists()
-    Run(config, workdir).finish()
+    run_config(config, workdir)
     assert "student_0002 is made for 2 steps: distillation starts there, not at" in (
         capsys.readouterr().out
     )
-    run = Run(distilled_from(""), workdir)
-    assert run.config.distill.teacher == str(teacher)
-    assert list(run.stages) == ["teacher", "student_0001"]
+    setup = check(distilled_from(""), workdir)
+    assert setup.config.distill.teacher == str(teacher)
+    assert list(setup.stages) == ["teacher", "student_0001"]
 
 
 def test_another_teacher_for_a_workdir_is_refused(from_student, finished):
     workdir, _, _ = from_student
     with pytest.raises(UserError, match="of another config: config.distill.teacher: '.*' -> 'els"):
-        Run(distilled_from("elsewhere", 2), workdir)
+        check(distilled_from("elsewhere", 2), workdir)
     with pytest.raises(UserError, match="of another config: config.distill.teacher: '' -> 'else"):
-        Run(distilled_from("elsewhere"), finished[0])
+        check(distilled_from("elsewhere"), finished[0])
 
 
 def test_a_damaged_copy_is_made_again_or_said(from_student, finished, tmp_path, capsys):
@@ -115,10 +123,10 @@ def test_a_damaged_copy_is_made_again_or_said(from_student, finished, tmp_path, 
     with pytest.raises(CheckpointError, match="does not match its SHA-256"):
         load(again, stage="teacher")
     with pytest.raises(UserError, match="config.distill.teacher is '.*'; there is no such"):
-        Run(config, again).finish()
+        run_config(config, again)
     try:
         shutil.copytree(finished[0], teacher.parent)
-        Run(config, again).finish()
+        run_config(config, again)
     finally:
         shutil.rmtree(teacher.parent)
     assert "teacher: copying" in capsys.readouterr().out
@@ -133,19 +141,18 @@ def test_a_teacher_of_known_steps_takes_no_others(from_student):
 
 
 def test_a_teacher_in_continuous_time_starts_where_the_config_says(finished, tmp_path):
-    run = Run(distilled_from(finished[0] / "teacher", 16), tmp_path / "run")
-    assert run.teacher.num_steps == run.workdir.teacher_num_steps == 0
-    assert [s.num_steps for s in run.stages.values()] == [16, 8, 4, 2, 1]
-    run._trained(run.stages["teacher"], None)
+    setup = copied(distilled_from(finished[0] / "teacher", 16), tmp_path / "run")
+    assert setup.teacher.fixed_steps is setup.workdir.teacher_fixed_steps is None
+    assert [s.num_steps for s in setup.stages.values()] == [16, 8, 4, 2, 1]
     assert load(tmp_path / "run", 3, stage="teacher").num_steps == 3
     meta = checkpoints.load_meta(checkpoints.folder(tmp_path / "run", "teacher"), 0)
     assert meta["config"]["distill"]["teacher"] == str(finished[0] / "teacher")
 
 
 def test_a_workdir_stands_for_its_last_finished_stage(workdir, tmp_path):
-    assert Run(distilled_from(workdir), tmp_path / "a").teacher.num_steps == 1
+    assert check(distilled_from(workdir), tmp_path / "a").teacher.fixed_steps == 1
     shutil.rmtree(workdir / "student_0001")
-    assert Run(distilled_from(workdir), tmp_path / "b").teacher.num_steps == 2
+    assert check(distilled_from(workdir), tmp_path / "b").teacher.fixed_steps == 2
 
 
 def test_published_file_to_student_to_export(published_file, weights, tmp_path):
@@ -153,7 +160,7 @@ def test_published_file_to_student_to_export(published_file, weights, tmp_path):
     workdir, out = tmp_path / "run", tmp_path / "out"
     config = distilled_from(published_file, base=published_config)
     config.eval.baselines = ()
-    Run(config, workdir).finish()
+    run_config(config, workdir)
     assert_same_bits(params(workdir, "teacher"), flatten(weights))
     z = np.random.default_rng(0).normal(size=(5, 8, 8, 1))
     direct = load(published_file, config=published_config())
@@ -183,7 +190,7 @@ def test_another_network_is_refused_before_anything_is_written(
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(UserError, match=message) as error:
-        Run(config, tmp_path / "new")
+        check(config, tmp_path / "new")
     assert str(finished[0]) in str(error.value)
     assert not (tmp_path / "new").exists()
 
@@ -205,16 +212,17 @@ def test_what_is_no_teacher_is_refused_before_anything_is_written(finished, work
         if path.name == "notes" and path.parent == workdir:
             path.mkdir()
         with pytest.raises(kind, match=message):
-            Run(distilled_from(path), tmp_path / "new")
+            check(distilled_from(path), tmp_path / "new")
         assert not (tmp_path / "new").exists()
 
 
 def test_steps_that_no_chain_starts_from_are_refused(weights, tmp_path):
     path = write_published(tmp_path / "six", weights, 6)
     with pytest.raises(UserError, match="six is made for 6 steps; .* must be a power of 2"):
-        Run(distilled_from(path), tmp_path / "new")
+        check(distilled_from(path), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     unknown = write_published(tmp_path / "unknown", weights, 0)
-    run = Run(distilled_from(unknown, 8), tmp_path / "new")
-    assert [s.num_steps for s in run.stages.values()] == [8, 4, 2, 1]
+    setup = check(distilled_from(unknown, 8), tmp_path / "new")
+    assert [s.num_steps for s in setup.stages.values()] == [8, 4, 2, 1]
+    setup.workdir.begin()
     assert json.loads((tmp_path / "new/config.json").read_text())["teacher_num_steps"] == 0

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from diffusion_distill import main
+from diffusion_distill import run as runs
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.stages import plan
+from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.training import loop
+from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import init_student
-from diffusion_distill.training.step import Round, make_optimizer, make_update
+from diffusion_distill.training.step import Recipe, Round
+from diffusion_distill.training.update import make_update
 from tests.models.test_unet import SMALL, inputs, random_params
 
 BFLOAT16 = dataclasses.replace(SMALL, dtype=jnp.bfloat16)
@@ -59,7 +62,7 @@ def test_a_students_step_has_the_same_bits_with_a_teacher_that_was_cast(tiny_con
     tiny_config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
     stage, mesh = plan(tiny_config)[1], make_mesh()
     model = build_unet(tiny_config, 1, 10)
-    update = make_update(model, tiny_config, stage, mesh)
+    update = make_update(Recipe(model, tiny_config, stage, mesh))
     teacher = random_params(model, *inputs(channels=1, classes=10))["params"]
     rng = np.random.default_rng(0)
     batch = Batch(rng.integers(0, 256, (1, 16, 8, 8, 1), np.uint8), np.arange(16)[None] % 10)
@@ -86,18 +89,18 @@ def test_a_run_keeps_a_students_teacher_in_what_it_computes_in(tiny_config, tmp_
         live = [a for a in jax.live_arrays() if jnp.issubdtype(a.dtype, jnp.floating)]
         return sum(a.nbytes for a in live)
 
-    def train(stage, config, workdir, state, teacher_params, *rest):
+    def train(job, state, *rest):
         weights = sum(x.nbytes for x in jax.tree.leaves(state.params))
-        dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(teacher_params)]
-        seen[stage.name] = dtypes, (floats() - before) / weights
-        return loop.train(stage, config, workdir, state, teacher_params, *rest)
+        dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(job.teacher_params)]
+        seen[job.stage.name] = dtypes, (floats() - before) / weights
+        return loop.train(job, state, *rest)
 
-    monkeypatch.setattr(main, "train", train)
-    monkeypatch.setattr(main.Run, "_measure", lambda *arguments: None)
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "_measure", lambda *arguments: None)
     tiny_config.model.dtype = "bfloat16"
     tiny_config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
-    run, before = main.Run(tiny_config, tmp_path / "run"), floats()
-    run.finish()
+    setup, before = runs.check(tiny_config, tmp_path / "run"), floats()
+    runs.run_chain(setup, runs.Programs(setup), StopSignal())
     assert seen.pop("teacher")[0] == []
     assert list(seen) == ["student_0002", "student_0001"]
     for dtypes, held in seen.values():

@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from diffusion_distill.plan.bounds import stage_cost
+from diffusion_distill.plan.bounds import stage_time
+from diffusion_distill.plan.cost import Cost
+from diffusion_distill.plan.describe import Data
 from diffusion_distill.plan.hardware import parse_topology
 from diffusion_distill.plan.hlo import Collective
 from diffusion_distill.plan.make import NO_LIMIT, Plan
-from diffusion_distill.plan.programs import Cost, Data
 from diffusion_distill.plan.text import text
 from diffusion_distill.stages import plan as stages_of
 from tests.conftest import tiny_config
@@ -34,7 +35,7 @@ def plan_of(cost, verdict, topology="v5e:8x8"):
         effort=-1.0,
         data=Data((64, 64, 3), 0, 0, "there is no data: 64x64x3, read ahead"),
         costs=[cost],
-        stages=[stage_cost(stage, cost, seconds)],
+        stages=[stage_time(stage, cost, seconds)],
         sizes=[],
         images_per_second=10.0,
         verdict=verdict,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import cifar10_distill, digits_distill
-from diffusion_distill import config as configs
+from diffusion_distill.config import to_dict
 from diffusion_distill.data.batches import to_uint8
 from diffusion_distill.stages import plan
 from diffusion_distill.storage.files import write_rows
@@ -40,7 +40,7 @@ def write_run(
     stages = plan(config)
     measured = len(stages) if measured is None else measured
     workdir.mkdir(parents=True)
-    fields = {"config": configs.to_dict(config), "image_shape": list(shape)}
+    fields = {"config": to_dict(config), "image_shape": list(shape)}
     fields |= {"num_classes": labels, "teacher_num_steps": 0}
     (workdir / "config.json").write_text(json.dumps(fields))
     write_rows(workdir / "stages.jsonl", [vars(stage) for stage in stages])

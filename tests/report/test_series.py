@@ -11,10 +11,10 @@ from diffusion_distill.report.run import read_run
 from diffusion_distill.report.series import (
     benchmark,
     chain_curves,
-    costs,
     distances,
     paper_series,
     plotted_metrics,
+    spent,
 )
 from diffusion_distill.storage.files import read_rows, write_rows
 from tests.report.conftest import METRIC, value_of, write_run
@@ -130,7 +130,7 @@ def test_long_logs_are_drawn_from_few_points_that_lose_no_peak(tmp_path):
 
 
 def test_costs_are_of_what_is_done_and_of_what_is_being_done(cifar10_run):
-    found = costs(read_run(cifar10_run))
+    found = spent(read_run(cifar10_run))
     assert [c.finished for c in found] == [True] * 10 + [False]
     assert (found[0].images, found[0].seconds) == (800_000 * 128, 10.0)
     assert (found[-1].images, found[-1].seconds) == (20_000 * 128, None)

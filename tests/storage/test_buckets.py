@@ -17,7 +17,7 @@ from diffusion_distill.data.images import load_images
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import BucketError, CheckpointError, UserError
 from diffusion_distill.interop.load import load_sampler
-from diffusion_distill.main import Run
+from diffusion_distill.run import check, run_config
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
@@ -72,7 +72,7 @@ def killed_and_finished(server):
         patch.setattr(buckets, "HEARTBEAT", 0.05)
         with buckets.locked(as_path("gs://bucket/run/.lock"), lost=print):
             pass
-    Run(tiny_config(), "gs://bucket/run").finish()
+    run_config(tiny_config(), "gs://bucket/run")
     return as_path("gs://bucket/run")
 
 
@@ -132,7 +132,7 @@ def test_events_are_those_of_tensorboard(killed_and_finished, server):
 
 def test_a_finished_run_is_left_as_it_is(killed_and_finished, server):
     before = dict(server.buckets["bucket"])
-    Run(tiny_config(), "gs://bucket/run").finish()
+    run_config(tiny_config(), "gs://bucket/run")
     after = dict(server.buckets["bucket"])
     for name in ("run/config.json", "run/stages.jsonl"):  # written at each start
         before.pop(name), after.pop(name)
@@ -209,7 +209,7 @@ def test_a_bucket_out_of_reach_is_not_taken_for_damage_or_for_an_empty_one(in_bu
         lambda: checkpoints.is_finished(directory, 12),
         lambda: checkpoints.check(directory, 12),
         lambda: read_rows(in_bucket / "results.jsonl"),
-        lambda: Workdir.create_or_continue(in_bucket, tiny_config(), (8, 8, 1), 10),
+        lambda: Workdir(in_bucket, tiny_config(), (8, 8, 1), 10).begin(),
         lambda: sources.load(data_config("folder", "gs://bucket/photos")),
     ):
         with pytest.raises(BucketError, match="^gs://bucket/.* cannot be used: .*") as error:
@@ -229,7 +229,7 @@ def test_a_bucket_out_of_reach_is_not_taken_for_damage_or_for_an_empty_one(in_bu
 )
 def test_a_wrong_address_is_told_in_one_line(server, path, kind, message):
     with pytest.raises(kind, match=message) as error:
-        Workdir.create_or_continue(path, tiny_config(), (8, 8, 1), 10)
+        Workdir(as_path(path), tiny_config(), (8, 8, 1), 10).begin()
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -248,7 +248,7 @@ def test_without_gcsfs_it_says_how_to_get_it(monkeypatch):
 def test_a_cache_in_a_bucket_is_refused(tiny_config):
     tiny_config.runtime.cache_dir = "gs://bucket/cache"
     with pytest.raises(UserError, match="config.runtime.cache_dir is gs://bucket/cache; it must"):
-        Run(tiny_config, "gs://bucket/another")
+        check(tiny_config, "gs://bucket/another")
 
 
 def test_a_lock_is_one_process_s_at_a_time(server, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_distill.main import Run
+from diffusion_distill.run import run_config
 from tests.commands import ROOT, run
 from tests.conftest import tiny_config
 
@@ -103,7 +103,7 @@ def test_sampling_a_network_without_labels(tmp_path):
     config.eval.num_images, config.eval.baselines = 10, ()
     config.teacher.updates = 1
     config.distill.start_steps = config.distill.end_steps = 1
-    Run(config, tmp_path / "run").finish()
+    run_config(config, tmp_path / "run")
     common = [f"--workdir={tmp_path / 'run'}", "--num_images=3", f"--out={tmp_path / 'x.npz'}"]
     done = run("sample", *common)
     assert done.returncode == 0, done.stderr

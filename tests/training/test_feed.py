@@ -14,7 +14,7 @@ from diffusion_distill.data.batches import batch_indices, gather
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.main import Run
+from diffusion_distill.run import run_config
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.training.feed import READ_AHEAD, Feed
 from tests.conftest import tiny_config
@@ -81,16 +81,14 @@ def test_a_run_that_reads_ahead_ends_with_the_weights_of_one_that_does_not(finis
     config.distill.end_steps = 2
     config.runtime.data_on_device = "never"
     config.eval.baselines = ()
-    run = Run(config, tmp_path / "run")
-    run.finish()
-    directory = checkpoints.folder(tmp_path / "run", "student_0002")
-    streamed = checkpoints.verify(directory, 6).state(run.abstract["student_0002"])
-    directory = checkpoints.folder(finished[0], "student_0002")
-    resident = checkpoints.verify(directory, 6).state(run.abstract["student_0002"])
-    # Two programs: one gathers, the other does not, and XLA may round them differently.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), streamed.params, resident.params
+    setup = run_config(config, tmp_path / "run")
+    abstract = setup.abstract(setup.stages["student_0002"]).ema_params
+    streamed, resident = (
+        checkpoints.load_ema_params(checkpoints.folder(path, "student_0002"), 6, abstract)
+        for path in (setup.workdir.path, finished[0])
     )
+    # Two programs: one gathers, the other does not, and XLA may round them differently.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), streamed, resident)
 
 
 def test_each_of_eight_devices_has_its_own_part_read():

@@ -1,5 +1,6 @@
 """The train step: its parts against numpy, and properties of the whole."""
 
+import functools
 import subprocess
 import sys
 import textwrap
@@ -24,8 +25,11 @@ from diffusion_distill.models.build import (
 from diffusion_distill.models.unet import dropout
 from diffusion_distill.stages import plan
 from diffusion_distill.training import step as steps
+from diffusion_distill.training.accumulation import accumulated_step
+from diffusion_distill.training.optimizer import learning_rate, make_optimizer
 from diffusion_distill.training.state import abstract_state, init_student, init_teacher, new_state
-from diffusion_distill.training.step import Round, learning_rate
+from diffusion_distill.training.step import Recipe, Round, train_step
+from diffusion_distill.training.update import make_update
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +48,14 @@ class Toy(nn.Module):
 def batch_of(value, count=16):
     images = jnp.full((count, 2, 2, 1), value, jnp.uint8)
     return Batch(images, jnp.zeros(count, jnp.int32))
+
+
+def step_of(model, config, stage):
+    """(state, teacher_params, batch, key, this_round) -> (state, metrics)."""
+    in_parts = config.runtime.accumulation > 1
+    return functools.partial(
+        accumulated_step if in_parts else train_step, Recipe(model, config, stage)
+    )
 
 
 def toy_stages(tiny_config):
@@ -71,7 +83,7 @@ def test_optimiser_is_clipped_adamw(tiny_config, weight_decay):
     """Five updates in numpy: clip to norm 1, Adam with bias correction, decoupled decay."""
     tiny_config.teacher.weight_decay = weight_decay
     stage = plan(tiny_config)[0]
-    optimizer = steps.make_optimizer(tiny_config, stage)
+    optimizer = make_optimizer(tiny_config, stage)
     rng = np.random.default_rng(0)
     p = rng.normal(size=7)
     params, m, v = {"a": jnp.float32(p[:3]), "b": jnp.float32(p[3:])}, 0.0, 0.0
@@ -90,11 +102,11 @@ def test_optimiser_is_clipped_adamw(tiny_config, weight_decay):
 
 def test_a_step_moves_weights_and_average_as_it_says(tiny_config):
     teacher, _ = toy_stages(tiny_config)
-    optimizer = steps.make_optimizer(tiny_config, teacher)
+    optimizer = make_optimizer(tiny_config, teacher)
     state = new_state({"level": jnp.float32(0.3)}, optimizer)
-    round = Round(jnp.int32(4), jnp.int32(teacher.updates))
-    step = steps.make_train_step(Toy(), tiny_config, teacher)
-    after, metrics = step(state, None, batch_of(255), jax.random.key(0), round)
+    this_round = Round(jnp.int32(4), jnp.int32(teacher.updates))
+    step = step_of(Toy(), tiny_config, teacher)
+    after, metrics = step(state, None, batch_of(255), jax.random.key(0), this_round)
     # x is 1 and the prediction 0.3, at every t: the loss is 0.49 and its gradient -1.4.
     assert metrics["loss"] == pytest.approx(0.49, rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(1.4, rel=1e-5)
@@ -119,13 +131,13 @@ def test_loss_by_quarter():
 def test_noise_and_times_differ_from_step_to_step(tiny_config):
     tiny_config.diffusion.weighting = "snr"
     teacher = plan(tiny_config)[0]
-    step = steps.make_train_step(Toy(), tiny_config, teacher)
-    state = new_state({"level": jnp.float32(0.3)}, steps.make_optimizer(tiny_config, teacher))
-    round = Round(jnp.int32(4), jnp.int32(12))
+    step = step_of(Toy(), tiny_config, teacher)
+    state = new_state({"level": jnp.float32(0.3)}, make_optimizer(tiny_config, teacher))
+    this_round = Round(jnp.int32(4), jnp.int32(12))
 
     def loss(number, key=0):
         at = state.replace(step=jnp.int32(number))
-        return float(step(at, None, batch_of(200), jax.random.key(key), round)[1]["loss"])
+        return float(step(at, None, batch_of(200), jax.random.key(key), this_round)[1]["loss"])
 
     assert loss(0) == loss(0)
     assert len({loss(0), loss(1), loss(2), loss(0, key=1)}) == 4
@@ -136,21 +148,21 @@ def test_a_student_of_a_perfect_teacher_has_nothing_to_learn(tiny_config, num_st
     """Data that is one point, known to the teacher: its target is that point at any step."""
     tiny_config.diffusion.parameterization = "x"
     _, student = toy_stages(tiny_config)
-    step = steps.make_train_step(Toy(), tiny_config, student)
+    step = step_of(Toy(), tiny_config, student)
     params = {"level": jnp.float32(1.0)}
-    state = new_state(params, steps.make_optimizer(tiny_config, student))
-    round = Round(jnp.int32(num_steps), jnp.int32(6))
-    _, metrics = step(state, params, batch_of(255), jax.random.key(0), round)
+    state = new_state(params, make_optimizer(tiny_config, student))
+    this_round = Round(jnp.int32(num_steps), jnp.int32(6))
+    _, metrics = step(state, params, batch_of(255), jax.random.key(0), this_round)
     assert metrics["loss"] < 1e-10
 
 
 def test_a_student_learns_its_teacher_and_not_the_data(tiny_config):
     _, student = toy_stages(tiny_config)
-    step = jax.jit(steps.make_train_step(Toy(), tiny_config, student))
-    state = new_state({"level": jnp.float32(0.3)}, steps.make_optimizer(tiny_config, student))
-    teacher_params, round = {"level": jnp.float32(0.2)}, Round(jnp.int32(2), jnp.int32(400))
+    step = jax.jit(step_of(Toy(), tiny_config, student))
+    state = new_state({"level": jnp.float32(0.3)}, make_optimizer(tiny_config, student))
+    teacher_params, this_round = {"level": jnp.float32(0.2)}, Round(jnp.int32(2), jnp.int32(400))
     for _ in range(400):
-        state, _ = step(state, teacher_params, batch_of(255), jax.random.key(0), round)
+        state, _ = step(state, teacher_params, batch_of(255), jax.random.key(0), this_round)
     assert state.params["level"] == pytest.approx(0.2, abs=2e-3)
     assert teacher_params["level"] == pytest.approx(0.2)
 
@@ -163,7 +175,7 @@ def real():
     config, mesh = tiny_config(), make_mesh()
     stage = plan(config)[0]
     model = build_unet(config, 1, 10)
-    update = steps.make_update(model, config, stage, mesh)
+    update = make_update(Recipe(model, config, stage, mesh))
     rng = np.random.default_rng(0)
     data = Batch(
         jnp.asarray(rng.integers(0, 256, (64, 8, 8, 1), np.uint8)),
@@ -172,12 +184,12 @@ def real():
     rows = jnp.asarray(rng.integers(0, 64, (4, 16), np.int32))
 
     def start():
-        optimizer = steps.make_optimizer(config, stage)
+        optimizer = make_optimizer(config, stage)
         return init_teacher(model, optimizer, jax.random.key(0), (8, 8, 1), mesh)
 
     def call(state, indices):
-        round = Round(jnp.int32(4), jnp.int32(12))
-        return update(state, None, data, indices, jax.random.key(1), round)
+        this_round = Round(jnp.int32(4), jnp.int32(12))
+        return update(state, None, data, indices, jax.random.key(1), this_round)
 
     return start, call, rows
 
@@ -206,14 +218,14 @@ def test_labels_reach_teacher_and_student_in_a_students_step(tiny_config):
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), (8, 8, 1)))
     knows = jax.tree.map(lambda s: jnp.float32(0.2 * rng.normal(size=s.shape)), shapes)
     ignores = knows | {"class_emb": jax.tree.map(jnp.zeros_like, knows["class_emb"])}
-    step = jax.jit(steps.make_train_step(model, tiny_config, student))
+    step = jax.jit(step_of(model, tiny_config, student))
     images = jnp.asarray(rng.integers(0, 256, (4, 8, 8, 1), np.uint8))
-    round = Round(jnp.int32(2), jnp.int32(6))
+    this_round = Round(jnp.int32(2), jnp.int32(6))
 
     def loss(params, teacher_params, label):
-        state = new_state(params, steps.make_optimizer(tiny_config, student))
+        state = new_state(params, make_optimizer(tiny_config, student))
         batch = Batch(images, jnp.full(4, label))
-        return float(step(state, teacher_params, batch, jax.random.key(0), round)[1]["loss"])
+        return float(step(state, teacher_params, batch, jax.random.key(0), this_round)[1]["loss"])
 
     assert loss(knows, ignores, 1) != loss(knows, ignores, 2)
     assert loss(ignores, knows, 1) != loss(ignores, knows, 2)
@@ -227,14 +239,14 @@ def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
     model, mesh = build_unet(tiny_config, 3, 10), make_mesh()
     assert model.out_channels == (6 if kind == "both" else 3)
     batch = Batch(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
-    round = Round(jnp.int32(2), jnp.int32(6))
+    this_round = Round(jnp.int32(2), jnp.int32(6))
     for stage in plan(tiny_config)[:2]:
-        optimizer = steps.make_optimizer(tiny_config, stage)
+        optimizer = make_optimizer(tiny_config, stage)
         state = abstract_state(abstract_params(model, (8, 8, 3), mesh), optimizer, mesh)
         teacher_params = state.ema_params if stage.teacher else None
-        step = steps.make_train_step(model, tiny_config, stage)
+        step = step_of(model, tiny_config, stage)
         after, metrics = jax.eval_shape(
-            step, state, teacher_params, batch, jax.random.key(0), round
+            step, state, teacher_params, batch, jax.random.key(0), this_round
         )
         assert jax.tree.map(lambda s: s.shape, after) == jax.tree.map(lambda s: s.shape, state)
         assert metrics["loss"].shape == ()
@@ -285,23 +297,23 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which
     params = init_params(model, jax.random.key(0), (8, 8, 1))
     teacher_params = jax.tree.map(lambda p: p * 0.9, params) if stage.teacher else None
     data = Batch(rng.integers(0, 256, (64, 8, 8, 1), np.uint8), rng.integers(0, 10, 64, np.int32))
-    rows, round = rng.integers(0, 64, (2, 16), np.int32), Round(jnp.int32(2), jnp.int32(6))
+    rows, this_round = rng.integers(0, 64, (2, 16), np.int32), Round(jnp.int32(2), jnp.int32(6))
     key = jax.random.key(1)
 
     def in_calls(parts):
         tiny_config.runtime.accumulation = parts
-        update = steps.make_update(model, tiny_config, stage, mesh)
-        state = new_state(params, steps.make_optimizer(tiny_config, stage))
-        return update(jax.tree.map(jnp.copy, state), teacher_params, data, rows, key, round)
+        update = make_update(Recipe(model, tiny_config, stage, mesh))
+        state = new_state(params, make_optimizer(tiny_config, stage))
+        return update(jax.tree.map(jnp.copy, state), teacher_params, data, rows, key, this_round)
 
     def in_one_program(parts):
         tiny_config.runtime.accumulation = parts
-        step = jax.jit(steps.make_train_step(model, tiny_config, stage))
-        state = new_state(params, steps.make_optimizer(tiny_config, stage))
+        step = jax.jit(step_of(model, tiny_config, stage))
+        state = new_state(params, make_optimizer(tiny_config, stage))
         metrics = []
         for row in rows:
             state, row_metrics = step(
-                state, teacher_params, Batch(data.images[row], data.labels[row]), key, round
+                state, teacher_params, Batch(data.images[row], data.labels[row]), key, this_round
             )
             metrics.append(row_metrics)
         return state, jax.tree.map(lambda *m: jnp.stack(m), *metrics)
@@ -317,12 +329,12 @@ def test_the_state_is_donated_and_the_teacher_is_not(tiny_config):
     mesh = make_mesh()
     teacher_params = {"level": jax.device_put(jnp.float32(0.2))}
     _, student = toy_stages(tiny_config)
-    state = init_student(teacher_params, steps.make_optimizer(tiny_config, student), mesh)
-    update = steps.make_update(Toy(), tiny_config, student, mesh)
+    state = init_student(teacher_params, make_optimizer(tiny_config, student), mesh)
+    update = make_update(Recipe(Toy(), tiny_config, student, mesh))
     data = Batch(jnp.zeros((8, 2, 2, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
     indices = jnp.zeros((1, 4), jnp.int32)
-    round = Round(jnp.int32(2), jnp.int32(6))
-    after, _ = update(state, teacher_params, data, indices, jax.random.key(0), round)
+    this_round = Round(jnp.int32(2), jnp.int32(6))
+    after, _ = update(state, teacher_params, data, indices, jax.random.key(0), this_round)
     assert state.params["level"].is_deleted()
     assert teacher_params["level"] == pytest.approx(0.2)
     assert np.isfinite(after.params["level"])
@@ -337,7 +349,7 @@ def test_eight_devices_make_the_updates_of_one():
         import jax.numpy as jnp, numpy as np
         from diffusion_distill.data.batches import Batch
         from tests.conftest import tiny_config
-        from tests.training.test_step import Toy, steps
+        from tests.training.test_step import Recipe, Round, Toy, make_optimizer, make_update
         from diffusion_distill.devices.sharding import make_mesh, replicated, batched
         from diffusion_distill.stages import plan
         from diffusion_distill.training.state import new_state
@@ -350,15 +362,15 @@ def test_eight_devices_make_the_updates_of_one():
         assert mesh.size == int(sys.argv[1])
         stage = plan(config)[0]
         params = {"matrix": jnp.eye(3) * 0.1}
-        state = jax.device_put(new_state(params, steps.make_optimizer(config, stage)),
+        state = jax.device_put(new_state(params, make_optimizer(config, stage)),
                                replicated(mesh))
-        update = steps.make_update(Linear(), config, stage, mesh)
+        update = make_update(Recipe(Linear(), config, stage, mesh))
         rng = np.random.default_rng(0)
         data = Batch(rng.integers(0, 256, (64, 4, 4, 3), np.uint8), np.zeros(64, np.int32))
-        round = steps.Round(np.int32(4), np.int32(12))
+        this_round = Round(np.int32(4), np.int32(12))
         for _ in range(10):
             indices = rng.integers(0, 64, (1, 16), np.int32)
-            state, metrics = update(state, None, data, indices, jax.random.key(0), round)
+            state, metrics = update(state, None, data, indices, jax.random.key(0), this_round)
         print(*np.ravel(state.ema_params["matrix"]), *np.ravel(state.params["matrix"]),
               float(metrics["loss"][0]))
         """

@@ -1,6 +1,5 @@
 """The network: against stored features of another implementation, and against NumPy in float64."""
 
-import importlib.util
 import subprocess
 import sys
 import textwrap
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_distill.metrics import inception
+from diffusion_distill.data.sources import load
 from diffusion_distill.metrics.features import FEATURES
 from diffusion_distill.metrics.inception import network
-from tests.conftest import ASSETS
+from tests.conftest import ASSETS, data_config
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = ASSETS / "inception" / "inception_2015.npz"
@@ -41,24 +40,16 @@ def random_params(seed=0):
     return jax.tree_util.tree_map_with_path(draw, shapes["params"])
 
 
-@pytest.fixture(scope="module")
-def cifar10():
-    """CIFAR-10's test images, uint8 [10000, 32, 32, 3]."""
-    spec = importlib.util.spec_from_file_location("unpack", ASSETS / "unpack.py")
-    unpack = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(unpack)
-    return unpack.decode((ASSETS / "cifar10" / "test_batch.medxz").read_bytes())[0]
-
-
 @needs_assets
-@pytest.mark.parametrize("count", [32, pytest.param(200, marks=pytest.mark.slow)])
-def test_features_of_real_images(cifar10, count):
+@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
+def test_features_of_real_images(cifar10_test_dir, count):
     """Those of a TorchScript packing, in float32; the two sum in different orders."""
     loaded = FEATURES["inception"](str(WEIGHTS))
     with np.load(ASSETS / "inception" / "cifar10_test_0_200_pool3.npz") as stored:
         index, expected = stored["index"][:count], stored["pool3"][:count]
     apply = jax.jit(loaded.apply)
-    batches = np.split(cifar10[index], range(8, count, 8))
+    images = load(data_config("cifar10", str(cifar10_test_dir), split="test")).images(index)
+    batches = np.split(images, range(8, count, 8))
     outputs = [apply(loaded.params, batch) for batch in batches]
     assert all(logits is None for _, logits in outputs)
     features = np.concatenate([features for features, _ in outputs])
@@ -208,25 +199,12 @@ def test_other_images_are_refused(images, message):
         network.network_input(images)
 
 
-def test_logits_are_the_classifiers_without_its_bias():
-    rng = np.random.default_rng(2)
-    params = random_params()
-    matrix = rng.normal(size=(2048, 1008)).astype(np.float32)
-    images = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
-    apply = jax.jit(inception.apply)
-    features, none = apply(params, images)
-    same, logits = apply(params | {"softmax": {"weights": matrix}}, images)
-    assert none is None
-    np.testing.assert_allclose(same, features, rtol=1e-5)
-    expected = np.asarray(features, np.float64) @ matrix
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def test_eight_devices_give_the_features_of_one(tmp_path):
+def test_several_devices_and_a_classifier_leave_the_features_as_they_are(tmp_path):
+    """And logits are the classifier's, without its bias."""
     script = textwrap.dedent(
         """
         import jax, sys
-        jax.config.update("jax_num_cpu_devices", 8)
+        jax.config.update("jax_num_cpu_devices", 4)
         import numpy as np
         from diffusion_distill.metrics import inception
         from diffusion_distill.devices.sharding import batched, make_mesh, replicated
@@ -234,17 +212,22 @@ def test_eight_devices_give_the_features_of_one(tmp_path):
 
         mesh, one = make_mesh(), jax.devices()[0]
         params = random_params()
-        images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+        matrix = np.random.default_rng(2).normal(size=(2048, 1008)).astype(np.float32)
+        images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
         apply = jax.jit(inception.apply)
-        split = apply(*jax.device_put((params, images), (replicated(mesh), batched(mesh))))[0]
-        whole = apply(*jax.device_put((params, images), one))[0]
-        assert len(split.sharding.device_set) == 8 and len(whole.sharding.device_set) == 1
-        np.savez(sys.argv[1], split=split, whole=whole)
+        split, none = apply(*jax.device_put((params, images), (replicated(mesh), batched(mesh))))
+        params["softmax"] = {"weights": matrix}
+        whole, logits = apply(*jax.device_put((params, images), one))
+        assert len(split.sharding.device_set) == 4 and len(whole.sharding.device_set) == 1
+        assert none is None
+        np.savez(sys.argv[1], split=split, whole=whole, matrix=matrix, logits=logits)
         """
     )
     command = [sys.executable, "-c", script, str(tmp_path / "features.npz")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "features.npz") as features:
-        assert features["whole"].std() > 0.1
-        np.testing.assert_allclose(features["split"], features["whole"], rtol=1e-5, atol=1e-5)
+    with np.load(tmp_path / "features.npz") as made:
+        assert made["whole"].std() > 0.1
+        np.testing.assert_allclose(made["split"], made["whole"], rtol=1e-5, atol=1e-5)
+        expected = made["whole"].astype(np.float64) @ made["matrix"]
+        np.testing.assert_allclose(made["logits"], expected, atol=1e-5 * np.abs(expected).max())

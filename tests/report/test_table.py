@@ -1,12 +1,6 @@
-"""Tables and grids."""
+"""The table of a run."""
 
-import io
-
-import numpy as np
-from PIL import Image
-
-from diffusion_distill.report.grid import grid, png
-from diffusion_distill.report.table import results_table
+from diffusion_distill.report.table import lower_is_better, meaning, results_table
 
 ROWS = [
     {
@@ -73,14 +67,10 @@ def test_table_of_nothing():
     assert results_table([]) == "no stage is measured yet"
 
 
-def test_grid_keeps_every_pixel_in_its_place():
-    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
-    canvas = grid(images, columns=3, padding=2, min_side=16)
-    assert canvas.shape == (3 * 18 + 2, 3 * 18 + 2, 3)
-    fourth = canvas[20:36, 2:18]  # second row, first column, enlarged twice
-    np.testing.assert_array_equal(fourth[::2, ::2], images[3])
-    np.testing.assert_array_equal(fourth[1::2, 1::2], images[3])
-    for channels in (1, 3):
-        decoded = np.asarray(Image.open(io.BytesIO(png(canvas[..., :channels]))))
-        np.testing.assert_array_equal(decoded.reshape(*canvas.shape[:2], channels),
-                                      canvas[..., :channels])  # fmt: skip
+def test_which_way_is_better():
+    for metric in ("fid50k_train", "fd_pixels1k_test", "kid50k_train"):
+        assert lower_is_better(metric)
+        assert meaning(metric).endswith("; lower is better.")
+    for metric in ("precision50k_train", "recall50k_train", "is50k"):
+        assert not lower_is_better(metric)
+        assert meaning(metric).endswith("; higher is better.")

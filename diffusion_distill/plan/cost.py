@@ -1,0 +1,157 @@
+"""What a program costs on each device: compiled for a topology, and kept in a cache."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+
+import jax
+import jaxlib
+from jax.sharding import Mesh
+
+from diffusion_distill.devices import compiler
+from diffusion_distill.plan.flops import Flops, count_flops
+from diffusion_distill.plan.hardware import Topology, libtpu_version
+from diffusion_distill.plan.hlo import Collective, collectives
+from diffusion_distill.plan.programs import Program
+from diffusion_distill.storage.files import read_json, write_atomically
+
+LEAST_EFFORT = -1.0  # of the compiler, in -1 to 1; 0 is what a run uses
+FORMAT = 3  # of the cached answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a program takes on each device, for one of its units: an update, a sampling step.
+
+    Attributes:
+        name, images: of the program.
+        devices: how many share the work.
+        flops: operations of matrix multiplications and convolutions.
+        accessed: bytes that operations read and write, by the compiler's count; None where there
+            was too little memory to compile it.
+        collectives: what devices send one another.
+        arguments: bytes of memory for what it is called with.
+        temporaries: bytes of memory beside these, with the program itself and those results that
+            are not written over arguments.
+        estimate: seconds, by the compiler's own model of the chip; None where it has none.
+        fits: False where there was too little memory to compile it.
+        seconds: how long compiling took.
+    """
+
+    name: str
+    images: int
+    devices: int
+    flops: float
+    accessed: float | None
+    collectives: list[Collective]
+    arguments: int
+    temporaries: int
+    estimate: float | None
+    fits: bool
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory in all."""
+        return self.arguments + self.temporaries
+
+
+def cost(
+    program: Program, topology: Topology, mesh: Mesh, cache: Path, effort: float = LEAST_EFFORT
+) -> Cost:
+    """The cost of a program on a topology: from the cache, or else by compiling it.
+
+    An answer is kept by the program's text, the topology, the effort and the compilers' versions,
+    so that it serves every config that has the same program.
+
+    Args:
+        program: the program.
+        topology: what it is compiled for.
+        mesh: its devices.
+        cache: folder of the cache; made if it is not there.
+        effort: of the compiler, -1 to 1.
+    """
+    traced = program.function.trace(*program.arguments)
+    lowered = traced.lower()
+    versions = [jax.__version__, jaxlib.__version__, libtpu_version()]
+    made_of = [FORMAT, str(topology), effort, *versions, sorted(mesh.shape.items())]
+    digest = hashlib.sha256(repr(made_of).encode() + lowered.as_text().encode()).hexdigest()
+    path = cache / f"{program.name}-{topology}-{digest[:16]}.json".replace(":", "-")
+    if path.exists():
+        fields = read_json(path)
+        return Cost(**fields | {"collectives": [Collective(**c) for c in fields["collectives"]]})
+    result = _compiled(program, count_flops(traced.jaxpr.jaxpr), lowered, mesh, effort)
+    cache.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(dataclasses.asdict(result), indent=1))
+    return result
+
+
+def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float) -> Cost:
+    began = time.monotonic()
+    fields = {
+        "name": program.name,
+        "images": program.images,
+        "devices": mesh.size,
+        "flops": flops.total / program.units / mesh.size,
+    }
+    try:
+        compiled = _compile(lowered, mesh, effort)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        arguments = program.argument_bytes()
+        return Cost(
+            **fields, accessed=None, collectives=[], arguments=arguments,
+            temporaries=temporaries_wanted(str(error), arguments), estimate=None, fits=False,
+            seconds=time.monotonic() - began,
+        )  # fmt: skip
+    memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
+    # The compiler counts one turn of each loop; the operations tell how many there are in a unit.
+    turns = flops.total / flops.once / program.units
+    estimate = counted.get("optimal_seconds", 0.0)
+    beyond_arguments = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Cost(
+        **fields,
+        accessed=counted["bytes accessed"] * turns,
+        collectives=[
+            dataclasses.replace(c, count=c.count / program.units, bytes=c.bytes / program.units)
+            for c in collectives(compiled.as_text(), mesh.size)
+        ],
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes
+        + beyond_arguments
+        + memory.generated_code_size_in_bytes,
+        estimate=estimate * turns if estimate > 0 else None,  # compilers without a model say -1
+        fits=True,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _compile(lowered, mesh: Mesh, effort: float):
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+    try:
+        return lowered.compile(compiler.options(mesh.devices.flat[0].platform))
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+def temporaries_wanted(message: str, arguments: int) -> int:
+    """Bytes of temporaries that libtpu says are too many; 0 where its message has no number.
+
+    Args:
+        message: of its error.
+        arguments: bytes of arguments, which one of its messages counts along.
+    """
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
+    if found:
+        return _bytes(*found.groups())
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    return max(_bytes(*found.groups()) - arguments, 0) if found else 0
+
+
+def _bytes(number: str, prefix: str) -> int:
+    return int(float(number) * 1024 ** " KMGT".index(prefix or " "))

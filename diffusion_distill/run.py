@@ -1,0 +1,340 @@
+"""A run: a teacher, then students of half as many steps each, from where it stands to the end.
+
+`check` says what a run is made of, `Programs` compiles it, `run_chain` goes through its stages.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from diffusion_distill.data import sources
+from diffusion_distill.data.source import Source
+from diffusion_distill.devices import compiler
+from diffusion_distill.devices.distributed import everywhere, fetch
+from diffusion_distill.devices.sharding import (
+    check_divides,
+    make_mesh,
+    place,
+    replicated,
+    shardings,
+)
+from diffusion_distill.errors import CheckpointError, UserError
+from diffusion_distill.generate import SampleProgram, Sampler, make_sample_program
+from diffusion_distill.interop import teacher as teachers
+from diffusion_distill.metrics.measure import Measurer, cache_dir
+from diffusion_distill.metrics.measure_stage import first_images, measuring_parts, stage_row
+from diffusion_distill.metrics.names import value_text
+from diffusion_distill.models.build import build_unet, compute_weights
+from diffusion_distill.models.unet import UNet
+from diffusion_distill.report.page import show_results
+from diffusion_distill.report.pictures import write_pictures
+from diffusion_distill.runs import checkpoints
+from diffusion_distill.runs.network import Network, abstract_weights
+from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.stages import Stage, plan, started_from
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import remove
+from diffusion_distill.terminal.console import duration, say
+from diffusion_distill.terminal.progress import RunLeft, no_run
+from diffusion_distill.terminal.stop import StopSignal
+from diffusion_distill.training.feed import Feed
+from diffusion_distill.training.loop import Job, train
+from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.outlook import Outlook, outlook
+from diffusion_distill.training.recorder import Recorder
+from diffusion_distill.training.state import (
+    TrainState,
+    abstract_state,
+    init_student,
+    init_teacher,
+)
+from diffusion_distill.training.step import Recipe
+from diffusion_distill.training.update import make_update
+from diffusion_distill.validate import validate
+
+
+def run_config(config: ml_collections.ConfigDict, workdir: str | Path) -> "Setup":
+    """Runs a config in a workdir to its end, from where it stands.
+
+    Raises:
+        UserError: see `check`, `run_chain`.
+        Stopped, CheckpointError, NonFiniteError: see `run_chain`.
+    """
+    setup = check(config, workdir)
+    compiler.keep_programs(setup.config.runtime.cache_dir)
+    run_chain(setup, Programs(setup), StopSignal())
+    return setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run is made of, once it is known to be possible.
+
+    Attributes:
+        config: the run's; where a teacher from elsewhere is made for a number of steps, the chain
+            starts there.
+        workdir: where it is, or will be.
+        mesh: the devices.
+        source: what is trained on.
+        network: what is trained; its params are ShapeDtypeStructs.
+        teacher: whose weights the chain starts from; None where the run trains its own.
+        stages: by name, in order.
+        measurer: of its images.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Workdir
+    mesh: Mesh
+    source: Source
+    network: Network
+    teacher: teachers.Teacher | None
+    stages: dict[str, Stage]
+    measurer: Measurer
+
+    def model(self, dropout: float = 0.0) -> UNet:
+        """The network as a Flax module."""
+        channels, num_classes = self.source.image_shape[-1], self.source.num_classes
+        return build_unet(self.config, channels, num_classes, dropout)
+
+    def abstract(self, stage: Stage) -> TrainState:
+        """Shapes, dtypes and shardings of a stage's state."""
+        return abstract_state(self.network.params, make_optimizer(self.config, stage), self.mesh)
+
+    def fixed_steps(self, stage: Stage) -> int | None:
+        """The only number of steps of a teacher that is itself a student; else None."""
+        return self.workdir.fixed_steps(stage) if stage.teacher is None else None
+
+
+def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
+    """What a run is made of. Finds out all that can be before anything is computed or written.
+
+    Raises:
+        UserError: the config is not valid or does not fit the data, the teacher or the devices,
+            or the workdir holds another run.
+        CheckpointError: the teacher's checkpoint is damaged.
+    """
+    everywhere(lambda: validate(config))
+    mesh = make_mesh(config.runtime.fsdp)
+    check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
+    source = everywhere(lambda: sources.load(config.data, cache=cache_dir(config)))
+    _check_labels(config, source)
+    measurer = Measurer(config, source, mesh)
+    num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
+    params = abstract_weights(config, source.image_shape, num_classes, mesh)
+    network = Network(config, source.image_shape, num_classes, None, params)
+    teacher = teachers.find(network, workdir, mesh)
+    if teacher is not None:
+        asked = config.distill.start_steps
+        config = started_from(config, teacher.path, teacher.fixed_steps)
+        network = dataclasses.replace(network, config=config)
+        if config.distill.start_steps != asked:
+            say(
+                f"{teacher.path} is made for {teacher.fixed_steps} steps: distillation starts "
+                f"there, not at config.distill.start_steps {asked}"
+            )
+    fixed_steps = teacher.fixed_steps if teacher else None
+    folder = Workdir(as_path(workdir), config, source.image_shape, num_classes, fixed_steps)
+    folder.check()
+    stages = {stage.name: stage for stage in plan(config)}
+    return Setup(config, folder, mesh, source, network, teacher, stages, measurer)
+
+
+def _check_labels(config: ml_collections.ConfigDict, source: Source) -> None:
+    if config.model.class_conditional and not source.num_classes:
+        raise UserError(
+            f"config.model.class_conditional is True, but {config.data.name} has no labels"
+        )
+    if config.eval.label_agreement and not config.model.class_conditional:
+        raise UserError(
+            "config.eval.label_agreement is True; it must be False for a model without labels "
+            "(config.model.class_conditional is False)"
+        )
+
+
+class Programs:
+    """The compiled programs of a run, each made when it is first asked for, and once."""
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._updates = {}  # steps: one for the teacher, one for all students
+        self._samplers: dict[str, SampleProgram] = {}  # one for each sampler's name
+        cast = functools.partial(compute_weights, dtype=setup.config.model.dtype)
+        self._cast = jax.jit(cast, out_shardings=shardings(setup.network.params))
+
+    @functools.cached_property
+    def feed(self) -> Feed:
+        """The batches of the data, on the devices."""
+        setup = self._setup
+        return Feed(setup.source, setup.mesh, setup.config.runtime.data_on_device)
+
+    def update(self, stage: Stage):
+        """The step of a stage; see `make_update`."""
+        setup, is_student = self._setup, stage.teacher is not None
+        if is_student not in self._updates:
+            recipe = Recipe(setup.model(stage.dropout), setup.config, stage, setup.mesh)
+            self._updates[is_student] = make_update(recipe, setup.abstract(stage))
+        return self._updates[is_student]
+
+    def sampler(self, name: str, params: dict, num_steps: int) -> Sampler:
+        """A sampler of these weights; all stages and numbers of steps share its program."""
+        if name not in self._samplers:
+            setup = self._setup
+            self._samplers[name] = make_sample_program(
+                setup.config, setup.source.image_shape, setup.source.num_classes, name, setup.mesh
+            )
+        return Sampler(self._samplers[name], params, num_steps)
+
+    def cast(self, params: dict) -> dict:
+        """A student's teacher, in what the network computes in; see `compute_weights`."""
+        return params if self._setup.config.model.dtype == "float32" else self._cast(params)
+
+
+def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
+    """Trains and measures what is left of a run, stage by stage.
+
+    Raises:
+        UserError: another process works in this workdir, or its disk is too small.
+        Stopped: SIGTERM or Ctrl-C came; what was trained is saved.
+        CheckpointError: a checkpoint could not be written.
+        NonFiniteError: a loss or gradient was not finite.
+    """
+    workdir = setup.workdir
+    workdir.begin()
+    run_left = _outlook(setup).seconds_left
+    setup.measurer.check, setup.measurer.run_left = stop.raise_if_asked, run_left
+    with workdir.lock(), stop:
+        show_results(workdir.path, workdir.results())  # a stop may have come between a row and this
+        measured = {row["stage"] for row in workdir.results()}
+        for number, stage in enumerate(setup.stages.values(), 1):
+            if stage.name in measured and _is_settled(workdir, stage):
+                continue
+            say(f"{stage.name}: stage {number} of {len(setup.stages)}, {stage.updates} updates")
+            params, seconds = train_stage(setup, programs, stage, stop, run_left)
+            if stage.name not in measured:
+                _measure(setup, programs, stage, params, seconds)
+            del params  # frees the devices for the next stage
+
+
+def train_stage(
+    setup: Setup,
+    programs: Programs,
+    stage: Stage,
+    stop: StopSignal,
+    run_left: RunLeft = no_run,
+) -> tuple[dict, float]:
+    """The averaged weights of a stage at its end, and the seconds that training it took.
+
+    What is left to train is trained now; where the end of its teacher was damaged since, that too.
+    """
+    workdir = setup.workdir
+    directory, abstract = checkpoints.folder(workdir.path, stage.name), setup.abstract(stage)
+    with contextlib.suppress(CheckpointError):  # not at its end: newest_whole says why
+        params = checkpoints.load_ema_params(directory, stage.updates, abstract.ema_params)
+        return params, checkpoints.load_meta(directory, stage.updates)["seconds"]
+    whole = checkpoints.newest_whole(directory, say)
+    if stage.updates == 0:
+        return teachers.copy(setup.teacher, setup.network, workdir, setup.mesh), 0.0
+    teacher_params = None
+    if stage.teacher is not None:
+        before = setup.stages[stage.teacher]
+        teacher_params, _ = train_stage(setup, programs, before, stop, run_left)
+    checkpoints.set_aside_newer(directory, whole)
+    if whole is None:
+        state, seconds = _first_state(setup, stage, teacher_params), 0.0
+    else:
+        state = TrainState.of_trees(whole.trees(abstract.trees()))
+        seconds = whole.meta()["seconds"]
+        say(f"{stage.name}: going on from {whole.path}")
+    if teacher_params is not None:
+        teacher_params = programs.cast(teacher_params)  # frees those of float32
+    workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
+    update, feed = programs.update(stage), programs.feed
+    job = Job(stage, setup.config, setup.mesh, update, teacher_params, feed)
+    recorder = Recorder(
+        stage, setup.config, workdir.path, int(fetch(state.step)), seconds, run_left
+    )
+    state = train(job, state, recorder, stop)
+    return state.ema_params, recorder.seconds
+
+
+def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> TrainState:
+    """A student starts from its teacher's averaged weights, a teacher from new ones."""
+    optimizer = make_optimizer(setup.config, stage)
+    if teacher_params is not None:
+        return init_student(teacher_params, optimizer, setup.mesh)
+    key = place(jax.random.key(setup.config.seed), replicated(setup.mesh))
+    state = init_teacher(setup.model(), optimizer, key, setup.source.image_shape, setup.mesh)
+    count = parameter_overview.count_parameters(state.params)
+    say(f"{stage.name}: a network of {count:,} parameters on {setup.mesh.size} device(s)")
+    return state
+
+
+def _is_settled(workdir: Workdir, stage: Stage) -> bool:
+    """Whether nothing is to be done for a measured stage: it has no damage that can be mended.
+
+    A last checkpoint that somebody removed stays removed: training it anew may take days.
+    """
+    if not workdir.is_finished(stage):
+        say(f"{stage.name}: measured; its last checkpoint is gone, and is not made again")
+        return True
+    try:
+        directory = checkpoints.folder(workdir.path, stage.name)
+        checkpoints.check(directory, stage.updates, "ema_params")
+    except CheckpointError:
+        return False
+    return True
+
+
+def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, seconds: float) -> None:
+    """Adds the stage's row to the results, its pictures, and what is new to the report."""
+    began = time.monotonic()
+    say(f"{stage.name}: measuring")
+    workdir, config, measurer = setup.workdir, setup.config, setup.measurer
+    directory, fixed_steps = workdir.path / stage.name, setup.fixed_steps(stage) or 0
+
+    def sampler_of(name: str, num_steps: int) -> Sampler:
+        return programs.sampler(name, params, num_steps)
+
+    count = config.eval.grid_images
+    images = first_images(measurer, sampler_of, stage, count, fixed_steps)
+    labels = sampler_of("ddim", 1).image_labels(count)
+    write_pictures(directory, images, labels, setup.source, config.data.random_flip)
+    all_steps = [s.num_steps for s in setup.stages.values()]
+    folder = directory / "measuring"
+    row = {
+        "stage": stage.name,
+        "num_steps": stage.num_steps,
+        "updates": stage.updates,
+        "images_seen": stage.updates * config.train.batch_size,
+        "seconds": seconds,
+        **stage_row(measurer, stage, all_steps, sampler_of, folder, fixed_steps),
+    }
+    workdir.add_result(row)
+    remove(folder)
+    show_results(workdir.path, workdir.results())
+    say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
+
+
+def _summary(row: dict) -> str:
+    if "not_measured" in row:
+        return f"not measured: {row['not_measured']}"
+    metric = row["metric"]
+    return f"{metric} {value_text(metric, row[metric])} at {row['measured_steps']} steps"
+
+
+def _outlook(setup: Setup) -> Outlook:
+    """How long this run still takes; it knows how long finished stages took."""
+    stages, evaluation = list(setup.stages.values()), setup.config.eval
+    all_steps = [stage.num_steps for stage in stages]
+    parts = {
+        stage.name: measuring_parts(stage, all_steps, evaluation, setup.fixed_steps(stage) or 0)
+        for stage in stages
+    }
+    return outlook(stages, parts, setup.workdir.results())
