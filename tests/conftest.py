@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import fcntl
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -27,7 +28,8 @@ import pytest  # noqa: E402
 
 from configs import digits_distill  # noqa: E402
 from diffusion_distill.config import base  # noqa: E402
-from diffusion_distill.run import run_config  # noqa: E402
+from diffusion_distill.run import Programs, check, run_chain  # noqa: E402
+from diffusion_distill.terminal.stop import StopSignal  # noqa: E402
 from tests.bucket_server import BucketServer  # noqa: E402
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -126,17 +128,52 @@ class Compilations(logging.Handler):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """(workdir of a finished run, names of the programs compiled on the way)."""
+def _tiny_run(tmp_path_factory):
+    """(what `finished` is, what `programs` is): one process of tests runs, others have copies."""
+    programs = Programs(check(tiny_config(), tmp_path_factory.mktemp("programs") / "run"))
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_run"
+    shared.mkdir(exist_ok=True)
+    names = shared / "compiled.json"
+    with open(shared / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not names.exists():
+            shutil.rmtree(shared / "tiny", ignore_errors=True)  # of one that failed
+            compilations = Compilations()
+            logger = logging.getLogger("jax")
+            logger.addHandler(compilations)
+            with jax.log_compiles():
+                relative = Path(os.path.relpath(shared / "tiny"))  # as a person gives it
+                run_chain(check(tiny_config(), relative), programs, StopSignal())
+            logger.removeHandler(compilations)
+            names.write_text(json.dumps(compilations.names))
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    relative = Path(os.path.relpath(workdir))  # as a person gives it
-    compilations = Compilations()
-    logger = logging.getLogger("jax")
-    logger.addHandler(compilations)
-    with jax.log_compiles():
-        run_config(tiny_config(), relative)
-    logger.removeHandler(compilations)
-    return workdir, compilations.names
+    shutil.copytree(shared / "tiny", workdir)
+    return (workdir, json.loads(names.read_text())), programs
+
+
+@pytest.fixture(scope="session")
+def finished(_tiny_run):
+    """(workdir of a finished run, names of the programs compiled on the way)."""
+    return _tiny_run[0]
+
+
+@pytest.fixture(scope="session")
+def programs(_tiny_run):
+    """The programs of the tiny config, compiled once for all of its runs here."""
+    return _tiny_run[1]
+
+
+@pytest.fixture
+def go_on(programs):
+    """go_on(workdir): runs the tiny config there to its end, as run_config, and compiles less."""
+
+    def run(workdir, stop=None):
+        setup = check(tiny_config(), workdir)
+        run_chain(setup, programs, stop or StopSignal())
+        return setup
+
+    return run
 
 
 @pytest.fixture

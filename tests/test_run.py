@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import re
 import shutil
 
 import jax
@@ -14,12 +13,12 @@ from PIL import Image
 from diffusion_distill.data import sources
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from diffusion_distill.generate import Sampler
-from diffusion_distill.run import Programs, check, run_chain, run_config
+from diffusion_distill.run import check, run_chain, run_config
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.storage.files import read_npz, read_rows, write_rows
 from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.training.optimizer import make_optimizer
-from diffusion_distill.training.state import TrainState, init_student
+from diffusion_distill.training.state import TrainState
 from tests.conftest import tiny_config
 
 STAGES = ["teacher", "student_0002", "student_0001"]
@@ -78,8 +77,7 @@ def test_every_stage_leaves_what_the_next_and_a_person_need(finished):
     assert any((workdir / "report").glob("*.png"))
 
 
-def test_a_finished_run_is_left_as_it_is(finished, capsys):
-    workdir, _ = finished
+def test_a_finished_run_is_left_as_it_is(workdir):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
     run_config(tiny_config(), workdir)
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
@@ -87,36 +85,42 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     assert after == before
 
 
-def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir):
+def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir, go_on):
     names = ("results.txt", "report.html")
     before = (workdir / "results.txt").read_text()
     for name in names:
         (workdir / name).unlink()
-    run_config(tiny_config(), workdir)
+    go_on(workdir)
     assert (workdir / "results.txt").read_text() == before
     assert "student_0001" in (workdir / "report.html").read_text()
 
 
-def test_students_start_from_the_averaged_weights_with_a_fresh_optimiser(finished):
-    workdir, _ = finished
-    teacher = ema_params(workdir, "teacher")
+def test_a_student_starts_from_its_teachers_averaged_weights_with_a_fresh_optimiser(
+    workdir, programs, monkeypatch
+):
+    """In a run that has its teacher, just before the first update."""
+
+    class Seen(Exception):
+        pass
+
+    def train(job, state, *rest):
+        raise Seen(job, state)
+
+    shutil.rmtree(workdir / "student_0002")
+    write_rows(workdir / "results.jsonl", read_rows(workdir / "results.jsonl")[:1])
+    monkeypatch.setattr("diffusion_distill.run.train", train)
     setup = check(tiny_config(), workdir)
+    with pytest.raises(Seen) as seen:
+        run_chain(setup, programs, StopSignal())
+    job, state = seen.value.args
+    teacher = state_of(setup, "teacher", 12)
     optimizer = make_optimizer(setup.config, setup.stages["student_0002"])
-    state = init_student(teacher, optimizer, setup.mesh)
-    assert_same_bits(state.params, teacher)
-    assert_same_bits(state.ema_params, teacher)
-    assert_same_bits(state.opt_state, optimizer.init(teacher))
+    assert job.stage.name == "student_0002"
+    assert_same_bits(job.teacher_params, teacher.ema_params)
+    assert_same_bits(state.params, teacher.ema_params)
+    assert_same_bits(state.ema_params, teacher.ema_params)
+    assert_same_bits(state.opt_state, optimizer.init(teacher.ema_params))
     assert state.step == 0
-
-
-def test_in_a_run_a_student_is_given_its_teachers_averaged_weights(tmp_path):
-    """With a learning rate of 0 it keeps what it was given, to the bit."""
-    config = tiny_config()
-    config.distill.learning_rate = 0.0
-    config.distill.end_steps = 2
-    setup = run_config(config, tmp_path / "run")
-    teacher, student = state_of(setup, "teacher", 12), state_of(setup, "student_0002", 6)
-    assert_same_bits(student.params, teacher.ema_params)
     assert any(
         np.any(np.asarray(a) != b)
         for a, b in zip(
@@ -131,12 +135,12 @@ def test_learning_rate_of_a_student_falls_to_its_last_update(finished):
     assert row["learning_rate"] == pytest.approx(tiny_config().distill.learning_rate / 6)
 
 
-def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
+def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, go_on, capsys):
     before = ema_params(workdir, "teacher")
     student = ema_params(workdir, "student_0002")
     next((workdir / "teacher/checkpoints/12/ema_params/d").iterdir()).write_bytes(b"\0")
     results = (workdir / "results.jsonl").read_text()
-    run_config(tiny_config(), workdir)
+    go_on(workdir)
     assert (workdir / "results.jsonl").read_text() == results
     said = capsys.readouterr().out
     assert "teacher/checkpoints/12 cannot be used" in said
@@ -147,20 +151,20 @@ def test_a_damaged_last_checkpoint_is_made_again_to_the_bit(workdir, capsys):
     assert steps == sorted(set(steps))
 
 
-def test_a_student_needs_no_more_of_its_teacher_than_the_averaged_weights(workdir):
+def test_a_student_needs_no_more_of_its_teacher_than_the_averaged_weights(workdir, go_on):
     """The rest of a finished stage may be removed to save space."""
     before = ema_params(workdir, "student_0001")
     shutil.rmtree(workdir / "student_0002/checkpoints/6/state")
     shutil.rmtree(workdir / "student_0001")
     rows = read_rows(workdir / "results.jsonl")[:2]
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run_config(tiny_config(), workdir)
+    go_on(workdir)
     assert_same_bits(ema_params(workdir, "student_0001"), before)
 
 
-def test_a_last_checkpoint_that_somebody_removed_stays_removed(workdir, capsys):
+def test_a_last_checkpoint_that_somebody_removed_stays_removed(workdir, go_on, capsys):
     shutil.rmtree(workdir / "teacher/checkpoints")
-    run_config(tiny_config(), workdir)
+    go_on(workdir)
     assert "teacher: measured; its last checkpoint is gone" in capsys.readouterr().out
     assert not (workdir / "teacher/checkpoints").exists()
 
@@ -171,11 +175,13 @@ def test_two_processes_do_not_share_a_workdir(workdir):
         run_config(tiny_config(), workdir)
 
 
-def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(workdir, monkeypatch):
+def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(
+    workdir, go_on, monkeypatch
+):
     rows = read_rows(workdir / "results.jsonl")
     write_rows(workdir / "results.jsonl", rows[:2])
     grid = (workdir / "student_0001/samples.png").read_bytes()
-    setup, stop = check(tiny_config(), workdir), StopSignal()
+    stop = StopSignal()
     made, on_devices = [], Sampler.on_devices
 
     def stopping(sampler, *arguments):
@@ -186,10 +192,10 @@ def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(workd
 
     monkeypatch.setattr(Sampler, "on_devices", stopping)
     with pytest.raises(Stopped, match="signal 15"):
-        run_chain(setup, Programs(setup), stop)
+        go_on(workdir, stop)
     assert len(made) == 2
     assert read_rows(workdir / "results.jsonl") == rows[:2]
-    run_config(tiny_config(), workdir)
+    go_on(workdir)
     again = read_rows(workdir / "results.jsonl")
     again[2]["seconds"] = rows[2]["seconds"]  # of training, from the checkpoint: not quite its end
     assert again == rows
@@ -197,13 +203,13 @@ def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(workd
     assert not (workdir / "student_0001/measuring").exists()
 
 
-def test_a_damaged_log_is_set_aside_and_not_in_the_way(workdir, capsys):
+def test_a_damaged_log_is_set_aside_and_not_in_the_way(workdir, go_on, capsys):
     shutil.rmtree(workdir / "student_0001/checkpoints")
     rows = read_rows(workdir / "results.jsonl")[:2]
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = workdir / "student_0001/metrics.jsonl"
     log.write_text("\0\0\n" + log.read_text())
-    run_config(tiny_config(), workdir)
+    go_on(workdir)
     assert "metrics.jsonl is damaged in line 1" in capsys.readouterr().out
     assert [row["step"] for row in read_rows(log)] == [6]
     assert (workdir / "student_0001/metrics.damaged").exists()
@@ -219,10 +225,10 @@ def test_another_config_is_refused_with_what_differs(finished):
     assert f"of another config: {differing}." in str(error.value)
 
 
-def test_how_to_run_may_differ_between_two_starts(finished):
+def test_how_to_run_may_differ_between_two_starts(workdir):
     config = tiny_config()
     config.runtime.sampler_batch_size = 10
-    run_config(config, finished[0])
+    run_config(config, workdir)
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
@@ -247,40 +253,45 @@ def test_labels_are_refused_where_the_data_has_none(tmp_path, monkeypatch):
         check(tiny_config(), tmp_path / "run")
 
 
-def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
-    config = tiny_config()
-    config.train.checkpoint_every = 1
-    config.teacher.learning_rate = 1e38
+@pytest.mark.parametrize("step", [4, 6])
+def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, programs, monkeypatch, step):
+    """Weights overflow before an update, which finds out; a checkpoint is due at step 4."""
+    setup, made = check(tiny_config(), tmp_path / "run"), []
+    update = programs.update(setup.stages["teacher"])
+
+    def overflowing(state, *given):
+        made.append(1)
+        if len(made) == step:
+            with jax.transfer_guard("allow"):
+                state = state.replace(params=jax.tree.map(lambda p: p * 1e38, state.params))
+        return update(state, *given)
+
+    monkeypatch.setitem(programs._updates, False, overflowing)
     with pytest.raises(NonFiniteError) as error:
-        run_config(config, tmp_path / "run")
-    kept = re.search(
-        r"teacher: loss .* at step (\d+) of 12; last good checkpoint: (.*)", str(error.value)
-    )
-    step = int(kept[1])
-    last = (
-        "none was saved before it"
-        if step == 1
-        else f"{tmp_path}/run/teacher/checkpoints/{step - 1}"
-    )
-    assert kept[2] == last
+        run_chain(setup, programs, StopSignal())
     directory = checkpoints.folder(tmp_path / "run", "teacher")
-    setup = check(config, tmp_path / "run")
-    for step in checkpoints.steps(directory):
-        state = state_of(setup, "teacher", step)
+    saved = checkpoints.steps(directory)
+    assert saved == ([4] if step == 6 else [])
+    kept = f"{directory}/4" if saved else "none was saved before it"
+    assert f"at step {step} of 12; last good checkpoint: {kept}" in str(error.value)
+    assert str(error.value).startswith("teacher: loss ")
+    for kept_step in saved:
+        state = state_of(setup, "teacher", kept_step)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
-def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(tmp_path, monkeypatch):
+def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(
+    tmp_path, programs, monkeypatch
+):
     def full(path, below):
         stop.signum = 15
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    config, stop = tiny_config(), StopSignal()
-    config.train.checkpoint_every = 1
-    setup = check(config, tmp_path / "run")
+    stop = StopSignal()
+    setup = check(tiny_config(), tmp_path / "run")
     monkeypatch.setattr(checkpoints, "_checksums", full)
     with pytest.raises(CheckpointError, match="could not be written: .*No space left"):
-        run_chain(setup, Programs(setup), stop)
+        run_chain(setup, programs, stop)
 
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_convolutions_and_their_gradients_are_exact_to_rounding():
 PROGRAM = """
 import sys
 import jax, numpy
-from diffusion_distill import compiler
+from diffusion_distill.devices import compiler
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("cache_hits")))
 compiler.keep_programs()

@@ -103,6 +103,32 @@ def outcome(workdir):
     return stages, json.dumps([results, metrics]), grids
 
 
+def assert_both_were_stopped(pair, workdir):
+    """By a notice, and at the same update, which is saved; returns the update."""
+    assert pair.codes() == [143, 143], pair.said
+    assert "goes on from here" in pair.said[0]
+    assert "Traceback" not in pair.said[0] + pair.said[1]
+    saved = checkpoints(workdir)[-1]
+    assert saved % EVERY, pair.said  # where neither would have saved by itself
+    return saved
+
+
+def test_a_notice_to_one_stops_both_and_the_end_of_one_ends_the_other(tmp_path):
+    """A notice to the one that does not talk; then, as they go on, its end without a word."""
+    workdir = tmp_path / "run"
+    pair = Pair(workdir)
+    pair.wait_for(r"teacher: step \d of")
+    pair.processes[1].send_signal(signal.SIGTERM)
+    saved = assert_both_were_stopped(pair, workdir)
+    pair = Pair(workdir)
+    pair.wait_for(rf"going on from .*/{saved}\n(.*\n)*teacher: step \d+ of")
+    pair.processes[1].kill()
+    code = pair.processes[0].wait(BOUND)
+    assert code not in (0, 143), pair.said
+    assert pair.codes()[1] == -signal.SIGKILL
+    assert checkpoints(workdir)[-1] >= saved
+
+
 @pytest.mark.slow
 def test_stopped_and_killed_they_end_with_the_numbers_of_a_run_never_stopped(tmp_path):
     never_stopped, workdir = tmp_path / "never_stopped", tmp_path / "run"
@@ -113,11 +139,7 @@ def test_stopped_and_killed_they_end_with_the_numbers_of_a_run_never_stopped(tmp
     pair = Pair(workdir)
     pair.wait_for(r"teacher: step \d of")
     pair.processes[1].send_signal(signal.SIGTERM)
-    assert pair.codes() == [143, 143], pair.said
-    assert "goes on from here" in pair.said[0]
-    assert "Traceback" not in pair.said[0] + pair.said[1]
-    saved = checkpoints(workdir)[-1]
-    assert saved % EVERY, pair.said  # where neither would have saved by itself
+    saved = assert_both_were_stopped(pair, workdir)
 
     # The end of one, without a word; then of the one that talks, and that the other hears from.
     for killed in (1, 0):

@@ -1,5 +1,8 @@
 """The same numbers on any topology: devices, processes, weights split or not. Real processes."""
 
+import functools
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,32 +15,42 @@ from jax.sharding import PartitionSpec
 from diffusion_distill.devices.sharding import SPLIT_FROM, make_mesh, weight_sharding
 from diffusion_distill.errors import UserError
 from tests.conftest import free_port
+from tests.devices import topology
 
 ROOT = Path(__file__).parents[2]
 
-# Each: (devices of a process, how many share a copy of the weights, processes).
+# Each: (processes, devices of each, how many of all share a copy of the weights).
 TOPOLOGIES = {
     "one": (1, 1, 1),
-    "eight": (8, 1, 1),
-    "eight_split": (8, 4, 1),
-    "two_by_four": (4, 1, 2),
-    "two_by_four_split": (4, 8, 2),
+    "eight": (1, 8, 1),
+    "eight_split": (1, 8, 4),
+    "two_by_four_split": (2, 4, 8),
+    "two_by_four": (2, 4, 1),
 }
+SEVERAL = [
+    "eight",
+    "eight_split",
+    "two_by_four_split",
+    pytest.param("two_by_four", marks=pytest.mark.slow),
+]
 
 
-def run(what, out, directory, devices, fsdp, processes=1):
-    """The arrays that a topology leaves."""
-    command = [sys.executable, "-m", "tests.devices.topology", what, out, directory]
-    command = [str(word) for word in [*command, devices, fsdp]]
-    others = [[]]
-    if processes > 1:
-        port = free_port()
-        others = [[str(port), str(processes), str(number)] for number in range(processes)]
+def run(jobs, devices, processes=1):
+    """Does jobs in processes of so many devices each; see topology."""
+    port = free_port()
+    asked = [
+        {"jobs": jobs, "devices": devices, "join": [port, processes, n] if processes > 1 else None}
+        for n in range(processes)
+    ]
     started = [
         subprocess.Popen(
-            command + more, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.devices.topology", json.dumps(fields)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for more in others
+        for fields in asked
     ]
     for process in started:
         try:
@@ -45,24 +58,45 @@ def run(what, out, directory, devices, fsdp, processes=1):
         finally:
             process.kill()
         assert process.returncode == 0, error
-    with np.load(out, allow_pickle=False) as npz:
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as npz:
         return dict(npz)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What each topology makes, and the folder with the checkpoint of each."""
+    """made(name): (what a topology makes, the folder with its checkpoint), made when asked for.
+
+    One device is this process; eight devices are one other, whether weights are split or not.
+    """
     folder = tmp_path_factory.mktemp("topologies")
-    results = {
-        name: run("train", folder / f"{name}.npz", folder / name, *topology)
-        for name, topology in TOPOLOGIES.items()
-    }
-    return folder, results
+    together = [["one"], ["eight", "eight_split"], ["two_by_four_split"], ["two_by_four"]]
+
+    @functools.cache
+    def make(names):
+        processes, devices, _ = TOPOLOGIES[names[0]]
+        jobs = [
+            ["train", f"{folder}/{name}.npz", f"{folder}/{name}",
+             processes * devices, TOPOLOGIES[name][2]]
+            for name in names
+        ]  # fmt: skip
+        if names == ("one",):
+            topology.do(*jobs[0])
+        else:
+            run(jobs, devices, processes)
+
+    def made(name):
+        make(next(tuple(names) for names in together if name in names))
+        return arrays(folder / f"{name}.npz"), folder / name
+
+    return made
 
 
-@pytest.mark.parametrize("name", list(TOPOLOGIES)[1:])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_every_topology_makes_the_updates_and_images_of_one_device(made, name):
-    one, other = made[1]["one"], made[1][name]
+    one, other = made("one")[0], made(name)[0]
     assert other.keys() == one.keys()
     np.testing.assert_array_equal(other["images"], one["images"])
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5)
@@ -75,20 +109,32 @@ def test_every_topology_makes_the_updates_and_images_of_one_device(made, name):
     assert one["samples"].std() > 10
 
 
-@pytest.mark.parametrize("name", list(TOPOLOGIES))
+@pytest.mark.parametrize("name", ["one", *SEVERAL])
 def test_weights_averages_and_moments_are_split_alike(made, name):
-    _, fsdp, _ = TOPOLOGIES[name]
-    np.testing.assert_array_equal(made[1][name]["parts"], [fsdp] * 4)
+    np.testing.assert_array_equal(made(name)[0]["parts"], [TOPOLOGIES[name][2]] * 4)
 
 
-def test_a_checkpoint_of_eight_devices_restores_on_two_and_then_on_one(made):
+@pytest.mark.parametrize("name", ["one", *SEVERAL])
+def test_each_device_has_its_own_part_of_a_batch_read(made, name):
+    """A process reads for its own devices alone: 16 images of 20 updates, in equal parts."""
+    processes, devices, _ = TOPOLOGIES[name]
+    np.testing.assert_array_equal(
+        made(name)[0]["reads"], [16 // (processes * devices)] * 20 * devices
+    )
+
+
+def test_a_checkpoint_of_eight_devices_restores_on_two_and_then_on_one(made, tmp_path):
     """Written by two processes with split weights, then by one with two parts; to the bit."""
-    folder, results = made
-    saved = results["two_by_four_split"]
-    directory = folder / "two_by_four_split"
-    for devices, fsdp in ((2, 2), (1, 1)):
-        restored = run("restore", folder / "restored.npz", directory, devices, fsdp)
-        np.testing.assert_array_equal(restored.pop("parts"), [fsdp] * 4)
+    saved, written = made("two_by_four_split")
+    directory = shutil.copytree(written, tmp_path / "checkpoints")
+    for devices in (2, 1):
+        job = ["restore", f"{tmp_path}/{devices}.npz", str(directory), devices, devices]
+        if devices == 1:
+            topology.do(*job)
+        else:
+            run([job], devices)
+        restored = arrays(tmp_path / f"{devices}.npz")
+        np.testing.assert_array_equal(restored.pop("parts"), [devices] * 4)
         for leaf in restored:
             np.testing.assert_array_equal(restored[leaf], saved[leaf], err_msg=leaf)
     assert (directory / "12" / "sha256.json").exists()

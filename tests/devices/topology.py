@@ -1,12 +1,18 @@
-"""What one topology makes of ten updates of a teacher and ten of a student, or of a checkpoint.
+"""What a topology makes of ten updates of a teacher and ten of a student, or of a checkpoint.
 
-    python -m tests.devices.topology train OUT.npz CHECKPOINTS DEVICES FSDP [PORT PROCESSES ID]
-    python -m tests.devices.topology restore OUT.npz CHECKPOINTS DEVICES FSDP
+    python -m tests.devices.topology JSON
 
-DEVICES are those of one process. Process 0 writes OUT.npz. A checkpoint of the student is left in
-CHECKPOINTS/10; restored, it is saved again as 11.
+does the jobs of a list [WHAT, OUT.npz, CHECKPOINTS, DEVICES, FSDP], one after another, on the first
+so many devices of
+
+    {"devices": of this process, "jobs": [...], "join": null or [PORT, PROCESSES, ID]}
+
+Process 0 writes each OUT.npz. "train" leaves a checkpoint of the student in CHECKPOINTS/10;
+"restore" saves it again as 11.
 """
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -69,7 +75,14 @@ def train(config, mesh):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, *SHAPE), np.uint8)
     source = from_arrays(images, rng.integers(0, 10, 64))
-    feed, teacher_params, kept = Feed(source, mesh, "never"), None, {"losses": [], "images": []}
+    reads = []
+
+    def read(indices):
+        reads.append(len(indices))
+        return source.read(indices)
+
+    counted = dataclasses.replace(source, read=read)
+    feed, teacher_params, kept = Feed(counted, mesh, "never"), None, {"losses": [], "images": []}
     for stage in plan(config)[:2]:
         optimizer = make_optimizer(config, stage)
         if teacher_params is None:
@@ -88,7 +101,7 @@ def train(config, mesh):
             kept["losses"].append(jax.device_get(metrics["loss"])[0])
             kept["images"].append(fetch(rows.images))
         teacher_params = state.ema_params
-    return state, kept
+    return state, kept | {"reads": reads}
 
 
 def sampled(config, mesh, params):
@@ -118,26 +131,33 @@ def save(state, directory, step):
     writer.close()
 
 
-def main(what, out, directory, devices, fsdp, port=None, processes=None, number=None):
-    jax.config.update("jax_num_cpu_devices", int(devices))
-    if port:
-        distributed.initialize(f"127.0.0.1:{port}", int(processes), int(number))
-    config, mesh, directory = settings(), make_mesh(int(fsdp)), Path(directory)
-    assert mesh.size == int(devices) * int(processes or 1)
+def do(what, out, directory, devices, fsdp):
+    """One job, on the first so many devices, and what it leaves."""
+    config, mesh = settings(), make_mesh(fsdp, jax.devices()[:devices])
+    assert mesh.size == devices
     if what == "train":
         state, kept = train(config, mesh)
         kept |= sampled(config, mesh, state.ema_params)
-        save(state, directory, 10)
+        save(state, Path(directory), 10)
     else:
-        whole = checkpoints.newest_whole(directory, print)
+        whole = checkpoints.newest_whole(Path(directory), print)
         abstract = student_state(config, mesh)
         state, kept = TrainState.of_trees(whole.trees(abstract.trees())), {}
-        save(state, directory, whole.step + 1)
+        save(state, Path(directory), whole.step + 1)
     kept |= {"parts": parts(state, mesh)} | weights(state)
     if distributed.is_main():
         np.savez(out, **kept)
+
+
+def main(devices, jobs, join=None):
+    jax.config.update("jax_num_cpu_devices", devices)
+    if join:
+        port, processes, number = join
+        distributed.initialize(f"127.0.0.1:{port}", processes, number)
+    for job in jobs:
+        do(*job)
     distributed.leave()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**json.loads(sys.argv[1]))

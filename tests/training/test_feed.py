@@ -1,10 +1,6 @@
 """Batches are the same whether they are gathered on the device or read ahead."""
 
-import subprocess
-import sys
-import textwrap
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,14 +8,19 @@ import pytest
 
 from diffusion_distill.data.batches import batch_indices, gather
 from diffusion_distill.data.source import Source, from_arrays
+from diffusion_distill.data.sources import digits
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.run import run_config
+from diffusion_distill.run import Programs, check, run_config
 from diffusion_distill.runs import checkpoints
+from diffusion_distill.stages import plan
 from diffusion_distill.training.feed import READ_AHEAD, Feed
-from tests.conftest import tiny_config
+from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.state import init_teacher
+from diffusion_distill.training.step import Recipe, Round
+from diffusion_distill.training.update import make_update
+from tests.training.test_step import Small
 
-ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 SOURCE = from_arrays(RNG.integers(0, 256, (50, 4, 4, 3), np.uint8), RNG.integers(0, 5, 50))
 CALLS = [(0, 1), (1, 3), (4, 2)]
@@ -76,8 +77,35 @@ def test_what_cannot_be_read_is_raised_where_it_is_asked_for():
         list(Feed(source, make_mesh(), "never").calls(0, 0, 8, CALLS))
 
 
-def test_a_run_that_reads_ahead_ends_with_the_weights_of_one_that_does_not(finished, tmp_path):
-    config = tiny_config()
+def test_batches_that_were_read_ahead_make_the_updates_of_those_gathered(tiny_config):
+    stage, mesh = plan(tiny_config)[0], make_mesh()
+    model, source = Small(num_classes=10), digits()
+    update = make_update(Recipe(model, tiny_config, stage, mesh))
+    optimizer = make_optimizer(tiny_config, stage)
+    states = []
+    for on_device in ("always", "never"):
+        state = init_teacher(model, optimizer, jax.random.key(0), source.image_shape, mesh)
+        feed = Feed(source, mesh, on_device)
+        for _, _, rows in feed.calls(0, 0, 16, [(k, 1) for k in range(6)]):
+            this_round = Round(np.int32(4), np.int32(12))
+            state, _ = update(state, None, feed.data, rows, jax.random.key(1), this_round)
+        states.append(state)
+    # Two programs: one gathers, the other does not, and XLA may round them differently.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *states)
+
+
+def test_the_config_says_how_a_run_reads(tiny_config, tmp_path):
+    for on_device in ("always", "never"):
+        tiny_config.runtime.data_on_device = on_device
+        feed = Programs(check(tiny_config, tmp_path / "run")).feed
+        assert (feed.data is None) == (on_device == "never")
+
+
+@pytest.mark.slow
+def test_a_run_that_reads_ahead_ends_with_the_weights_of_one_that_does_not(
+    finished, tiny_config, tmp_path
+):
+    config = tiny_config
     config.distill.end_steps = 2
     config.runtime.data_on_device = "never"
     config.eval.baselines = ()
@@ -89,28 +117,3 @@ def test_a_run_that_reads_ahead_ends_with_the_weights_of_one_that_does_not(finis
     )
     # Two programs: one gathers, the other does not, and XLA may round them differently.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), streamed, resident)
-
-
-def test_each_of_eight_devices_has_its_own_part_read():
-    script = textwrap.dedent(
-        """
-        import jax
-        jax.config.update("jax_num_cpu_devices", 8)
-        import numpy as np
-        from diffusion_distill.training.feed import Feed
-        from diffusion_distill.devices.sharding import make_mesh
-        from tests.training.test_feed import SOURCE, counting
-
-        sizes = []
-        source, _ = counting(SOURCE)
-        source = type(source)(**{**vars(source), "read": lambda i: sizes.append(len(i)) or SOURCE.read(i)})
-        (_, _, rows), = Feed(source, make_mesh(), "never").calls(0, 0, 16, [(0, 2)])
-        assert sizes == [4] * 8, sizes  # two updates, two images of each
-        assert {s.data.shape for s in rows.images.addressable_shards} == {(2, 2, 4, 4, 3)}
-        (_, _, indices), = Feed(SOURCE, make_mesh(), "always").calls(0, 0, 16, [(0, 2)])
-        np.testing.assert_array_equal(rows.images, SOURCE.images(np.asarray(indices)))
-        """  # noqa: E501
-    )
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
