@@ -3,23 +3,20 @@
     python -m diffusion_distill.data.prepare --dataset=cifar10 --out=data/cifar10
     python -m diffusion_distill.main --config=configs/cifar10_distill.py --workdir=runs/cifar10
 
-With --config.distill.teacher=WHERE (a workdir, a published checkpoint) no teacher is trained.
-
 Hardware: the paper used 8 TPU v4 chips.
 
-Time: the teacher takes 10.4 EFLOP, the 13 rounds 16.5 (750,000
-updates of 128 images, five forward passes each): 58 and 91 hours on one accelerator at 50 TFLOP a
-second. Computed, not measured. `:fast` (8 rounds of 10,000 updates, from 256 steps) takes 1.8
-EFLOP for its rounds, 10 hours at that speed; most quality that it loses it loses at few steps.
-Measuring comes on top: 1.3 EFLOP, 7 hours, for 50,000 images of each stage to 128 steps and of two
-baselines at the same steps; `:fast` has 10,000 of the baselines: 0.8 EFLOP, 4.6 hours.
+Time: the teacher takes 10.4 EFLOP, the 13 rounds 16.5 (750,000 updates of 128 images, five forward
+passes each): 58 and 91 hours on one accelerator at 50 TFLOP a second. `:fast` (8 rounds of 10,000
+updates, from 256 steps) takes 1.8 EFLOP for its rounds, 10 hours at that speed; most quality that
+it loses it loses at few steps. Measuring comes on top: 1.3 EFLOP, 7 hours, for 50,000 images of
+each stage to 128 steps and of two baselines at the same steps; `:fast` has 10,000 of the baselines:
+0.8 EFLOP, 4.6 hours. Computed, not measured.
 
 Result: not measured here. The paper's table of FID after distillation has 9.12 / 4.51 / 3.00 / 2.57
 at 1 / 2 / 4 / 8 steps; its teacher with DDIM 2.51 at 8192 steps, and 13.36 / 6.84 / 4.67 at 10 / 20
 / 50. They are of the full schedule; for `:fast` its appendix shows curves only.
 
-Settings: section 5 and the appendix of the paper, as in diffusion_distill/paper.py; the number of
-the teacher's updates is from memory. `:tiny` runs the same code in minutes on two cores.
+Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
 """
 
 from diffusion_distill import paper

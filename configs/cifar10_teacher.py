@@ -5,14 +5,12 @@
 
 Hardware: the paper used 8 TPU v4 chips.
 
-Time: 10.4 EFLOP (800,000 updates of 128 images, three forward
-passes each): 58 hours on one accelerator at 50 TFLOP a second. Computed, not measured.
+Time: 10.4 EFLOP (800,000 updates of 128 images, three forward passes each): 58 hours on one
+accelerator at 50 TFLOP a second. Computed, not measured.
 
 Result: not measured here. The paper reports FID 2.51 for DDIM with 8192 steps.
 
-Settings: section 5 and the appendix of the paper, as in diffusion_distill/paper.py; the number of
-updates is from memory. `:fast` is the same teacher; `:tiny` runs the same code in minutes.
-
+Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
 To distil it: configs/cifar10_distill.py with --config.distill.teacher=runs/cifar10.
 """
 
@@ -20,4 +18,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.teacher_alone(paper.cifar10()), variant)
+    return paper.teacher_alone(paper.with_variant(paper.cifar10(), variant))

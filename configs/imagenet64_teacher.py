@@ -7,14 +7,12 @@
 
 Hardware: the paper used 64 TPU v4 chips.
 
-Time: 713 EFLOP (550,000 updates of 2,048 images, three forward
-passes each): 62 hours on 64 chips at 50 TFLOP a second each. Computed, not measured.
+Time: 713 EFLOP (550,000 updates of 2,048 images, three forward passes each): 62 hours on 64 chips
+at 50 TFLOP a second each. Computed, not measured.
 
 Result: not measured here; of the paper's teacher no figure is known to us but its curves.
 
-Settings: section 5 and the appendix of the paper, as in diffusion_distill/paper.py; the number of
-updates is from memory. `:fast` is the same teacher; `:tiny` runs the same code in minutes.
-
+Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
 To distil it: configs/imagenet64_distill.py with --config.distill.teacher=runs/imagenet64.
 """
 
@@ -22,4 +20,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.teacher_alone(paper.imagenet64()), variant)
+    return paper.teacher_alone(paper.with_variant(paper.imagenet64(), variant))

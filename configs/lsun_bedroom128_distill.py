@@ -5,20 +5,16 @@
     python -m diffusion_distill.main --config=configs/lsun_bedroom128_distill.py \
         --workdir=runs/bedroom
 
-With --config.distill.teacher=WHERE (a workdir, a published checkpoint) no teacher is trained.
-
 Hardware: the paper used 64 TPU v4 chips.
 
-Time: the teacher takes 439 EFLOP, the 10 rounds 805 (600,000
-updates of 2,048 images, five forward passes each): 38 and 70 hours on 64 chips at 50 TFLOP a
-second each. Computed, not measured. `:fast` (8 rounds of 10,000 updates, from 256 steps) takes 107
-EFLOP for its rounds, 9 hours at that speed, and measuring
-adds 3% to that.
+Time: the teacher takes 439 EFLOP, the 10 rounds 805 (600,000 updates of 2,048 images, five forward
+passes each): 38 and 70 hours on 64 chips at 50 TFLOP a second each. `:fast` (8 rounds of 10,000
+updates, from 256 steps) takes 107 EFLOP for its rounds, 9 hours at that speed, and measuring adds
+3% to that. Computed, not measured.
 
 Result: not measured here. The paper shows curves only.
 
-Settings: section 5 and the appendix of the paper, as in diffusion_distill/paper.py; the number of
-the teacher's updates is from memory. `:tiny` runs the same code in minutes on two cores.
+Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
 """
 
 from diffusion_distill import paper

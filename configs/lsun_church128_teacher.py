@@ -7,14 +7,12 @@
 
 Hardware: the paper used 64 TPU v4 chips.
 
-Time: 439 EFLOP (550,000 updates of 2,048 images, three forward
-passes each): 38 hours on 64 chips at 50 TFLOP a second each. Computed, not measured.
+Time: 439 EFLOP (550,000 updates of 2,048 images, three forward passes each): 38 hours on 64 chips
+at 50 TFLOP a second each. Computed, not measured.
 
 Result: not measured here; of the paper's teacher no figure is known to us but its curves.
 
-Settings: section 5 and the appendix of the paper, as in diffusion_distill/paper.py; the number of
-updates is from memory. `:fast` is the same teacher; `:tiny` runs the same code in minutes.
-
+Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
 To distil it: configs/lsun_church128_distill.py with --config.distill.teacher=runs/church.
 """
 
@@ -22,4 +20,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.teacher_alone(paper.lsun128("church")), variant)
+    return paper.teacher_alone(paper.with_variant(paper.lsun128("church"), variant))

@@ -3,6 +3,8 @@
 A file in configs/ starts from `base()` and sets what differs. Defaults are the paper's where the
 paper has one. Fields under `runtime` say how to run and change no result beyond rounding: they
 may differ between two starts of one workdir, and so may data.path; every other field may not.
+
+docs/config.md is made of the comments here, by docs/make_config.py.
 """
 
 import ml_collections
@@ -11,101 +13,136 @@ import ml_collections
 def base() -> ml_collections.ConfigDict:
     """A config with every field there is. Batch sizes are global, whatever the hardware."""
     config = ml_collections.ConfigDict()
-    config.seed = 0  # of everything random: initial weights, batches, noise, dropout
+    config.seed = 0  # of everything random: first weights, batches, noise, dropout
 
-    config.data = data = ml_collections.ConfigDict()
-    data.name = "digits"  # one of data/sources.py: digits, cifar10, folder, npz, tfds, prepared
-    data.path = ""  # the folder or file it is in; may differ between two starts of a workdir
-    data.split = "train"  # what is trained on
-    data.image_size = 0  # height and width; folder and tfds crop and resize to it; 0: as they are
-    data.resize = "area"  # folder and tfds, how: area (as for ImageNet), antialias (as for LSUN)
-    data.channels = 0  # folder and tfds: 3 makes colour of grey, 1 grey of colour; 0: as they are
-    data.folder_labels = True  # folder: whether each subfolder is a label
-    data.tfds_name = ""  # tfds: the data set, "cifar10" or "lsun/church:3.1.0"
-    data.random_flip = False  # mirror training images left to right, each with probability 1/2
+    config.data = ml_collections.ConfigDict()  # the images
+    config.data.name = "digits"  # the kind of source
+    # the folder or file it is in, or its gs:// address (not for `tfds`); all but `digits` and
+    # `tfds` need one
+    config.data.path = ""
+    config.data.split = "train"  # what is trained on; the source must have it
+    # height and width; `folder` and `tfds` crop and resize to it, of others it must be what they
+    # have; 0: as they are
+    config.data.image_size = 0
+    # how `folder` and `tfds` resize: `area` as for ImageNet in the paper, `antialias` as for LSUN
+    config.data.resize = "area"
+    # `folder` and `tfds`: 3 makes colour of grey; 1 makes grey of colour (`folder` only); 0: as
+    # they are
+    config.data.channels = 0
+    config.data.folder_labels = True  # `folder`: whether each subfolder is a label
+    config.data.tfds_name = ""  # `tfds`: the data set, `cifar10` or `lsun/church:3.1.0`
+    # training images are mirrored left to right, each with probability 1/2
+    config.data.random_flip = False
 
-    config.diffusion = diffusion = ml_collections.ConfigDict()
-    diffusion.parameterization = "x"  # what the network predicts: x, eps, v, both
-    diffusion.weighting = "truncated_snr"  # constant, snr, truncated_snr, snr_plus_one
-    diffusion.logsnr_min = -20.0  # of the cosine schedule, at t = 1
-    diffusion.logsnr_max = 20.0  # at t = 0
+    config.diffusion = ml_collections.ConfigDict()  # what is predicted
+    config.diffusion.parameterization = "x"  # what the network predicts
+    config.diffusion.weighting = "truncated_snr"  # of the loss
+    # logSNR of the cosine schedule at t = 1; must be less than `diffusion.logsnr_max`
+    config.diffusion.logsnr_min = -20.0
+    config.diffusion.logsnr_max = 20.0  # logSNR at t = 0
 
-    config.model = model = ml_collections.ConfigDict()
-    model.channels = 256  # at the highest resolution
-    model.channel_multipliers = (1, 1, 1)  # of channels at each resolution, halving after each
-    model.num_blocks = 3  # residual blocks at each resolution on the way down; one more up
-    model.emb_channels = 1024  # width of the embedding of time and label
-    model.attention_resolutions = (8, 16)  # image heights at which attention follows each block
-    model.num_heads = 1  # of attention; 0 where head_dim is given
-    model.head_dim = 0  # channels of a head; 0 where num_heads is given
-    model.num_groups = 32  # of GroupNorm; every number of channels must be a multiple
-    model.class_conditional = False  # whether labels enter; the data says how many there are
-    model.resample_blocks = True  # resample inside residual blocks, not by plain convolutions
-    model.time_input = "arctan"  # how logSNR enters: arctan (the paper's), linear, sigmoid
-    model.dtype = "float32"  # what to compute in: float32, bfloat16
+    config.model = ml_collections.ConfigDict()  # the U-Net
+    config.model.channels = 256  # at the highest resolution
+    # of `model.channels` at each resolution; each after the first halves the resolution once more
+    config.model.channel_multipliers = (1, 1, 1)
+    # residual blocks at each resolution on the way down; one more on the way up
+    config.model.num_blocks = 3
+    config.model.emb_channels = 1024  # width of the embedding of time and label
+    # image heights at which attention follows each block
+    config.model.attention_resolutions = (8, 16)
+    config.model.num_heads = 1  # heads of attention; 0 exactly where `model.head_dim` is not
+    config.model.head_dim = 0  # channels of a head; 0 exactly where `model.num_heads` is not
+    config.model.num_groups = 32  # of GroupNorm; every number of channels must be a multiple of it
+    config.model.class_conditional = False  # whether labels enter; the data says how many there are
+    config.model.resample_blocks = True  # residual blocks resample; `False`: plain convolutions do
+    config.model.time_input = "arctan"  # how logSNR enters; `arctan` is the cosine schedule's angle
+    # what is computed in; weights, normalisation, softmax and output stay float32; a teacher's
+    # weights, which are only read, are also kept in it where they are computed in it, with the
+    # same result
+    config.model.dtype = "float32"
 
-    config.train = train = ml_collections.ConfigDict()  # the same in every stage
-    train.batch_size = 128  # of all devices together
-    train.adam_b1 = 0.9  # Adam's decay of the mean gradient
-    train.adam_b2 = 0.999  # and of the mean squared gradient
-    train.adam_eps = 1e-8  # added to the root of the latter
-    train.grad_clip_norm = 1.0  # of the gradient of the whole batch; 0 for no clipping
-    train.checkpoint_every = 5000  # updates; the end of a stage is always saved
-    train.checkpoints_kept = 2  # the newest of a stage; 2 at least: one is whole at any moment
+    config.train = ml_collections.ConfigDict()  # every stage
+    # of all devices together; a multiple of their number times `runtime.accumulation`
+    config.train.batch_size = 128
+    config.train.adam_b1 = 0.9  # Adam's decay of the mean gradient
+    config.train.adam_b2 = 0.999  # and of the mean squared gradient
+    config.train.adam_eps = 1e-8  # added to the root of the latter
+    # largest norm of the gradient of the whole batch; 0: not clipped
+    config.train.grad_clip_norm = 1.0
+    config.train.checkpoint_every = 5000  # updates; the end of a stage is always saved
+    # the newest of a stage; with two, one is whole at any moment
+    config.train.checkpoints_kept = 2
 
-    config.teacher = teacher = ml_collections.ConfigDict()
-    teacher.updates = 800_000  # the paper's for CIFAR-10, from memory of its appendix
-    teacher.learning_rate = 2e-4  # at its highest
-    teacher.warmup = 1000  # updates over which the learning rate rises from 0
-    teacher.lr_schedule = "constant"  # after the warm-up: constant, or linear to 0
-    teacher.weight_decay = 0.001  # decoupled (AdamW): weights shrink by learning_rate times this
-    teacher.ema_decay = 0.9999  # of the averaged weights, per update
-    teacher.dropout = 0.2  # in residual blocks
+    config.teacher = ml_collections.ConfigDict()  # the first stage
+    config.teacher.updates = 800_000  # the paper's are from memory of its appendix
+    config.teacher.learning_rate = 2e-4  # at its highest
+    config.teacher.warmup = 1000  # updates over which the learning rate rises from 0
+    # after the rise; `linear` falls to 0 at the end of the stage
+    config.teacher.lr_schedule = "constant"
+    # decoupled (AdamW): weights shrink by the learning rate times this
+    config.teacher.weight_decay = 0.001
+    config.teacher.ema_decay = 0.9999  # of the averaged weights, per update
+    config.teacher.dropout = 0.2  # in residual blocks
 
-    config.distill = distill = ml_collections.ConfigDict()
-    # Where the averaged weights of a teacher are, if none is to be trained: a workdir (its last
-    # finished stage), a stage's folder in one, an exported folder, or a published file. They are
-    # copied. The steps that they are made for, where known, stand in place of start_steps.
-    distill.teacher = ""
-    distill.start_steps = 8192  # steps as which the teacher is first distilled; a power of 2
-    distill.end_steps = 1  # steps of the last student; a power of 2
-    distill.updates = 50_000  # a round
-    distill.updates_last_rounds = 100_000  # the rounds to 2 and to 1 steps
-    distill.learning_rate = 5e-5  # at its highest
-    distill.warmup = 0  # as for the teacher, and so are those that follow
-    distill.lr_schedule = "linear"
-    distill.weight_decay = 0.0
-    distill.ema_decay = 0.9999
-    distill.dropout = 0.0
+    config.distill = ml_collections.ConfigDict()  # the rounds
+    # where a teacher's averaged weights are, if none is to be trained: a workdir (its last finished
+    # stage), a stage's folder in one, an exported folder, or a published file; they are copied; the
+    # steps that they are made for, where known, stand in place of `distill.start_steps`
+    config.distill.teacher = ""
+    config.distill.start_steps = 8192  # steps as which the teacher is first distilled
+    config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`
+    config.distill.updates = 50_000  # a round
+    config.distill.updates_last_rounds = 100_000  # of the rounds to 2 and to 1 steps
+    config.distill.learning_rate = 5e-5  # at its highest
+    config.distill.warmup = 0  # as for the teacher
+    config.distill.lr_schedule = "linear"  # as for the teacher; falls to 0 in each round
+    config.distill.weight_decay = 0.0  # as for the teacher
+    # as for the teacher; the average starts at the teacher's weights
+    config.distill.ema_decay = 0.9999
+    config.distill.dropout = 0.0  # as for the teacher
 
-    config.eval = evaluation = ml_collections.ConfigDict()
-    evaluation.metrics = ("fd",)  # of metrics/evaluator.py; baselines are compared by the first
-    evaluation.num_images = 50_000  # generated for each metric; the count is in its name
-    evaluation.seed = 1  # of the generated images
-    evaluation.features = "pixels"  # what is compared: one of metrics/features.py
-    evaluation.split = ""  # of the data, all of which is the reference; "": data.split
-    evaluation.reference = ""  # in its place: an npz of another project's mu and sigma
-    evaluation.allow_biased = False  # measure fewer images than a Frechet distance takes
-    evaluation.max_steps = 256  # no sampling of more steps is measured: 8192 would take days
-    evaluation.baselines = ("ddim", "ancestral")  # samplers of the undistilled teacher
-    evaluation.baseline_images = 0  # generated for each baseline; 0: num_images
-    evaluation.ancestral_variance = 0.0  # log-variance coefficient: 0 small, 1 large
-    evaluation.label_agreement = False  # judge labels by a classifier fitted on the data's pixels
-    evaluation.grid_images = 40  # in samples.png, from the same noise in every stage
+    config.eval = ml_collections.ConfigDict()  # how stages are measured
+    config.eval.metrics = ("fd",)  # baselines are compared by the first
+    config.eval.num_images = 50_000  # generated for each metric; the count is in its name
+    config.eval.seed = 1  # of the generated images
+    config.eval.features = "pixels"  # what is compared; FID is `fd` on `inception`
+    config.eval.split = ""  # of the data, all of which is the reference; `""`: `data.split`
+    # in place of the data: an `.npz` of another project's `mu` and `sigma`
+    config.eval.reference = ""
+    # measure fewer images than a Frechet distance takes (2,049 on `inception`)
+    config.eval.allow_biased = False
+    config.eval.max_steps = 256  # no sampling of more steps is measured: 8192 would take days
+    # samplers of the undistilled teacher, at the steps of each stage
+    config.eval.baselines = ("ddim", "ancestral")
+    config.eval.baseline_images = 0  # generated for each baseline; 0: `eval.num_images`
+    # log-variance coefficient of ancestral sampling: 0 small, 1 large
+    config.eval.ancestral_variance = 0.0
+    # judge labels by a classifier fitted on the data's pixels; for small images with labels
+    config.eval.label_agreement = False
+    config.eval.grid_images = 40  # in `samples.png`, from the same noise in every stage
 
-    config.runtime = runtime = ml_collections.ConfigDict()
-    runtime.data_on_device = "auto"  # auto: where it has at most a GiB; always, never: read ahead
-    runtime.fsdp = 1  # devices that share one copy of the weights; 1: each has its own
-    runtime.accumulation = 1  # parts in which a batch is computed, to save memory
-    runtime.remat = False  # recompute activations in the backward pass, to save memory
-    runtime.fused_attention = True  # cuDNN's on NVIDIA GPUs, in bfloat16; False: XLA's there too
-    runtime.updates_per_call = 0  # updates in one compiled call; 0: 1 on CPU, 10 elsewhere
-    runtime.sampler_loop = "auto"  # auto: outside the compiled step on CPU, inside elsewhere
-    runtime.sampler_batch_size = 256  # images sampled at once
-    runtime.feature_weights = ""  # file of the feature network's weights; "": its usual place
-    runtime.cache_dir = ""  # "": $DIFFUSION_DISTILL_CACHE, else ~/.cache/diffusion_distill
-    runtime.log_every_seconds = 5.0  # between two lines of progress
-    runtime.log_every_updates = 10  # between two rows of metrics.jsonl
+    config.runtime = ml_collections.ConfigDict()  # how to run
+    # `auto`: where the data has at most a GiB; otherwise it is read ahead
+    config.runtime.data_on_device = "auto"
+    config.runtime.fsdp = 1  # devices that share one copy of the weights; 1: each has its own
+    config.runtime.accumulation = 1  # parts in which a batch is computed, to save memory
+    config.runtime.remat = False  # compute activations again in the backward pass, to save memory
+    # attention by cuDNN's fused kernel on NVIDIA GPUs, in bfloat16 with heads of at most 128
+    # channels; `False`: XLA's own, as everywhere else
+    config.runtime.fused_attention = True
+    # updates in one compiled call; 0: 1 on a CPU, 10 elsewhere
+    config.runtime.updates_per_call = 0
+    # whether the loop over sampling steps is inside one compiled program or outside, around the
+    # program of a step; `auto`: outside on a CPU, inside elsewhere
+    config.runtime.sampler_loop = "auto"
+    config.runtime.sampler_batch_size = 256  # images sampled and measured at once
+    # file of the feature network's weights; `""`: its usual place
+    config.runtime.feature_weights = ""
+    # a folder of this host, of reference statistics, compiled programs, and copies of prepared sets
+    # that are in a bucket; `""`: `$DIFFUSION_DISTILL_CACHE`, else `~/.cache/diffusion_distill`
+    config.runtime.cache_dir = ""
+    config.runtime.log_every_seconds = 5.0  # between two lines of progress
+    config.runtime.log_every_updates = 10  # between two rows of `metrics.jsonl`
     return config
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
-from diffusion_distill.devices.distributed import everywhere, fetch, on_main
+from diffusion_distill.devices.distributed import everywhere, fetch
 from diffusion_distill.devices.sharding import (
     check_divides,
     make_mesh,
@@ -33,16 +33,14 @@ from diffusion_distill.metrics.measure_stage import first_images, measuring_part
 from diffusion_distill.metrics.names import value_text
 from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.models.unet import UNet
-from diffusion_distill.report.grid import grid, png
-from diffusion_distill.report.page import refresh
-from diffusion_distill.report.pictures import write_real, write_samples
-from diffusion_distill.report.table import results_table
+from diffusion_distill.report.page import show_results
+from diffusion_distill.report.pictures import write_pictures
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.runs.network import Network, abstract_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import remove, write_atomically
+from diffusion_distill.storage.files import remove
 from diffusion_distill.terminal.console import duration, say
 from diffusion_distill.terminal.progress import RunLeft, no_run
 from diffusion_distill.terminal.stop import StopSignal
@@ -212,7 +210,7 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
     run_left = _outlook(setup).seconds_left
     setup.measurer.check, setup.measurer.run_left = stop.raise_if_asked, run_left
     with workdir.lock(), stop:
-        _show_results(workdir)  # a stop may have come between a row and this
+        show_results(workdir.path, workdir.results())  # a stop may have come between a row and this
         measured = {row["stage"] for row in workdir.results()}
         for number, stage in enumerate(setup.stages.values(), 1):
             if stage.name in measured and _is_settled(workdir, stage):
@@ -307,14 +305,7 @@ def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, secon
     count = config.eval.grid_images
     images = first_images(measurer, sampler_of, stage, count, fixed_steps)
     labels = sampler_of("ddim", 1).image_labels(count)
-    write_atomically(directory / "samples.png", png(grid(images)))
-    mirror = config.data.random_flip
-
-    def write_pictures() -> None:
-        write_real(workdir.path / "real.npz", setup.source, labels, mirror)
-        write_samples(directory / "samples.npz", images, labels, setup.source, mirror)
-
-    on_main(write_pictures)
+    write_pictures(directory, images, labels, setup.source, config.data.random_flip)
     all_steps = [s.num_steps for s in setup.stages.values()]
     folder = directory / "measuring"
     row = {
@@ -327,7 +318,7 @@ def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, secon
     }
     workdir.add_result(row)
     remove(folder)
-    _show_results(workdir)
+    show_results(workdir.path, workdir.results())
     say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
 
 
@@ -336,19 +327,6 @@ def _summary(row: dict) -> str:
         return f"not measured: {row['not_measured']}"
     metric = row["metric"]
     return f"{metric} {value_text(metric, row[metric])} at {row['measured_steps']} steps"
-
-
-def _show_results(workdir: Workdir) -> None:
-    """Writes results.txt and the report, where they are not of all rows yet."""
-    rows, path = workdir.results(), workdir.path / "results.txt"
-    table = results_table(rows) + "\n"
-
-    def write() -> None:
-        if rows and (not path.exists() or path.read_text() != table):
-            refresh(workdir.path)
-            write_atomically(path, table)
-
-    on_main(write)
 
 
 def _outlook(setup: Setup) -> Outlook:

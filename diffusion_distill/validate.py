@@ -1,28 +1,198 @@
-"""What makes a config valid, and configs from dicts and from files, which are validated."""
+"""What makes a config valid: one row a field, and what fields must hold together.
 
+Whoever makes a config validates it: `from_file`, `from_dict`, or `validate` after changing one. The
+accepted names stand here as text, so that a config can be checked without importing what they name.
+"""
+
+import dataclasses
 import importlib.util
 import math
 import numbers
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
 from diffusion_distill.config import base
-from diffusion_distill.data.preprocess import RESIZES
-from diffusion_distill.data.sources import SOURCES
-from diffusion_distill.diffusion.losses import WEIGHTINGS
-from diffusion_distill.diffusion.process import PARAMETERIZATIONS
-from diffusion_distill.diffusion.samplers import SAMPLERS
 from diffusion_distill.errors import UserError
-from diffusion_distill.metrics.evaluator import METRICS
-from diffusion_distill.metrics.features import FEATURES
 from diffusion_distill.metrics.names import check_count
-from diffusion_distill.models.unet import TIME_INPUTS
 
 DTYPES = ("float32", "bfloat16")
-LR_SCHEDULES = ("constant", "linear")
-DATA_ON_DEVICE = ("auto", "always", "never")
-SAMPLER_LOOPS = ("auto", "inside", "outside")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a field accepts.
+
+    Attributes:
+        type: of the value. A float may be any finite number; True and False are no numbers.
+        told: what is accepted, as docs/config.md says it.
+        must_be: the same, as it follows "it must be" in a message.
+        accepts: whether a value of that type is accepted.
+    """
+
+    type: type
+    told: str
+    must_be: str = ""
+    accepts: Callable[[Any], bool] = lambda value: True
+
+
+def _in(values):
+    return lambda value: value in values
+
+
+def _list(values):
+    return ", ".join(map(str, values))
+
+
+def _codes(values):
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def text() -> Row:
+    return Row(str, "text")
+
+
+def flag() -> Row:
+    return Row(bool, "`True`, `False`")
+
+
+def one_of(*values: str | int) -> Row:
+    return Row(type(values[0]), f"one of {_codes(values)}", f"one of {_list(values)}", _in(values))
+
+
+def names(known: tuple[str, ...], least: int = 0) -> Row:
+    """A tuple of `least` or more of the known names."""
+    start = "one or more of" if least else "any of"
+
+    def accepts(value: tuple) -> bool:
+        return len(value) >= least and all(map(_in(known), value))
+
+    return Row(tuple, f"{start} {_codes(known)}", f"{start} {_list(known)}", accepts)
+
+
+def integer(low: int, high: int | None = None) -> Row:
+    if high is None:
+        return Row(int, f"integer from {low}", f"at least {low}", lambda value: value >= low)
+    told = f"integer from {low} to {high}"
+    return Row(int, told, f"an {told}", lambda value: low <= value <= high)
+
+
+def integer_or_0(low: int, means: str) -> Row:
+    """An integer of at least `low`; 0 stands for what `means` says."""
+    must_be = f"at least {low}, or 0 for {means}"
+    return Row(int, f"integer from {low}, or 0", must_be, lambda v: v >= low or v == 0)
+
+
+def power_of_2() -> Row:
+    """2, 4, 8, ..., and 1."""
+    told = "power of 2"
+    return Row(int, told, f"a {told}", lambda value: value >= 1 and value & (value - 1) == 0)
+
+
+def integers(low: int | None = None) -> Row:
+    """A tuple of any integers; of one or more of at least `low`, where that is given."""
+
+    def accepts(value: tuple) -> bool:
+        whole = all(_is_a(item, int) for item in value)
+        return whole and (low is None or (len(value) > 0 and min(value) >= low))
+
+    if low is None:
+        return Row(tuple, "integers", "of integers", accepts)
+    return Row(tuple, f"integers from {low}", f"one or more integers of at least {low}", accepts)
+
+
+def number(low: float = -math.inf, high: float = math.inf, below: float = math.inf) -> Row:
+    """A finite number from `low`, to `high` with it or up to `below` without."""
+    to = f" to {high}" if high < math.inf else f", below {below}" if below < math.inf else ""
+    told = f"number from {low}{to}" if low > -math.inf else "number"
+    must_be = f"from {low}{to}" if to else f"at least {low}"
+    return Row(float, told, must_be, lambda value: low <= value <= high and value < below)
+
+
+_FRACTION = number(0, below=1)
+_SEED = integer(0, 2**31 - 1)
+_LR_SCHEDULE = one_of("constant", "linear")
+
+ROWS = {
+    "seed": _SEED,
+    "data.name": one_of("cifar10", "digits", "folder", "npz", "prepared", "tfds"),
+    "data.path": text(),
+    "data.split": text(),
+    "data.image_size": integer(0),
+    "data.resize": one_of("area", "antialias"),
+    "data.channels": one_of(0, 1, 3),
+    "data.folder_labels": flag(),
+    "data.tfds_name": text(),
+    "data.random_flip": flag(),
+    "diffusion.parameterization": one_of("x", "eps", "v", "both"),
+    "diffusion.weighting": one_of("constant", "snr", "truncated_snr", "snr_plus_one"),
+    "diffusion.logsnr_min": number(),
+    "diffusion.logsnr_max": number(),
+    "model.channels": integer(1),
+    "model.channel_multipliers": integers(1),
+    "model.num_blocks": integer(1),
+    "model.emb_channels": integer(1),
+    "model.attention_resolutions": integers(),
+    "model.num_heads": integer(0),
+    "model.head_dim": integer(0),
+    "model.num_groups": integer(1),
+    "model.class_conditional": flag(),
+    "model.resample_blocks": flag(),
+    "model.time_input": one_of("arctan", "linear", "sigmoid"),
+    "model.dtype": one_of(*DTYPES),
+    "train.batch_size": integer(1),
+    "train.adam_b1": _FRACTION,
+    "train.adam_b2": _FRACTION,
+    "train.adam_eps": number(0),
+    "train.grad_clip_norm": number(0),
+    "train.checkpoint_every": integer(1),
+    "train.checkpoints_kept": integer(2),
+    "teacher.updates": integer(1),
+    "teacher.learning_rate": number(0),
+    "teacher.warmup": integer(0),
+    "teacher.lr_schedule": _LR_SCHEDULE,
+    "teacher.weight_decay": number(0),
+    "teacher.ema_decay": _FRACTION,
+    "teacher.dropout": _FRACTION,
+    "distill.teacher": text(),
+    "distill.start_steps": power_of_2(),
+    "distill.end_steps": power_of_2(),
+    "distill.updates": integer(1),
+    "distill.updates_last_rounds": integer(1),
+    "distill.learning_rate": number(0),
+    "distill.warmup": integer(0),
+    "distill.lr_schedule": _LR_SCHEDULE,
+    "distill.weight_decay": number(0),
+    "distill.ema_decay": _FRACTION,
+    "distill.dropout": _FRACTION,
+    "eval.metrics": names(("fd", "kid", "precision_recall", "inception_score"), least=1),
+    "eval.num_images": integer(2),
+    "eval.seed": _SEED,
+    "eval.features": one_of("pixels", "thumbnails", "inception"),
+    "eval.split": text(),
+    "eval.reference": text(),
+    "eval.allow_biased": flag(),
+    "eval.max_steps": integer(1),
+    "eval.baselines": names(("ddim", "ancestral", "dpmpp_2m", "heun")),
+    "eval.baseline_images": integer_or_0(2, means="eval.num_images"),
+    "eval.ancestral_variance": number(0, high=1),
+    "eval.label_agreement": flag(),
+    "eval.grid_images": integer(1),
+    "runtime.data_on_device": one_of("auto", "always", "never"),
+    "runtime.fsdp": integer(1),
+    "runtime.accumulation": integer(1),
+    "runtime.remat": flag(),
+    "runtime.fused_attention": flag(),
+    "runtime.updates_per_call": integer(0),
+    "runtime.sampler_loop": one_of("auto", "inside", "outside"),
+    "runtime.sampler_batch_size": integer(1),
+    "runtime.feature_weights": text(),
+    "runtime.cache_dir": text(),
+    "runtime.log_every_seconds": number(0),
+    "runtime.log_every_updates": integer(1),
+}
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -31,73 +201,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
         UserError: naming the first field that is wrong, its value, and what would be accepted.
     """
-    _check_fields("config", config, base())
-    _one_of(config, "data.name", SOURCES)
-    _one_of(config, "data.resize", RESIZES)
-    _one_of(config, "data.channels", (0, 1, 3))
-    _at_least(config, "data.image_size", 0)
-    _one_of(config, "diffusion.parameterization", PARAMETERIZATIONS)
-    _one_of(config, "diffusion.weighting", WEIGHTINGS)
-    _one_of(config, "model.time_input", TIME_INPUTS)
-    _one_of(config, "model.dtype", DTYPES)
-    _one_of(config, "runtime.data_on_device", DATA_ON_DEVICE)
-    _one_of(config, "runtime.sampler_loop", SAMPLER_LOOPS)
-    for stage in ("teacher", "distill"):
-        _one_of(config, f"{stage}.lr_schedule", LR_SCHEDULES)
-        _in_range(config, f"{stage}.dropout", 0.0, 1.0)
-        _in_range(config, f"{stage}.ema_decay", 0.0, 1.0)
-        for name in ("learning_rate", "warmup", "weight_decay"):
-            _at_least(config, f"{stage}.{name}", 0)
-    for name in ("adam_b1", "adam_b2"):
-        _in_range(config, f"train.{name}", 0.0, 1.0)
-    _in_range(config, "eval.ancestral_variance", 0.0, 1.0, closed=True)
-    for name in (
-        "train.batch_size train.checkpoint_every teacher.updates "
-        "distill.updates distill.updates_last_rounds eval.grid_images eval.max_steps "
-        "model.channels model.num_blocks model.emb_channels model.num_groups "
-        "runtime.sampler_batch_size runtime.log_every_updates runtime.accumulation runtime.fsdp"
-    ).split():
-        _at_least(config, name, 1)
-    for name in "train.checkpoints_kept eval.num_images".split():
-        _at_least(config, name, 2)
-    multipliers = config.model.channel_multipliers
-    if not multipliers or min(multipliers) < 1:
-        _reject("model.channel_multipliers", multipliers, "one or more integers of at least 1")
-    for name in "seed eval.seed".split():
-        if not 0 <= _get(config, name) < 2**31:
-            _reject(name, _get(config, name), "an integer from 0 to 2**31 - 1")
-    for name in (
-        "train.adam_eps train.grad_clip_norm runtime.updates_per_call runtime.log_every_seconds "
-        "model.num_heads model.head_dim eval.baseline_images"
-    ).split():
-        _at_least(config, name, 0)
-    _check_eval(config)
-    if (config.model.num_heads == 0) == (config.model.head_dim == 0):
-        _reject("model.num_heads", config.model.num_heads, "0 exactly where model.head_dim is not")
-    if config.diffusion.logsnr_min >= config.diffusion.logsnr_max:
-        _reject("diffusion.logsnr_min", config.diffusion.logsnr_min, "less than logsnr_max")
-    for name in ("start_steps", "end_steps"):
-        steps = config.distill[name]
-        if steps < 1 or steps & (steps - 1):
-            _reject(f"distill.{name}", steps, "a power of 2")
-    if config.distill.end_steps > config.distill.start_steps:
-        _reject("distill.end_steps", config.distill.end_steps, "at most distill.start_steps")
-
-
-def _check_eval(config):
-    _one_of(config, "eval.features", FEATURES)
-    evaluation = config.eval
-    for name, known in (("metrics", METRICS), ("baselines", SAMPLERS)):
-        if any(n not in known for n in evaluation[name]):
-            _reject(f"eval.{name}", tuple(evaluation[name]), f"names of {list(known)}")
-    if not evaluation.metrics:
-        _reject("eval.metrics", (), f"one or more of {', '.join(METRICS)}")
-    if evaluation.baseline_images == 1:
-        _reject("eval.baseline_images", 1, "at least 2, or 0 for eval.num_images")
-    for name in ("num_images", "baseline_images"):
-        if "fd" in evaluation.metrics and evaluation[name]:
-            what = f"config.eval.{name}"
-            check_count(evaluation.features, evaluation[name], evaluation.allow_biased, what)
+    _check_names("config", config, base())
+    for path, row in ROWS.items():
+        value = config
+        for name in path.split("."):
+            value = value[name]
+        if not _is_a(value, row.type):
+            kind = "float, and finite" if row.type is float else row.type.__name__
+            _reject(path, value, f"of type {kind}")
+        if not row.accepts(value):
+            _reject(path, value, row.must_be)
+    _check_together(config)
 
 
 def from_dict(fields: dict) -> ml_collections.ConfigDict:
@@ -139,57 +253,44 @@ def from_file(path: str) -> ml_collections.ConfigDict:
     return config
 
 
+def _check_names(path, fields, expected):
+    """Every field is known, and none is missing."""
+    if not isinstance(fields, ml_collections.ConfigDict):
+        raise UserError(f"{path} is {fields!r}; it must have the fields {_list(expected)}")
+    for name in fields:
+        if name not in expected:
+            raise UserError(f"{path}.{name} is not a field; {path} has {_list(expected)}")
+    for name, default in expected.items():
+        if name not in fields:
+            raise UserError(f"{path}.{name} is missing")
+        if isinstance(default, ml_collections.ConfigDict):
+            _check_names(f"{path}.{name}", fields[name], default)
+
+
+def _check_together(config):
+    """What no field's own row can say."""
+    diffusion, distill, evaluation, model = (
+        config[section] for section in ("diffusion", "distill", "eval", "model")
+    )
+    if (model.num_heads == 0) == (model.head_dim == 0):
+        _reject("model.num_heads", model.num_heads, "0 exactly where model.head_dim is not")
+    if diffusion.logsnr_min >= diffusion.logsnr_max:
+        _reject("diffusion.logsnr_min", diffusion.logsnr_min, "less than logsnr_max")
+    if distill.end_steps > distill.start_steps:
+        _reject("distill.end_steps", distill.end_steps, "at most distill.start_steps")
+    for name in ("num_images", "baseline_images"):
+        if "fd" in evaluation.metrics and evaluation[name]:
+            what = f"config.eval.{name}"
+            check_count(evaluation.features, evaluation[name], evaluation.allow_biased, what)
+
+
 def _reject(path, value, accepted):
     raise UserError(f"config.{path} is {value!r}; it must be {accepted}")
 
 
-def _get(config, path):
-    for name in path.split("."):
-        config = config[name]
-    return config
-
-
-def _one_of(config, path, names):
-    if _get(config, path) not in names:
-        _reject(path, _get(config, path), f"one of {', '.join(map(str, names))}")
-
-
-def _at_least(config, path, low):
-    if not _get(config, path) >= low:
-        _reject(path, _get(config, path), f"at least {low}")
-
-
-def _in_range(config, path, low, high, closed=False):
-    value = _get(config, path)
-    if not (low <= value < high or (closed and value == high)):
-        _reject(path, value, f"from {low} to {high}{'' if closed else ', below it'}")
-
-
-def _check_fields(path, fields, expected):
-    """Every field known, none missing, each of its default's type, numbers finite."""
-    if not isinstance(fields, ml_collections.ConfigDict):
-        raise UserError(f"{path} is {fields!r}; it must have the fields {', '.join(expected)}")
-    for name in fields:
-        if name not in expected:
-            raise UserError(f"{path}.{name} is not a field; {path} has {', '.join(expected)}")
-    for name, default in expected.items():
-        if name not in fields:
-            raise UserError(f"{path}.{name} is missing")
-        value = fields[name]
-        if isinstance(default, ml_collections.ConfigDict):
-            _check_fields(f"{path}.{name}", value, default)
-        elif not _fits(value, default):
-            kind = "float, and finite" if isinstance(default, float) else type(default).__name__
-            raise UserError(f"{path}.{name} is {value!r}; it must be of type {kind}")
-
-
-def _fits(value, default):
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, float):
+def _is_a(value, kind):
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
         return isinstance(value, numbers.Real) and math.isfinite(value)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(
-            isinstance(v, type(default[0]) if default else object) for v in value
-        )
-    return isinstance(value, type(default))
+    return isinstance(value, kind)

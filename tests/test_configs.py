@@ -8,12 +8,12 @@ import pytest
 
 from diffusion_distill.config import differences, to_dict
 from diffusion_distill.models.build import build_unet, init_params
+from diffusion_distill.paper import DATASETS
 from diffusion_distill.stages import plan
-from diffusion_distill.validate import from_file, validate
+from diffusion_distill.validate import from_file
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
-PAPER = ("cifar10", "imagenet64", "lsun_bedroom128", "lsun_church128")
 
 
 def load(name, variant=""):
@@ -24,7 +24,7 @@ def load(name, variant=""):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("variant", ["", "tiny"])
 def test_every_config_is_valid_and_says_what_to_expect(path, variant):
-    validate(load(path.stem, variant))
+    load(path.stem, variant)  # which validates it
     docstring = path.read_text().split('"""')[1]
     assert f"--config=configs/{path.name}" in docstring
     paragraphs = {p.partition(":")[0].strip(): p for p in docstring.split("\n\n")}
@@ -82,6 +82,18 @@ def test_the_paper_settings(name, steps, batch, parameterization, learning_rates
     assert config.eval.metrics[0] == "fd"
 
 
+def test_the_papers_data_sets():
+    facts = {n: (d.image_size, d.num_classes, d.counts["train"]) for n, d in DATASETS.items()}
+    assert facts == {
+        "cifar10": (32, 10, 50_000),
+        "imagenet64": (64, 1000, 1_281_167),
+        "lsun_bedroom128": (128, 0, 3_033_042),
+        "lsun_church128": (128, 0, 126_227),
+    }
+    for name, data in DATASETS.items():
+        assert load(f"{name}_distill").data.image_size == data.image_size
+
+
 @pytest.mark.parametrize(
     ("name", "millions"), [("cifar10", 60.0), ("imagenet64", 295.9), ("lsun_church128", 139.6)]
 )
@@ -93,7 +105,7 @@ def test_networks_have_the_papers_number_of_parameters(name, millions):
     assert round(sum(x.size for x in jax.tree.leaves(shapes)) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", DATASETS)
 @pytest.mark.parametrize("variant", ["", "tiny"])
 def test_a_teacher_config_is_its_distill_config_without_the_rounds(name, variant):
     teacher, distill = load(f"{name}_teacher", variant), load(f"{name}_distill", variant)
@@ -102,7 +114,7 @@ def test_a_teacher_config_is_its_distill_config_without_the_rounds(name, variant
     assert [stage.name for stage in plan(teacher)] == ["teacher"]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", DATASETS)
 def test_fast_has_fewer_rounds_of_ten_thousand_updates(name):
     stages = plan(load(f"{name}_distill", "fast"))
     assert [s.num_steps for s in stages] == [256, 128, 64, 32, 16, 8, 4, 2, 1]

@@ -10,131 +10,130 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
+import warnings
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from diffusion_distill.storage.files import read_rows
+from tests.commands import ROOT, Command
+from tests.pseudo_terminal import Terminal
 
-ROOT = Path(__file__).parents[1]
-STAGES = {"teacher": 40, "student_0002": 6, "student_0001": 6}
-# Updates take 20 ms here and saves most of a second: a signal at random is mostly one in a save.
-COMMAND = [
-    sys.executable,
-    "-m",
-    "diffusion_distill.main",
+CONFIG = [
     "--config=configs/digits_distill.py:tiny",
     "--config.model.attention_resolutions=()",
-    "--config.teacher.updates=40",
     "--config.runtime.log_every_seconds=0",
 ]
+SELDOM = "--config.train.checkpoint_every=1000"  # only a stop and the end of a stage save
 
 
-def start(workdir, every=10, environment=()):
-    """The run, with a checkpoint every so many updates: results do not depend on how many."""
-    return subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}", f"--config.train.checkpoint_every={every}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | dict(environment),
-    )
+def start(workdir, *more):
+    return Command("main", *CONFIG, f"--workdir={workdir}", *more)
 
 
-def wait_for(process, pattern):
-    """Reads the process's output until a line matches; a process that hangs is ended."""
-    watchdog = threading.Timer(120, process.kill)
-    watchdog.start()
-    try:
-        for line in process.stdout:
-            if re.search(pattern, line):
-                return
-    finally:
-        watchdog.cancel()
-    raise AssertionError(f"ended, or was ended, without saying {pattern!r}")
+def kill(command, pattern, seconds=0.0):
+    """Kills a run so many seconds after it said this."""
+    command.wait_for(re.compile(pattern))
+    time.sleep(seconds)
+    os.kill(command.pid, signal.SIGKILL)
+    assert command.wait() == -signal.SIGKILL, command.stdout
 
 
-def finish(workdir, **how):
-    process = start(workdir, **how)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+def unfinished_saves(workdir):
+    steps = [path for path in workdir.glob("*/checkpoints/*") if path.is_dir()]
+    return sum(not (path / "sha256.json").exists() for path in steps)
 
 
-def last_checksums(workdir):
-    """Of every stage's last checkpoint, the checksums of what holds weights and optimiser.
+def arrays(checkpoint):
+    """What a checkpoint holds, by name: weights, averaged weights and the optimiser's state.
 
-    Tensorstore names data files at random, so the arrays themselves are hashed.
+    Files cannot be compared: TensorStore names them at random.
     """
-    script = f"""
-import hashlib, jax
-from pathlib import Path
-from diffusion_distill.run import check
-from diffusion_distill.runs import checkpoints
-from diffusion_distill.runs.workdir import Workdir
-run = check(Workdir.open({str(workdir)!r}).config, {str(workdir)!r})
-for name, updates in {STAGES!r}.items():
-    whole = checkpoints.verify(checkpoints.folder(run.workdir.path, name), updates)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(whole.trees(run.abstract(run.stages[name]).trees())):
-        digest.update(bytes(jax.device_get(leaf)))
-    print(name, digest.hexdigest())
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with warnings.catch_warnings(action="ignore"):  # it says that it restores them as they were
+        restore = ocp.PyTreeCheckpointer().restore
+        items = {name: restore(checkpoint / name) for name in ("state", "ema_params")}
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def assert_same_run(workdir, never_stopped):
-    assert last_checksums(workdir) == last_checksums(never_stopped)
-    for name in STAGES:
-        paths = [run / name / "metrics.jsonl" for run in (workdir, never_stopped)]
-        assert read_rows(paths[0]) == read_rows(paths[1])
-        grids = [(run / name / "samples.png").read_bytes() for run in (workdir, never_stopped)]
+def assert_same_run(workdir, never_stopped, updates=12):
+    for name, last in {"teacher": updates, "student_0002": 6, "student_0001": 6}.items():
+        stages = [workdir / name, never_stopped / name]
+        found, expected = (arrays(stage / "checkpoints" / str(last)) for stage in stages)
+        assert found.keys() == expected.keys()
+        assert len(found) > 100
+        for key, value in expected.items():
+            assert value.tobytes() == found[key].tobytes(), (name, key)
+        rows = [read_rows(stage / "metrics.jsonl") for stage in stages]
+        assert rows[0] == rows[1]
+        grids = [(stage / "samples.png").read_bytes() for stage in stages]
         assert grids[0] == grids[1]
-    results = [read_rows(run / "results.jsonl") for run in (workdir, never_stopped)]
+    results = [read_rows(path / "results.jsonl") for path in (workdir, never_stopped)]
     for row in [*results[0], *results[1]]:
         row.pop("seconds")
     assert json.dumps(results[0]) == json.dumps(results[1])
 
 
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("never_stopped") / "run"
-    output = finish(workdir)
-    assert "step 40 of 40" in output
-    assert "images/s" in output
-    assert re.search(r"s left, run ~\d", output)
-    assert "\x1b" not in output  # on a pipe: lines, and no display
-    assert "| student_0001 |" in output
-    return workdir
+def stopped_on_a_terminal(workdir):
+    """A run as a person starts it, on a terminal, compiling anew, that is asked to stop at once.
+
+    Returns:
+        (its code, the terminal).
+    """
+    terminal = Terminal(columns=80, rows=30)
+    command = [sys.executable, "-m", "diffusion_distill.main", *CONFIG, SELDOM]
+    command.append(f"--workdir={workdir}")
+    environment = os.environ | {"TERM": "xterm-256color", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    files = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.theirs)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **files)
+    asked, end = False, time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < end:
+        lines = terminal.read(0.1)
+        if not asked and any("teacher: step 0 of 12, starting" in line for line in lines):
+            process.send_signal(signal.SIGTERM)
+            asked = True
+    process.kill()
+    terminal.read()
+    return process.wait(), terminal
 
 
-# The second compiles anew in each process, as a person's runs do, where other tests share a cache.
-@pytest.mark.parametrize(
-    ("signum", "code", "environment"),
-    [(signal.SIGTERM, 143, {}), (signal.SIGINT, 130, {"JAX_ENABLE_COMPILATION_CACHE": "0"})],
-)
-def test_asked_to_stop_it_saves_and_says_so(never_stopped, tmp_path, signum, code, environment):
+def test_stopped_in_every_way_it_ends_with_the_same_bits(finished, tmp_path):
+    """By SIGTERM while it compiles, by a kill while it saves, by Ctrl-C while it measures."""
     workdir = tmp_path / "run"
-    how = {"every": 1000, "environment": environment}  # so that only the signal makes it save
-    process = start(workdir, **how)
-    wait_for(process, "teacher: step 2 of 40")
-    process.send_signal(signum)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
-    assert "goes on from here" in output
-    assert "Traceback" not in output
-    (saved,) = [int(p.name) for p in (workdir / "teacher/checkpoints").iterdir()]
-    assert 2 <= saved < 40
-    assert (workdir / f"teacher/checkpoints/{saved}/sha256.json").exists()
-    assert f"going on from {workdir}/teacher/checkpoints/{saved}" in finish(workdir, **how)
-    assert_same_run(workdir, never_stopped)
+    code, terminal = stopped_on_a_terminal(workdir)
+    lines = terminal.lines()
+    terminal.close()
+    assert code == 128 + signal.SIGTERM, lines
+    error = "error: stopped by signal 15; the same command goes on from here"
+    assert lines[-2:] == ["stopping: what is trained is saved first", error]
+    assert not any("step 0 of" in line for line in lines)  # of what was drawn nothing is left
+    assert (terminal.screen.cursor.x, terminal.screen.cursor.hidden) == (0, False)
+    (saved,) = (workdir / "teacher/checkpoints").iterdir()
+    assert (saved / "sha256.json").exists()  # only the signal made it save
+
+    command = start(workdir, SELDOM)
+    kill(command, r"student_0002: step 6 of")
+    said = command.stdout
+    assert f"going on from {saved}\n" in said
+    line = r"teacher: step 12 of 12, loss \d\.\d+, [\d,]+ images/s, \d+s left, run ~\d+s left\n"
+    assert re.search(line, said)
+    assert "\x1b" not in said  # no terminal: lines, and nothing drawn
+
+    command = start(workdir, SELDOM)
+    command.wait_for(re.compile("student_0002: measuring"))
+    os.kill(command.pid, signal.SIGINT)
+    assert command.wait() == 128 + signal.SIGINT, command.stderr
+    assert command.stderr == "error: stopped by signal 2; the same command goes on from here\n"
+    assert command.stdout.endswith("stopping: what is trained is saved first\n")
+
+    last = start(workdir, SELDOM)
+    assert last.wait() == 0, last.stderr
+    assert "student_0002: step" not in last.stdout
+    assert "| student_0001 |" in last.stdout
+    assert_same_run(workdir, finished[0])
 
 
 # Where each of the ten kills waits for, before a random part of a second more.
@@ -153,17 +152,15 @@ KILLS = [
 
 
 @pytest.mark.slow
-def test_killed_ten_times_it_ends_with_the_same_bits(never_stopped, tmp_path):
+def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
+    # Updates take 20 ms here and saves most of a second: a moment at random is mostly in a save.
     workdir, chance, unfinished = tmp_path / "run", random.Random(0), 0
+    more = ["--config.teacher.updates=40", "--config.train.checkpoint_every=3"]
     for pattern in KILLS:
-        process = start(workdir, every=3)
-        wait_for(process, pattern)
-        time.sleep(chance.uniform(0.0, 0.8))
-        process.kill()
-        output, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, output
-        steps = [p for p in workdir.glob("*/checkpoints/*") if p.is_dir()]
-        unfinished += any(not (p / "sha256.json").exists() for p in steps)
+        kill(start(workdir, *more), pattern, chance.uniform(0.0, 0.8))
+        unfinished += unfinished_saves(workdir)
     assert unfinished, "no kill came in the middle of a save: nothing of that was tested"
-    finish(workdir, every=3)
-    assert_same_run(workdir, never_stopped)
+    for path in (workdir, tmp_path / "never_stopped"):
+        last = start(path, *more)
+        assert last.wait() == 0, last.stderr
+    assert_same_run(workdir, tmp_path / "never_stopped", 40)

@@ -1,7 +1,7 @@
 """Data sources by name: what config.data.name may be.
 
 To add one, write a function from a config's `data` section to a `Source` and name it in SOURCES;
-everything above works by index. See "Your own images" in README.md.
+everything above works by index. See "Your own images" in docs/data.md.
 """
 
 from collections.abc import Callable

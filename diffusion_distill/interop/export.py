@@ -37,7 +37,7 @@ from diffusion_distill.validate import DTYPES, from_dict
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
-# Of weights in the file, by the names of config.DTYPES and by those of the format.
+# Of weights in the file, by the names of validate.DTYPES and by those of the format.
 _DTYPES = {name: jnp.dtype(name) for name in DTYPES}
 _STORED = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}
 
@@ -51,7 +51,7 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     """Writes a network to the folder `out`, which is made; what was exported there is replaced.
 
     Args:
-        dtype: what the weights are kept in, one of config.DTYPES.
+        dtype: what the weights are kept in, one of validate.DTYPES.
 
     Returns:
         Bytes of the weights.

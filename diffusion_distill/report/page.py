@@ -3,8 +3,27 @@
 from pathlib import Path
 
 from diffusion_distill.devices import distributed
+from diffusion_distill.devices.distributed import on_main
+from diffusion_distill.report.table import results_table
 from diffusion_distill.storage.files import write_atomically
 from diffusion_distill.terminal.console import say
+
+
+def show_results(workdir: Path, rows: list[dict]) -> None:
+    """Writes results.txt and the page of a run, where they are not of all rows yet.
+
+    Args:
+        workdir: of the run.
+        rows: of results.jsonl.
+    """
+    path, table = workdir / "results.txt", results_table(rows) + "\n"
+
+    def write() -> None:
+        if rows and (not path.exists() or path.read_text() != table):
+            refresh(workdir)
+            write_atomically(path, table)
+
+    on_main(write)
 
 
 def refresh(workdir: Path) -> None:

@@ -13,11 +13,29 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill.data.source import Source
+from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.metrics.nearest import nearest, searched
+from diffusion_distill.report.grid import grid, png
 from diffusion_distill.storage.files import write_atomically
 
 SHOWN = 8  # samples whose nearest training images are kept
 NEIGHBOURS = 3  # of each
+
+
+def write_pictures(
+    directory: Path, images: np.ndarray, labels: np.ndarray, source: Source, mirror: bool
+) -> None:
+    """Writes what a stage is shown by: samples.png and samples.npz in its folder, real.npz beside.
+
+    Of several processes the first does. The arguments are those of `write_samples`.
+    """
+
+    def write() -> None:
+        write_atomically(directory / "samples.png", png(grid(images)))
+        write_real(directory.parent / "real.npz", source, labels, mirror)
+        write_samples(directory / "samples.npz", images, labels, source, mirror)
+
+    on_main(write)
 
 
 def write_real(path: Path, source: Source, labels: np.ndarray, mirror: bool) -> None:

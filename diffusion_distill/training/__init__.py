@@ -1,1 +1,1 @@
-"""State, step, sharding, checkpoints, stages and the loop that runs them."""
+"""A stage from its first weights to its last: state, step, loop, and what they leave."""
