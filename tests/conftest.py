@@ -164,12 +164,15 @@ def programs(_tiny_run):
     return _tiny_run[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def go_on(programs):
-    """go_on(workdir): runs the tiny config there to its end, as run_config, and compiles less."""
+    """go_on(workdir): runs the tiny config there to its end, as run_config, and compiles less.
 
-    def run(workdir, stop=None):
-        setup = check(tiny_config(), workdir)
+    Another config must be one whose programs are those of the tiny config.
+    """
+
+    def run(workdir, config=None, stop=None):
+        setup = check(config or tiny_config(), workdir)
         run_chain(setup, programs, stop or StopSignal())
         return setup
 

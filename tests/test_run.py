@@ -192,7 +192,7 @@ def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(
 
     monkeypatch.setattr(Sampler, "on_devices", stopping)
     with pytest.raises(Stopped, match="signal 15"):
-        go_on(workdir, stop)
+        go_on(workdir, stop=stop)
     assert len(made) == 2
     assert read_rows(workdir / "results.jsonl") == rows[:2]
     go_on(workdir)

@@ -27,6 +27,7 @@ def gaussian_denoiser(std):
     return denoiser
 
 
+@functools.partial(jax.jit, static_argnames=("name", "std"))  # one program for all num_steps
 def run(name, std, num_steps, z, key=0):
     keys = samplers.image_keys(key, jnp.arange(len(z)))
 

@@ -11,7 +11,7 @@ from tests.interop import reference
 
 # (parameterization, multipliers, blocks, attention at, heads, head_dim, labels)
 NETWORKS = {
-    "like-cifar": ("x", (1, 1, 1), 2, (4, 2), 1, None, 0),
+    "like-cifar": ("x", (1, 1), 2, (4,), 1, None, 0),
     "like-imagenet": ("both", (1, 2, 2), 1, (4, 2), None, 4, 5),
     "eps": ("eps", (1, 2), 1, (), 2, None, 0),
     "v-with-labels": ("v", (1, 2), 1, (8,), 1, None, 3),

@@ -67,7 +67,7 @@ def copied(config, workdir):
 
 
 @pytest.fixture(scope="module")
-def from_student(finished, tmp_path_factory):
+def from_student(finished, go_on, tmp_path_factory):
     """(workdir of a chain from the finished run's student of 2 steps, its config, its teacher).
 
     The run was stopped once it had the teacher, whose own folder is gone since.
@@ -77,7 +77,7 @@ def from_student(finished, tmp_path_factory):
     config = distilled_from(teacher, start_steps=8192)
     copied(config, folder / "run")
     shutil.rmtree(folder / "first")
-    run_config(config, folder / "run")
+    go_on(folder / "run", config)
     return folder / "run", config, teacher
 
 
@@ -155,12 +155,12 @@ def test_a_workdir_stands_for_its_last_finished_stage(workdir, tmp_path):
     assert check(distilled_from(workdir), tmp_path / "b").teacher.fixed_steps == 2
 
 
-def test_published_file_to_student_to_export(published_file, weights, tmp_path):
+def test_published_file_to_student_to_export(published_file, weights, go_on, tmp_path):
     """The whole way: what the authors published, distilled on, and handed out."""
     workdir, out = tmp_path / "run", tmp_path / "out"
     config = distilled_from(published_file, base=published_config)
     config.eval.baselines = ()
-    run_config(config, workdir)
+    go_on(workdir, config)
     assert_same_bits(params(workdir, "teacher"), flatten(weights))
     z = np.random.default_rng(0).normal(size=(5, 8, 8, 1))
     direct = load(published_file, config=published_config())
