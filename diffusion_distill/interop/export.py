@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.runs.network import Network, abstract_weights, flatten, from_stage, place
+from diffusion_distill.runs.network import Network, abstract_weights, as_params, flatten, from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json, write_atomically
@@ -110,7 +110,7 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
     abstract = abstract_weights(network.config, network.image_shape, network.num_classes, mesh)
-    params = place(weights, abstract, str(path))
+    params = as_params(weights, abstract, str(path))
     return Network(**{**vars(network), "params": params})
 
 

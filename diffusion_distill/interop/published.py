@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.runs.network import Network, abstract_weights, place
+from diffusion_distill.runs.network import Network, abstract_weights, as_params
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import started_from
 from diffusion_distill.storage.buckets import as_path
@@ -115,7 +115,7 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
     abstract = abstract_weights(config, image_shape, published.num_classes, mesh)
-    params = place(published.weights, abstract, str(path))
+    params = as_params(published.weights, abstract, str(path))
     return Network(config, image_shape, published.num_classes, published.fixed_steps, params)
 
 

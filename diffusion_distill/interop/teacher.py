@@ -11,10 +11,10 @@ from diffusion_distill.interop import export, published
 from diffusion_distill.runs.network import (
     Network,
     abstract_weights,
+    as_params,
     check_meaning,
     check_shapes,
     from_stage,
-    place,
     shapes,
 )
 from diffusion_distill.runs.workdir import Workdir
@@ -73,7 +73,7 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
     where = as_path(path)
     if where.is_file():
         file = published.read(where)
-        params = place(file.weights, ours.params, path)
+        params = as_params(file.weights, ours.params, path)
         return dataclasses.replace(ours, fixed_steps=file.fixed_steps, params=params)
     if not where.is_dir():
         raise UserError(

@@ -8,8 +8,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from diffusion_distill.devices.sharding import place as on_devices
-from diffusion_distill.devices.sharding import shardings
+from diffusion_distill.devices.sharding import place, shardings
 from diffusion_distill.errors import UserError
 from diffusion_distill.models.build import abstract_params, build_unet
 from diffusion_distill.runs import checkpoints
@@ -117,7 +116,7 @@ def check_meaning(ours: Network, theirs: Network, where: str) -> None:
         raise UserError(f"the network in {where} is another than this config's: {'; '.join(lines)}")
 
 
-def place(weights: Mapping[str, np.ndarray], abstract: dict, where: str) -> dict:
+def as_params(weights: Mapping[str, np.ndarray], abstract: dict, where: str) -> dict:
     """Weights by name -> the tree of float32 arrays that `abstract` asks for, where it says.
 
     Raises:
@@ -127,4 +126,4 @@ def place(weights: Mapping[str, np.ndarray], abstract: dict, where: str) -> dict
     tree = traverse_util.unflatten_dict(
         {name: np.asarray(w, np.float32) for name, w in weights.items()}, sep="/"
     )
-    return on_devices(tree, shardings(abstract))
+    return place(tree, shardings(abstract))
