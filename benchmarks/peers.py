@@ -26,6 +26,7 @@ from collections.abc import Callable
 from unittest import mock
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
@@ -34,13 +35,6 @@ from benchmarks.workload import Workload
 from configs import cifar10_teacher
 from diffusion_distill.errors import UserError
 from diffusion_distill.terminal import cli
-
-_CHANNELS = flags.DEFINE_list("channels", ["96", "256"], "Widths; multiples of 32.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "8"], "Images at once, for each width.")
-_BLOCKS = flags.DEFINE_integer("num_blocks", 3, "Residual blocks at a resolution; the paper's: 3.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 4, "Sampling steps.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Times that each is run.")
-_OUT = flags.DEFINE_string("out", "runs/benchmarks/peers.json", "File for the numbers.")
 
 HEADER = [
     "network", "width", "parameters, M", "batch", "training, s", "images/s", "beside ours",
@@ -63,37 +57,32 @@ class Contender:
     sample: Callable[[], None]
 
 
-def ours(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
+def our_config(channels: int, num_blocks: int) -> ml_collections.ConfigDict:
+    """The paper's CIFAR-10 config at another width and depth."""
     config = cifar10_teacher.get_config()
     config.model.channels, config.model.num_blocks = channels, num_blocks
     config.model.emb_channels = 4 * channels
     config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return config
+
+
+def ours(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
+    config = our_config(channels, num_blocks)
     config.train.batch_size = batch
     config.teacher.dropout = 0.0
     config.runtime.updates_per_call = 1  # as many as a step of the others
     work = Workload(config)
     stage = work.stages["teacher"]
     updating = work.updating(stage, work.compiled_update(stage).call)
-    count = sum(p.size for p in jax.tree.leaves(work.params))
-    return Contender(count, updating, work.sampling(num_steps, batch))
+    parameters = sum(p.size for p in jax.tree.leaves(work.params))
+    return Contender(parameters, updating, work.sampling(num_steps, batch))
 
 
 def diffusers(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
     import torch
-    from diffusers import DDIMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler
 
-    model = UNet2DModel(
-        sample_size=32,
-        block_out_channels=(channels,) * 3,
-        layers_per_block=num_blocks,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=channels,
-        downsample_type="resnet",
-        upsample_type="resnet",
-        resnet_time_scale_shift="scale_shift",
-        norm_num_groups=32,
-    )
+    model = first_unet(channels, num_blocks)
     device, network, autocast = _on_device(model)
     scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
 
@@ -112,7 +101,7 @@ def diffusers(channels: int, num_blocks: int, batch: int, num_steps: int) -> Con
             z = scheduler.step(output.float(), t, z).prev_sample
         z.cpu()
 
-    return Contender(_count(model), _torch_step(model, loss, batch, autocast), sample)
+    return Contender(count(model), _torch_step(model, loss, batch, autocast), sample)
 
 
 def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Contender:
@@ -121,7 +110,7 @@ def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Co
 
     del num_blocks
     module.tqdm = lambda steps, **_: steps  # no bars
-    model = _second_unet(channels)
+    model = second_unet(channels)
     device, network, autocast = _on_device(model)
     diffusion = GaussianDiffusion(
         model, image_size=32, sampling_timesteps=num_steps, objective="pred_v", auto_normalize=False
@@ -132,22 +121,41 @@ def lucidrains(channels: int, num_blocks: int, batch: int, num_steps: int) -> Co
         with autocast():
             diffusion.sample(batch_size=batch).cpu()
 
-    return Contender(_count(model), _torch_step(model, diffusion, batch, autocast), sample)
+    return Contender(count(model), _torch_step(model, diffusion, batch, autocast), sample)
 
 
 def matching_width(wanted: int) -> int:
     """The width, a multiple of 8, at which the second peer has about as many parameters."""
 
-    def count(channels):
-        return _count(_second_unet(channels))
+    def parameters(width):
+        return count(second_unet(width))
 
     width = 8
-    while count(width + 8) < wanted:
+    while parameters(width + 8) < wanted:
         width += 8
-    return min(width, width + 8, key=lambda w: abs(count(w) - wanted))
+    return min(width, width + 8, key=lambda w: abs(parameters(w) - wanted))
 
 
-def _second_unet(channels: int):
+def first_unet(channels: int, num_blocks: int):
+    """diffusers' network, as near to the paper's as its options allow."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=(channels,) * 3,
+        layers_per_block=num_blocks,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=channels,
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=32,
+    )
+
+
+def second_unet(channels: int):
+    """denoising-diffusion-pytorch's network."""
     from denoising_diffusion_pytorch import Unet
 
     return Unet(
@@ -159,7 +167,8 @@ def _second_unet(channels: int):
     )
 
 
-def _count(model) -> int:
+def count(model) -> int:
+    """How many parameters a PyTorch model has."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -276,7 +285,8 @@ def main(argv: list[str]) -> None:
     check_installed()
     import torch
 
-    widths, sizes = (measuring.integers(f.name, f.value) for f in (_CHANNELS, _BATCH_SIZES))
+    widths = measuring.integers("channels", flags.FLAGS.channels)
+    sizes = measuring.integers("batch_sizes", flags.FLAGS.batch_sizes)
     if len(widths) != len(sizes):
         raise UserError(f"there are {len(widths)} --channels and {len(sizes)} --batch_sizes")
     torch.manual_seed(0)
@@ -285,15 +295,21 @@ def main(argv: list[str]) -> None:
     for channels, batch in zip(widths, sizes, strict=True):
         found += compare(
             channels,
-            cli.at_least("num_blocks", _BLOCKS.value, 1),
+            cli.at_least("num_blocks", flags.FLAGS.num_blocks, 1),
             batch,
-            cli.at_least("num_steps", _NUM_STEPS.value, 1),
-            cli.at_least("repeats", _REPEATS.value, 1),
+            cli.at_least("num_steps", flags.FLAGS.num_steps, 1),
+            cli.at_least("repeats", flags.FLAGS.repeats, 1),
         )
     versions = {name: sys.modules[name].__version__ for name in ("torch", "diffusers")}
-    record = {"num_steps": _NUM_STEPS.value, "versions": versions, "networks": found}
-    measuring.publish(_OUT.value, record, HEADER, rows(found))
+    record = {"num_steps": flags.FLAGS.num_steps, "versions": versions, "networks": found}
+    measuring.publish(flags.FLAGS.out, record, HEADER, rows(found))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("channels", ["96", "256"], "Widths; multiples of 32.")
+    flags.DEFINE_list("batch_sizes", ["16", "8"], "Images at once, for each width.")
+    flags.DEFINE_integer("num_blocks", 3, "Residual blocks at a resolution; the paper's: 3.")
+    flags.DEFINE_integer("num_steps", 4, "Sampling steps.")
+    flags.DEFINE_integer("repeats", 7, "Times that each is run.")
+    flags.DEFINE_string("out", "runs/benchmarks/peers.json", "File for the numbers.")
     cli.run(main)

@@ -25,16 +25,11 @@ from diffusion_distill.terminal import cli
 from diffusion_distill.training.step import Round
 from diffusion_distill.training.update import make_update
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What is changed from.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16", "32", "64"], "Images at once.")
-_CHANNELS = flags.DEFINE_list("channels", ["32", "64", "128"], "Channels at the first resolution.")
-_IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["16", "32", "64"], "Height and width of images.")
-_ROUNDS = flags.DEFINE_list("rounds", ["1", "2", "4", "8"], "Rounds of distillation.")
-_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4"], "How many share a batch.")
-_UPDATES = flags.DEFINE_integer("updates", 5, "Updates of a round.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Times that each update is run.")
-_OUT = flags.DEFINE_string("out", "runs/benchmarks/scaling.json", "File for the numbers.")
-
+# What is changed, by the name of the flag that lists its values.
+AXES = {
+    "batch": "batch_sizes", "channels": "channels", "image size": "image_sizes",
+    "rounds": "rounds", "devices": "devices",
+}  # fmt: skip
 HEADER = [
     "what", "value", "teacher, ms", "student, ms", "images/s", "GFLOP/s", "memory, GB", "programs",
 ]  # fmt: skip
@@ -131,24 +126,29 @@ def rows(found: dict[str, list[dict]]) -> list[list[str]]:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    cli.required("config", _CONFIG.value)
-    named = {
-        "batch": _BATCH_SIZES, "channels": _CHANNELS, "image size": _IMAGE_SIZES,
-        "rounds": _ROUNDS, "devices": _DEVICES,
-    }  # fmt: skip
-    axes = {axis: measuring.integers(flag.name, flag.value) for axis, flag in named.items()}
+    cli.required("config", flags.FLAGS.config)
+    axes = {axis: measuring.integers(name, flags.FLAGS[name].value) for axis, name in AXES.items()}
     if "cpu" in str(jax.config.jax_platforms or "cpu"):
         jax.config.update("jax_num_cpu_devices", max([1, *axes["devices"]]))
     axes["devices"] = [n for n in axes["devices"] if n <= jax.device_count()]
     found = measure(
-        _CONFIG.value,
+        flags.FLAGS.config,
         {axis: values for axis, values in axes.items() if values},
-        cli.at_least("repeats", _REPEATS.value, 1),
-        cli.at_least("updates", _UPDATES.value, 1),
+        cli.at_least("repeats", flags.FLAGS.repeats, 1),
+        cli.at_least("updates", flags.FLAGS.updates, 1),
     )
-    record = {"config": _CONFIG.value.to_dict(), "points": found}
-    measuring.publish(_OUT.value, record, HEADER, rows(found))
+    record = {"config": flags.FLAGS.config.to_dict(), "points": found}
+    measuring.publish(flags.FLAGS.out, record, HEADER, rows(found))
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "What is changed from.")
+    flags.DEFINE_list("batch_sizes", ["16", "32", "64"], "Images at once.")
+    flags.DEFINE_list("channels", ["32", "64", "128"], "Channels at the first resolution.")
+    flags.DEFINE_list("image_sizes", ["16", "32", "64"], "Height and width of images.")
+    flags.DEFINE_list("rounds", ["1", "2", "4", "8"], "Rounds of distillation.")
+    flags.DEFINE_list("devices", ["1", "2", "4"], "How many share a batch.")
+    flags.DEFINE_integer("updates", 5, "Updates of a round.")
+    flags.DEFINE_integer("repeats", 5, "Times that each update is run.")
+    flags.DEFINE_string("out", "runs/benchmarks/scaling.json", "File for the numbers.")
     cli.run(main)

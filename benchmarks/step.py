@@ -23,14 +23,6 @@ from benchmarks import measuring
 from benchmarks.workload import Workload
 from diffusion_distill.terminal import cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Whose steps.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Times that each is run.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 4, "Of the sampling that a step is taken from.")
-_LOOP = flags.DEFINE_integer(
-    "loop_updates", 100, "Updates in the training loop, logs and a checkpoint with them; 0: none."
-)
-_OUT = flags.DEFINE_string("out", "runs/benchmarks/step.json", "File for the numbers.")
-
 HEADER = [
     "what", "ms", "of the teacher's step", "images/s", "GFLOP", "GFLOP/s", "of the peak",
     "memory, GB", "cold, s", "warm, s",
@@ -150,17 +142,26 @@ def rows(found: dict) -> list[list[str]]:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    cli.required("config", _CONFIG.value)
+    cli.required("config", flags.FLAGS.config)
     found = measure(
-        _CONFIG.value,
-        cli.at_least("repeats", _REPEATS.value, 1),
-        cli.at_least("num_steps", _NUM_STEPS.value, 1),
-        cli.at_least("loop_updates", _LOOP.value, 0),
+        flags.FLAGS.config,
+        cli.at_least("repeats", flags.FLAGS.repeats, 1),
+        cli.at_least("num_steps", flags.FLAGS.num_steps, 1),
+        cli.at_least("loop_updates", flags.FLAGS.loop_updates, 0),
     )
-    measuring.publish(_OUT.value, found, HEADER, rows(found))
+    measuring.publish(flags.FLAGS.out, found, HEADER, rows(found))
     for name, ratio in found["ratios"].items():
         print(f"{name}: {ratio:.3f}")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Whose steps.")
+    flags.DEFINE_integer("repeats", 10, "Times that each is run.")
+    flags.DEFINE_integer("num_steps", 4, "Of the sampling that a step is taken from.")
+    flags.DEFINE_integer(
+        "loop_updates",
+        100,
+        "Updates in the training loop, logs and a checkpoint with them; 0: none.",
+    )
+    flags.DEFINE_string("out", "runs/benchmarks/step.json", "File for the numbers.")
     cli.run(main)

@@ -29,13 +29,13 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop.load import load_sampler
-from diffusion_distill.metrics.evaluator import Measured
-from diffusion_distill.metrics.measure import Measurer, cache_dir
+from diffusion_distill.metrics.measure import Measurer, config_reference, feature_network, for_run
 from diffusion_distill.metrics.names import value_text
-from diffusion_distill.metrics.reference import has_statistics, vs_name
+from diffusion_distill.metrics.reference import Reference, check_sizes, images_or_statistics
+from diffusion_distill.metrics.request import Result, of_images, of_sampler
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import locked, read_rows, remove, write_rows
+from diffusion_distill.storage.files import cache_folder, locked, read_rows, remove, write_rows
 from diffusion_distill.terminal import cli
 from diffusion_distill.validate import validate
 
@@ -63,126 +63,132 @@ _BLOCKS_DIR = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", None, "A .jsonl that rows of results are added to.")
 
 
-def chosen_config() -> ml_collections.ConfigDict:
-    """The config of --workdir or --config, or the defaults, as the other flags change it."""
-    if _WORKDIR.value and _CONFIG.value is not None:
-        raise UserError("--workdir has a config of its own; give it or --config, not both")
-    if _WORKDIR.value:
-        config = Workdir.open(_WORKDIR.value).config
-    elif _CONFIG.value is not None:
-        getattr(_CONFIG.value, "seed", None)  # one that could not be read raises why when touched
-        config = _CONFIG.value
-    else:
-        config = base()
-    if _BATCH_SIZE.value is not None:
-        config.runtime.sampler_batch_size = cli.at_least("batch_size", _BATCH_SIZE.value, 1)
-    if _DATA_PATH.value is not None:
-        config.data.path = _DATA_PATH.value
-    evaluation = config.eval
-    if _NUM_IMAGES.value is not None:
-        evaluation.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
-    if _SEED.value is not None:
-        evaluation.seed = _SEED.value
-    if _FEATURES.value is not None:
-        evaluation.features = _FEATURES.value
-    if _METRICS.value is not None:
-        evaluation.metrics = tuple(_METRICS.value)
-    if _SPLIT.value is not None:
-        evaluation.split = _SPLIT.value
-    evaluation.allow_biased |= _ALLOW_BIASED.value
-    return config
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A stage of a run, and how it is sampled.
 
-
-def reference_source(config: ml_collections.ConfigDict) -> Source | None:
-    """The images of --reference; None where it is not given, or has statistics only.
-
-    The statistics are then named in the config.
+    Attributes:
+        workdir: of the run.
+        num_steps, stage, sampler: see `load_sampler`.
     """
-    path = _REFERENCE.value
-    if path is None:
-        return None
-    if has_statistics(path):
-        config.eval.reference = path
-        return None
-    config.eval.reference = ""
-    return dataclasses.replace(load_images(path), split=vs_name(path))
+
+    workdir: str
+    num_steps: int | None = None
+    stage: str | None = None
+    sampler: str = "ddim"
 
 
-def measure_stage(config: ml_collections.ConfigDict) -> list[dict]:
-    """The rows of results of a stage, one for each seed; prints them."""
-    cli.required("workdir", _WORKDIR.value)
-    cli.at_least("seeds", _SEEDS.value, 1)
-    config.eval.baseline_images = 0  # there are no baselines here
+def measure_stage(
+    config: ml_collections.ConfigDict,
+    chosen: Chosen,
+    seeds: int = 1,
+    reference: str | None = None,
+    blocks_dir: str | None = None,
+    out: str | None = None,
+) -> list[dict]:
+    """The rows of results of a stage, one for each seed; prints them.
+
+    Args:
+        config: of the run, its eval as is wanted.
+        chosen: what to measure.
+        seeds: so many, one after another from config.eval.seed on.
+        reference: path of images, or of their statistics, to compare with; None for those that
+            config names.
+        blocks_dir: what a stopped evaluation goes on from; None for a folder in the workdir.
+        out: a .jsonl that rows are added to; None for the workdir's evaluations.jsonl.
+
+    Raises:
+        UserError: something cannot be measured, or is not there.
+        CheckpointError: the stage's checkpoint is damaged.
+    """
     validate(config)
-    sampler = load_sampler(
-        _WORKDIR.value,
-        _NUM_STEPS.value,
-        _STAGE.value,
-        _SAMPLER.value,
-        batch_size=_BATCH_SIZE.value,
-    )
+    steps, name, size = chosen.num_steps, chosen.sampler, config.runtime.sampler_batch_size
+    sampler = load_sampler(chosen.workdir, steps, chosen.stage, name, batch_size=size)
     weights = sampler.fingerprint()
-    reference = reference_source(config)
-    if _REFERENCE.value is None:
-        source = sources.load(config.data, cache=cache_dir(config))
+    if reference is None:
+        cache = cache_folder(config.runtime.cache_dir)
+        measurer = for_run(config, sources.load(config.data, cache=cache), make_mesh())
     else:  # the training data is not needed, nor need it be there
-        config.eval.label_agreement = False
-        source = Source("generated", "", sampler.image_shape, np.zeros(0, np.int32), 0, read=None)
-    measurer = Measurer(config, source, make_mesh(), reference=reference)
-    stage = Workdir.open(_WORKDIR.value).finished_stage(_NUM_STEPS.value, _STAGE.value)
-    count, rows = config.eval.num_images, []
-    settings = f"{_SAMPLER.value} {sampler.num_steps} {count} {config.eval.features} {weights}"
-    folder = _blocks_dir(as_path(_WORKDIR.value) / "evaluating", settings)
-    where = f"at {sampler.num_steps} steps of {_SAMPLER.value}"
+        measurer = _measurer(config, sampler.image_shape, images_or_statistics(reference))
+    stage = Workdir.open(chosen.workdir).finished_stage(steps, chosen.stage)
+    count, first, rows = config.eval.num_images, config.eval.seed, []
+    settings = f"{name} {sampler.num_steps} {count} {config.eval.features} {weights}"
+    folder = _blocks_folder(blocks_dir or as_path(chosen.workdir) / "evaluating", settings)
+    where = f"at {sampler.num_steps} steps of {name}"
+    variance = config.eval.ancestral_variance
+    made_of = {"weights": weights, "sampler": name, "ancestral_variance": variance}
     with locked(folder / ".lock"):
-        for seed in range(config.eval.seed, config.eval.seed + _SEEDS.value):
-            made_of = {"weights": weights, "sampler": _SAMPLER.value}
-            label = f"seed {seed}"
-            result = measurer.sampler(sampler, count, seed, folder / str(seed), label, made_of)
-            show(result, where, f"seed {seed}: " if _SEEDS.value > 1 else "")
-            row = {"stage": stage.name, "updates": stage.updates, "sampler": _SAMPLER.value}
+        for seed in range(first, first + seeds):
+            request = of_sampler(sampler, count, seed, made_of)
+            result = measurer.measure(request, folder / str(seed), f"seed {seed}")
+            show(result, where, f"seed {seed}: " if seeds > 1 else "")
+            row = {"stage": stage.name, "updates": stage.updates, "sampler": name}
             row |= {"num_steps": sampler.num_steps, "sha256": weights}
-            rows.append(row | as_row(result) | measurer.definition(count, seed))
+            rows.append(row | result.row() | measurer.definition(count, seed))
         show_spread(rows, where)
-        add_rows(_OUT.value or as_path(_WORKDIR.value) / "evaluations.jsonl", rows)
+        add_rows(out or as_path(chosen.workdir) / "evaluations.jsonl", rows)
         remove(folder)
     return rows
 
 
-def measure_images(config: ml_collections.ConfigDict) -> list[dict]:
-    """The row of results of --images; prints it."""
-    images = load_images(_IMAGES.value)
-    count = len(images) if _NUM_IMAGES.value is None else _NUM_IMAGES.value
-    config.eval.num_images, config.eval.baseline_images = max(count, 2), 0
-    config.eval.label_agreement = False
-    reference = reference_source(config)
-    if _REFERENCE.value is None:
-        if not _WORKDIR.value and _CONFIG.value is None:
-            raise UserError("--images is compared with --reference, or the data of --config")
-        if not config.eval.reference:
-            reference = sources.load(config.data, config.eval.split or None, cache_dir(config))
+def measure_images(
+    config: ml_collections.ConfigDict,
+    path: str,
+    count: int | None = None,
+    reference: str | None = None,
+    blocks_dir: str | None = None,
+    out: str | None = None,
+) -> list[dict]:
+    """The row of results of anybody's images; prints it.
+
+    Args:
+        config: its eval says how; its data is compared with where there is no reference.
+        path: of a folder of images, or of an .npz.
+        count: images to measure; None for all.
+        reference: as for `measure_stage`.
+        blocks_dir: as for `measure_stage`; None for a folder in the cache.
+        out: a .jsonl that the row is added to, if any.
+
+    Raises:
+        UserError: something cannot be measured, or is not there.
+    """
+    images = load_images(path)
+    count = len(images) if count is None else count
+    config.eval.num_images = max(count, 2)
     validate(config)
-    measurer = Measurer(config, images, make_mesh(), reference=reference)
-    folder = _blocks_dir(cache_dir(config) / "evaluating", images.fingerprint)
+    real = config_reference(config) if reference is None else images_or_statistics(reference)
+    measurer = _measurer(config, images.image_shape, real)
+    cache = cache_folder(config.runtime.cache_dir)
+    folder = _blocks_folder(blocks_dir or cache / "evaluating", images.fingerprint)
     with locked(folder / ".lock"):
-        result = measurer.images(images, count, folder / "images", str(_IMAGES.value))
-        show(result, f"of {_IMAGES.value}")
-        row = {"images": str(_IMAGES.value), "fingerprint": images.fingerprint}
-        rows = [row | as_row(result) | measurer.definition(count)]
-        if _OUT.value:
-            add_rows(_OUT.value, rows)
+        request = of_images(images, count, measurer.batch_size(count))
+        check_sizes(images, real)
+        result = measurer.measure(request, folder / "images", path)
+        show(result, f"of {path}")
+        row = {"images": path, "fingerprint": images.fingerprint}
+        rows = [row | result.row() | measurer.definition(count)]
+        if out:
+            add_rows(out, rows)
         remove(folder)
     return rows
 
 
-def _blocks_dir(default: Path, key: str) -> Path:
-    """The folder for what is kept, made: --blocks_dir, or one of its own below the default."""
-    folder = as_path(_BLOCKS_DIR.value or default) / hashlib.sha256(key.encode()).hexdigest()[:16]
+def _measurer(
+    config: ml_collections.ConfigDict, shape: tuple[int, int, int], real: Source | Reference
+) -> Measurer:
+    """Compares images of this shape with real ones that are not the data of a run."""
+    mesh = make_mesh()
+    return Measurer(config, mesh, feature_network(config, mesh), shape, real)
+
+
+def _blocks_folder(below: str | Path, key: str) -> Path:
+    """The folder for what is kept of this key, made."""
+    folder = as_path(below) / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def show(result: Measured, where: str, before: str = "") -> None:
+def show(result: Result, where: str, before: str = "") -> None:
     """Prints a line for each metric, and for each note."""
     for name in result.metrics:
         text = value_text(name, result.values[name], result.values.get(f"{name}_std"), 2)
@@ -203,11 +209,6 @@ def show_spread(rows: list[dict], where: str) -> None:
         print(f"{name} {where}: {text} (mean and standard deviation of {len(rows)} seeds)")
 
 
-def as_row(result: Measured) -> dict:
-    """What was measured, as a row of results has it."""
-    return {"metrics": result.metrics, **result.values, "notes": result.notes}
-
-
 def add_rows(path: str | Path, rows: list[dict]) -> None:
     """Adds rows to a .jsonl."""
     path = as_path(path)
@@ -215,25 +216,61 @@ def add_rows(path: str | Path, rows: list[dict]) -> None:
         write_rows(path, [*read_rows(path), *json.loads(json.dumps(rows))])
 
 
-def refuse_with(other: str, *given: flags.FlagHolder) -> None:
+def main(argv: list[str]) -> None:
+    cli.no_arguments(argv)
+    if _IMAGES.value:
+        _refuse_with("images", _NUM_STEPS, _STAGE, _SAMPLER, _SEED, _SEEDS)
+    if _REFERENCE.value:
+        _refuse_with("reference", _SPLIT)
+    config = _config()
+    compiler.keep_programs(config.runtime.cache_dir)
+    places = {"reference": _REFERENCE.value, "blocks_dir": _BLOCKS_DIR.value, "out": _OUT.value}
+    if _IMAGES.value:
+        if not (_REFERENCE.value or _WORKDIR.value) and _CONFIG.value is None:
+            raise UserError("--images is compared with --reference, or the data of --config")
+        measure_images(config, _IMAGES.value, _NUM_IMAGES.value, **places)
+        return
+    workdir = cli.required("workdir", _WORKDIR.value)
+    chosen = Chosen(workdir, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
+    measure_stage(config, chosen, cli.at_least("seeds", _SEEDS.value, 1), **places)
+
+
+def _refuse_with(other: str, *given: flags.FlagHolder) -> None:
     """Raises UserError where one of these flags is given, which say nothing beside another."""
     for flag in given:
         if flag.present:
             raise UserError(f"--{flag.name} means nothing with --{other}; leave one of them out")
 
 
-def main(argv: list[str]) -> None:
-    cli.no_arguments(argv)
-    if _IMAGES.value:
-        refuse_with("images", _NUM_STEPS, _STAGE, _SAMPLER, _SEED, _SEEDS)
-    if _REFERENCE.value:
-        refuse_with("reference", _SPLIT)
-    config = chosen_config()
-    compiler.keep_programs(config.runtime.cache_dir)
-    if _IMAGES.value:
-        measure_images(config)
+def _config() -> ml_collections.ConfigDict:
+    """The config of --workdir or --config, or the defaults, as the other flags change it."""
+    if _WORKDIR.value and _CONFIG.value is not None:
+        raise UserError("--workdir has a config of its own; give it or --config, not both")
+    if _WORKDIR.value:
+        config = Workdir.open(_WORKDIR.value).config
+    elif _CONFIG.value is not None:
+        getattr(_CONFIG.value, "seed", None)  # one that could not be read raises why when touched
+        config = _CONFIG.value
     else:
-        measure_stage(config)
+        config = base()
+    if _BATCH_SIZE.value is not None:
+        config.runtime.sampler_batch_size = cli.at_least("batch_size", _BATCH_SIZE.value, 1)
+    if _DATA_PATH.value is not None:
+        config.data.path = _DATA_PATH.value
+    evaluation = config.eval
+    evaluation.baseline_images = 0  # there are no baselines here
+    if _NUM_IMAGES.value is not None:
+        evaluation.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
+    if _SEED.value is not None:
+        evaluation.seed = _SEED.value
+    if _FEATURES.value is not None:
+        evaluation.features = _FEATURES.value
+    if _METRICS.value is not None:
+        evaluation.metrics = tuple(_METRICS.value)
+    if _SPLIT.value is not None:
+        evaluation.split = _SPLIT.value
+    evaluation.allow_biased |= _ALLOW_BIASED.value
+    return config
 
 
 if __name__ == "__main__":

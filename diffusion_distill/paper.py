@@ -18,7 +18,7 @@ from diffusion_distill.config import base
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What is known of one of the paper's data sets, all of which are in colour.
+    """What is known of one of the paper's data sets.
 
     Attributes:
         title: its name for a person.
@@ -38,6 +38,11 @@ class Dataset:
     resize: str = ""
     students_fid: dict[int, float] = dataclasses.field(default_factory=dict)
     teacher_fid: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C): all of them are in colour."""
+        return self.image_size, self.image_size, 3
 
 
 DATASETS = {

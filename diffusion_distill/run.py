@@ -28,19 +28,19 @@ from diffusion_distill.devices.sharding import (
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.generate import SampleProgram, Sampler, make_sample_program
 from diffusion_distill.interop import teacher as teachers
-from diffusion_distill.metrics.measure import Measurer, cache_dir
-from diffusion_distill.metrics.measure_stage import first_images, measuring_parts, stage_row
-from diffusion_distill.metrics.names import value_text
+from diffusion_distill.metrics.measure import Measurer, for_run
+from diffusion_distill.metrics.measure_stage import first_images, measuring_work, stage_row
 from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.models.unet import UNet
 from diffusion_distill.report.page import show_results
 from diffusion_distill.report.pictures import write_pictures
+from diffusion_distill.report.table import summary
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.runs.network import Network, abstract_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import remove
+from diffusion_distill.storage.files import cache_folder, remove
 from diffusion_distill.terminal.console import duration, say
 from diffusion_distill.terminal.progress import RunLeft, no_run
 from diffusion_distill.terminal.stop import StopSignal
@@ -123,9 +123,11 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
     everywhere(lambda: validate(config))
     mesh = make_mesh(config.runtime.fsdp)
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
-    source = everywhere(lambda: sources.load(config.data, cache=cache_dir(config)))
+    source = everywhere(
+        lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
+    )
     _check_labels(config, source)
-    measurer = Measurer(config, source, mesh)
+    measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
     params = abstract_weights(config, source.image_shape, num_classes, mesh)
     network = Network(config, source.image_shape, num_classes, None, params)
@@ -213,7 +215,7 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
         show_results(workdir.path, workdir.results())  # a stop may have come between a row and this
         measured = {row["stage"] for row in workdir.results()}
         for number, stage in enumerate(setup.stages.values(), 1):
-            if stage.name in measured and _is_settled(workdir, stage):
+            if stage.name in measured and workdir.is_settled(stage):
                 continue
             say(f"{stage.name}: stage {number} of {len(setup.stages)}, {stage.updates} updates")
             params, seconds = train_stage(setup, programs, stage, stop, run_left)
@@ -276,28 +278,12 @@ def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> Tra
     return state
 
 
-def _is_settled(workdir: Workdir, stage: Stage) -> bool:
-    """Whether nothing is to be done for a measured stage: it has no damage that can be mended.
-
-    A last checkpoint that somebody removed stays removed: training it anew may take days.
-    """
-    if not workdir.is_finished(stage):
-        say(f"{stage.name}: measured; its last checkpoint is gone, and is not made again")
-        return True
-    try:
-        directory = checkpoints.folder(workdir.path, stage.name)
-        checkpoints.check(directory, stage.updates, "ema_params")
-    except CheckpointError:
-        return False
-    return True
-
-
 def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, seconds: float) -> None:
     """Adds the stage's row to the results, its pictures, and what is new to the report."""
     began = time.monotonic()
     say(f"{stage.name}: measuring")
     workdir, config, measurer = setup.workdir, setup.config, setup.measurer
-    directory, fixed_steps = workdir.path / stage.name, setup.fixed_steps(stage) or 0
+    directory, fixed_steps = workdir.path / stage.name, setup.fixed_steps(stage)
 
     def sampler_of(name: str, num_steps: int) -> Sampler:
         return programs.sampler(name, params, num_steps)
@@ -319,14 +305,7 @@ def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, secon
     workdir.add_result(row)
     remove(folder)
     show_results(workdir.path, workdir.results())
-    say(f"{stage.name}: {_summary(row)} ({duration(time.monotonic() - began)})")
-
-
-def _summary(row: dict) -> str:
-    if "not_measured" in row:
-        return f"not measured: {row['not_measured']}"
-    metric = row["metric"]
-    return f"{metric} {value_text(metric, row[metric])} at {row['measured_steps']} steps"
+    say(f"{stage.name}: {summary(row)} ({duration(time.monotonic() - began)})")
 
 
 def _outlook(setup: Setup) -> Outlook:
@@ -334,7 +313,7 @@ def _outlook(setup: Setup) -> Outlook:
     stages, evaluation = list(setup.stages.values()), setup.config.eval
     all_steps = [stage.num_steps for stage in stages]
     parts = {
-        stage.name: measuring_parts(stage, all_steps, evaluation, setup.fixed_steps(stage) or 0)
+        stage.name: measuring_work(stage, all_steps, evaluation, setup.fixed_steps(stage))
         for stage in stages
     }
     return outlook(stages, parts, setup.workdir.results())

@@ -51,14 +51,17 @@ def _codes(values):
 
 
 def text() -> Row:
+    """Any text."""
     return Row(str, "text")
 
 
 def flag() -> Row:
+    """True or False."""
     return Row(bool, "`True`, `False`")
 
 
 def one_of(*values: str | int) -> Row:
+    """One of these names, or of these numbers."""
     return Row(type(values[0]), f"one of {_codes(values)}", f"one of {_list(values)}", _in(values))
 
 
@@ -73,6 +76,7 @@ def names(known: tuple[str, ...], least: int = 0) -> Row:
 
 
 def integer(low: int, high: int | None = None) -> Row:
+    """An integer of at least `low`; up to `high` with it, where that is given."""
     if high is None:
         return Row(int, f"integer from {low}", f"at least {low}", lambda value: value >= low)
     told = f"integer from {low} to {high}"
@@ -86,7 +90,7 @@ def integer_or_0(low: int, means: str) -> Row:
 
 
 def power_of_2() -> Row:
-    """2, 4, 8, ..., and 1."""
+    """1, 2, 4, 8, ..."""
     told = "power of 2"
     return Row(int, told, f"a {told}", lambda value: value >= 1 and value & (value - 1) == 0)
 
@@ -99,7 +103,7 @@ def integers(low: int | None = None) -> Row:
         return whole and (low is None or (len(value) > 0 and min(value) >= low))
 
     if low is None:
-        return Row(tuple, "integers", "of integers", accepts)
+        return Row(tuple, "integers", "a tuple of integers", accepts)
     return Row(tuple, f"integers from {low}", f"one or more integers of at least {low}", accepts)
 
 

@@ -4,10 +4,9 @@ import importlib
 import re
 from pathlib import Path
 
-import ml_collections
 import pytest
 
-from diffusion_distill.config import base
+from diffusion_distill.validate import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -15,22 +14,12 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 
 
-def leaves(fields, above=""):
-    """(path, value) of each field, those of sections included."""
-    for name, value in fields.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from leaves(value, f"{above}{name}.")
-        else:
-            yield above + name, value
-
-
 def codes(text):
     """What stands between single backticks."""
     return re.findall(r"`([^`]+)`", text)
 
 
-FIELDS = dict(leaves(base()))
-SECTIONS = {path.split(".")[0] for path in FIELDS if "." in path}
+SECTIONS = {path.split(".")[0] for path in ROWS if "." in path}
 
 
 def anchors(page):
@@ -62,7 +51,7 @@ def test_fields_and_functions_named_in_text_are_there(page):
         path = re.fullmatch(r"(?:--config\.|config\.)?((?:[a-z]\w*\.)+\w+)(?:=.*)?", code)
         is_file = code.endswith((".json", ".safetensors"))
         if path and path[1].split(".")[0] in SECTIONS and not is_file:
-            assert path[1] in FIELDS, f"{code} is not a field"
+            assert path[1] in ROWS, f"{code} is not a field"
         dotted = re.fullmatch(r"diffusion_distill((?:\.[a-z]\w*)+)\.(\w+)(?:\(.*\))?", code)
         if dotted:
             module = importlib.import_module(f"diffusion_distill{dotted[1]}")
@@ -94,7 +83,7 @@ def test_commands_name_modules_configs_and_flags_that_are_there(page):
         for word in words:
             flag = re.match(r"--(\w+)((?:\.\w+)*)(?:=(\S+))?$", word)
             if flag and flag[2]:
-                assert flag[2][1:] in FIELDS, f"{word} is not a field"
+                assert flag[2][1:] in ROWS, f"{word} is not a field"
             elif flag:
                 assert flag[1] in known, f"no flag {word}"
             if flag and flag[1] == "config" and not flag[2] and flag[3].startswith("configs/"):

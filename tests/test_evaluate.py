@@ -1,39 +1,48 @@
-"""The command that measures, as a person types it."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""The command that measures: once as a person types it, and what it hands its flags to."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs.digits_distill import get_config
+from diffusion_distill.config import base
 from diffusion_distill.data import sources
+from diffusion_distill.errors import UserError
+from diffusion_distill.evaluate import Chosen, measure_images, measure_stage
+from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.files import read_rows
+from tests import commands
 
-ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/digits_distill.py:tiny"
+DIGITS = sources.digits()
 
 
-def evaluate(*arguments):
-    command = [sys.executable, "-m", "diffusion_distill.evaluate", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """(a folder of 200 real digits, an npz of the other ones), as a person gives them."""
+    folder, images = tmp_path_factory.mktemp("digits") / "folder", DIGITS.images()
+    folder.mkdir()
+    for n, image in enumerate(images[:200]):
+        Image.fromarray(image[..., 0]).save(folder / f"{n:03d}.png")
+    np.savez(folder.parent / "others.npz", images=images[200:])
+    return str(folder), str(folder.parent / "others.npz")
 
 
 @pytest.fixture
-def digits(tmp_path):
-    """(a folder of 200 real digits, an npz of the other ones)."""
-    images = sources.digits().images()
-    (tmp_path / "folder").mkdir()
-    for n, image in enumerate(images[:200]):
-        Image.fromarray(image[..., 0]).save(tmp_path / f"folder/{n:03d}.png")
-    np.savez(tmp_path / "others.npz", images=images[200:])
-    return tmp_path / "folder", tmp_path / "others.npz"
+def config():
+    """The tiny digits: what --config would read."""
+    return get_config("tiny")
+
+
+def pixels_config(*metrics):
+    config = base()
+    config.eval.features, config.eval.metrics = "pixels", metrics
+    return config
 
 
 def test_a_stage_by_several_seeds(workdir):
     common = [f"--workdir={workdir}", "--num_steps=1", "--num_images=60"]
-    done = evaluate(*common, "--seeds=2", "--metrics=fd,kid", "--seed=4")
+    done = commands.run("evaluate", *common, "--seeds=2", "--metrics=fd,kid", "--seed=4")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if " at 1 steps of ddim: " in line]
     assert [line.split(" at ")[0] for line in lines] == [
@@ -50,22 +59,29 @@ def test_a_stage_by_several_seeds(workdir):
     assert not any((workdir / "evaluating").iterdir())
 
 
-def test_two_sets_and_their_statistics(tmp_path, digits):
+def test_a_stage_against_anybodys_images_needs_no_data(workdir, digits):
+    """Nor has it a judge of labels, whom only the data could teach."""
+    config = Workdir.open(workdir).config
+    config.eval.num_images, config.data.name, config.data.path = 60, "npz", "nowhere"
+    (row,) = measure_stage(config, Chosen(str(workdir), 1), reference=digits[1])
+    assert row["metrics"] == ["fd_pixels60_vs_others"]
+    assert (row["stage"], row["num_steps"], row["sampler"]) == ("student_0001", 1, "ddim")
+    assert row["reference"]["count"] == 1597
+    assert "label_agreement" not in row
+    assert read_rows(workdir / "evaluations.jsonl") == [row]
+
+
+def test_two_sets_and_their_statistics(tmp_path, digits, capsys):
     """Images against images, and against their mu and sigma, are the same distance."""
     folder, npz = digits
-    arguments = [f"--images={folder}", "--features=pixels", f"--out={tmp_path / 'out.jsonl'}"]
-    done = evaluate(*arguments, f"--reference={npz}", "--metrics=fd,precision_recall")
-    assert done.returncode == 0, done.stderr
-    pixels = [
-        x.reshape(len(x), -1) / 127.5 - 1
-        for x in (sources.digits().images()[200:], sources.digits().images()[:200])
-    ]
-    mu, sigma = pixels[0].mean(0), np.cov(pixels[0], rowvar=False)
-    np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
-    done = evaluate(*arguments, f"--reference={tmp_path / 'stats.npz'}", "--metrics=fd,kid")
-    assert done.returncode == 0, done.stderr
-    assert "kid: vs_stats has statistics only" in done.stdout
-    first, second = read_rows(tmp_path / "out.jsonl")
+    out = tmp_path / "out.jsonl"
+    measure_images(pixels_config("fd", "precision_recall"), folder, reference=npz, out=out)
+    pixels = DIGITS.images()[200:].reshape(1597, -1) / 127.5 - 1
+    np.savez(tmp_path / "stats.npz", mu=pixels.mean(0), sigma=np.cov(pixels, rowvar=False))
+    statistics = str(tmp_path / "stats.npz")
+    measure_images(pixels_config("fd", "kid"), folder, reference=statistics, out=out)
+    assert "kid: vs_stats has statistics only" in capsys.readouterr().out
+    first, second = read_rows(out)
     assert first["metrics"] == [
         "fd_pixels200_vs_others", "precision_pixels200_vs_others", "recall_pixels200_vs_others",
     ]  # fmt: skip
@@ -79,41 +95,49 @@ def test_two_sets_and_their_statistics(tmp_path, digits):
     assert first["precision_pixels200_vs_others"] > 0.7
 
 
-def test_images_against_the_data_of_a_config_are_drawn_from_all_of_them(tmp_path):
+def test_images_against_the_data_of_a_config_are_drawn_from_all_of_them(config, tmp_path, capsys):
     """Not the first of them, which here are all of a few classes."""
-    digits = sources.digits()
-    by_class = digits.images()[np.argsort(digits.labels, kind="stable")]
+    by_class = DIGITS.images()[np.argsort(DIGITS.labels, kind="stable")]
     np.savez(tmp_path / "by_class.npz", images=by_class)
-    out = tmp_path / "out.jsonl"
-    done = evaluate(f"--images={tmp_path / 'by_class.npz'}", CONFIG, "--num_images=500",
-                    f"--out={out}")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "images: 500 of 1,797, drawn at random" in done.stdout
-    (row,) = read_rows(out)
+    (row,) = measure_images(config, str(tmp_path / "by_class.npz"), 500)
+    assert "images: 500 of 1,797, drawn at random" in capsys.readouterr().out
     assert row["fd_pixels500_train"] < 1.0  # 500 drawn at random: 0.3; the first 500: 7
+
+
+@pytest.mark.parametrize(
+    ("changed", "arguments", "message"),
+    [
+        ({}, {"count": 201}, "201 images were asked for; "),
+        ({"metrics": ("fid",)}, {}, r"config.eval.metrics is \('fid',\)"),
+        ({}, {"reference": "{small}"}, "has images of 8x8x1, the reference "),
+        ({}, {"reference": "nowhere"}, "nowhere is neither a folder of images"),
+        ({"split": "test"}, {}, "digits have only 'train'"),
+    ],
+)
+def test_mistakes(config, tmp_path, digits, changed, arguments, message):
+    np.savez(tmp_path / "small.npz", images=np.zeros((9, 4, 4, 1), np.uint8))
+    config.eval.update(changed)
+    if "reference" in arguments:
+        arguments["reference"] = arguments["reference"].format(small=tmp_path / "small.npz")
+    with pytest.raises(UserError, match=message):
+        measure_images(config, digits[0], **arguments)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "error: --workdir must be given"),
-        (["--images={folder}"], "--images is compared with --reference, or the data of --config"),
-        (["--images={folder}", CONFIG, "--num_images=201"], "201 images were asked for; "),
-        (["--images={folder}", CONFIG, "--metrics=fid"], "config.eval.metrics is ('fid',)"),
-        (["--images={folder}", "--reference={small}"], "has images of 8x8x1, the reference "),
-        (["--images={folder}", "--reference=nowhere"], "nowhere is neither a folder of images"),
-        (["--images={folder}", CONFIG, "--split=test"], "digits have only 'train'"),
-        (["--images={folder}", CONFIG, "--seeds=3"], "--seeds means nothing with --images"),
+        (["--images=a"], "--images is compared with --reference, or the data of --config"),
+        (["--images=a", CONFIG, "--seeds=3"], "--seeds means nothing with --images"),
         (
-            ["--images={folder}", "--reference={small}", "--split=test"],
+            ["--images=a", "--reference=b", "--split=test"],
             "--split means nothing with --reference",
         ),
+        (["--images={folder}", CONFIG, "--metrics=fid"], "config.eval.metrics is ('fid',)"),
     ],
 )
-def test_mistakes(tmp_path, digits, arguments, message):
-    np.savez(tmp_path / "small.npz", images=np.zeros((9, 4, 4, 1), np.uint8))
-    paths = {"folder": digits[0], "small": tmp_path / "small.npz"}
-    done = evaluate(*[argument.format(**paths) for argument in arguments])
+def test_mistakes_in_flags(digits, arguments, message):
+    done = commands.run("evaluate", *[argument.format(folder=digits[0]) for argument in arguments])
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -56,6 +56,13 @@ def batches_of(count: int, batch_size: int, first: int = 0) -> Iterator[np.ndarr
         yield np.minimum(np.arange(start, start + batch_size), count - 1)
 
 
+def subset(count: int, size: int) -> np.ndarray:
+    """Indices in 0 to count - 1: all, or where they are more, `size` drawn once and for all."""
+    if count <= size:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
+
+
 def resident(source: Source) -> Batch:
     """All images and labels, to live on the device as uint8: batches are then gathered there."""
     return Batch(source.images(), source.labels)

@@ -19,11 +19,14 @@ from diffusion_distill.config import base
 from diffusion_distill.data import cifar10, fields, preprocess, sources, write_prepared
 from diffusion_distill.data.prepared import MANIFEST, Manifest, verify
 from diffusion_distill.errors import Field, UserError
+from diffusion_distill.paper import DATASETS
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
 
-_DATASET = flags.DEFINE_string("dataset", None, "cifar10 (is downloaded), or one of DATASETS.")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, f"One of {', '.join(DATASETS)}; the first is downloaded."
+)
 _SOURCE = flags.DEFINE_string("source", None, "folder, npz, tfds, cifar10 or digits.")
 _PATH = flags.DEFINE_string("path", None, "Where the source is.")
 _SPLIT = flags.DEFINE_string("split", "train", "Which split; also the name of the one made.")
@@ -36,43 +39,19 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the prepared set.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare every file in --out with its checksum.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A published data set that we cannot get for a person, and how it is prepared.
-
-    Attributes:
-        where: where it comes from, and what `--path` then has to be.
-        counts: images in each split, as published.
-        fields: of a config's `data` section.
-    """
-
-    where: str
-    counts: dict[str, int]
-    fields: dict
-
-
-_LSUN = {"image_size": 128, "resize": "antialias", "channels": 3, "folder_labels": False}
 _LSUN_WHERE = (
     "is on https://www.yf.io/p/lsun as an LMDB database ({size}), whose own tools (data.py export) "
     "write it as a folder of images: give that with --path. TensorFlow Datasets has it, too: "
     "--source=tfds --tfds_name=lsun/{name} --path=TFDS_FOLDER"
 )
-
-DATASETS = {
-    "imagenet64": Dataset(
-        "needs an account on https://image-net.org, and its terms: unpack the training images of "
-        "ILSVRC2012 into a folder with a subfolder for each of the 1,000 classes (n01440764, ...), "
-        "and give that with --path. What TensorFlow Datasets prepared will do, too: "
-        "--source=tfds --tfds_name=imagenet2012 --path=TFDS_FOLDER",
-        {"train": 1_281_167, "val": 50_000, "validation": 50_000},
-        {"image_size": 64, "resize": "area", "channels": 3, "folder_labels": True},
-    ),
-    "lsun_bedroom128": Dataset(
-        _LSUN_WHERE.format(name="bedroom", size="43 GB"), {"train": 3_033_042}, _LSUN
-    ),
-    "lsun_church128": Dataset(
-        _LSUN_WHERE.format(name="church", size="2 GB"), {"train": 126_227}, _LSUN
-    ),
+# Of data sets that we cannot get for a person: where each is, and what --path then has to be.
+_WHERE = {
+    "imagenet64": "needs an account on https://image-net.org, and its terms: unpack the training "
+    "images of ILSVRC2012 into a folder with a subfolder for each of the 1,000 classes "
+    "(n01440764, ...), and give that with --path. What TensorFlow Datasets prepared will do, too: "
+    "--source=tfds --tfds_name=imagenet2012 --path=TFDS_FOLDER",
+    "lsun_bedroom128": _LSUN_WHERE.format(name="bedroom", size="43 GB"),
+    "lsun_church128": _LSUN_WHERE.format(name="church", size="2 GB"),
 }
 
 
@@ -95,7 +74,7 @@ def main(argv: list[str]) -> None:
         origin |= {"split": config.split, "preprocessing": source.preprocessing}
         origin |= {"channels": config.channels, "folder_labels": config.folder_labels}
         manifest = write_prepared.write(source, out / config.split, origin)
-        expected = DATASETS[name].counts.get(config.split) if name in DATASETS else None
+        expected = DATASETS[name].counts.get(config.split) if name in _WHERE else None
         if expected not in (None, manifest.count):
             say(f"warning: {name} {config.split} has {expected:,} images as published")
 
@@ -126,11 +105,13 @@ def _data_config(dataset: str):
     if dataset == "cifar10":
         config.name = "cifar10"
     elif dataset:
-        if dataset not in DATASETS:
-            raise UserError(f"--dataset is {dataset!r}; there are cifar10, {', '.join(DATASETS)}")
+        if dataset not in _WHERE:
+            raise UserError(f"--dataset is {dataset!r}; there are cifar10, {', '.join(_WHERE)}")
         if _PATH.value is None:
-            raise UserError(f"{dataset} {DATASETS[dataset].where}")
-        config.update(DATASETS[dataset].fields)
+            raise UserError(f"{dataset} {_WHERE[dataset]}")
+        known = DATASETS[dataset]
+        config.image_size, config.resize, config.channels = known.image_size, known.resize, 3
+        config.folder_labels = known.num_classes > 0
     elif _SOURCE.value is None:
         raise UserError("--dataset or --source must be given; --help says how")
     given = {

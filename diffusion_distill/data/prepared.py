@@ -28,6 +28,7 @@ import numpy as np
 
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import Field, UserError
+from diffusion_distill.paper import DATASETS
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
 from diffusion_distill.storage.files import (
     CACHE_DIR,
@@ -40,7 +41,8 @@ from diffusion_distill.storage.files import (
 from diffusion_distill.terminal.console import say
 from diffusion_distill.terminal.progress import Progress
 
-PUBLISHED = ("imagenet64", "lsun_bedroom128", "lsun_church128")  # whose settings `prepare` knows
+# Data sets whose settings `prepare` knows.
+PUBLISHED = tuple(name for name, data in DATASETS.items() if data.resize)
 FORMAT = 1
 MANIFEST = "manifest.json"
 LABELS = "labels.npy"

@@ -1,8 +1,11 @@
 """Hands the page to a browser: on loopback unless asked otherwise, and nothing but the page.
 
-Gradio serves more than a page needs: files below its own folders, uploads, and addresses of others
-that it fetches on request. Here a request reaches it only for what SERVED names, none of which
-reads a file outside of gradio's own front end; pictures travel inside the page.
+Gradio's own settings were tried from outside. With them it hands out no file of the machine, but it
+answers to any name that a site lets point here, keeps uploads of no bytes whatever `max_file_size`
+is, and tells what may be called. So a request reaches it only for what SERVED names, none of which
+reads a file outside of gradio's own front end; pictures travel inside the page. Nor does its
+`launch` serve: it asks for its own page, through a proxy where the environment names one; it knows
+neither port 0 nor ::1; and it waits for 5 s, and then does not say why it has no port.
 """
 
 import ipaddress
@@ -13,6 +16,7 @@ import threading
 import fastapi
 import gradio as gr
 import uvicorn
+from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
@@ -26,8 +30,63 @@ SERVED = re.compile(
 )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any free one.
+class Only:
+    """Answers 404 for what SERVED does not name."""
+
+    def __init__(self, app):
+        self._app = app
+
+    async def __call__(self, scope, receive, send):
+        kind = scope["type"]
+        served = kind == "lifespan" or (kind == "http" and SERVED.fullmatch(scope["path"]))
+        await (self._app if served else PlainTextResponse("Not found", 404))(scope, receive, send)
+
+
+def application(page: gr.Blocks, host: str) -> fastapi.FastAPI:
+    """The page as a web application that answers for SERVED alone.
+
+    On loopback it answers to loopback's names alone: another site's page, whose name somebody lets
+    point here, cannot use it.
+    """
+    allowed = [Middleware(Only)]
+    if is_loopback(host):
+        names = ["localhost", "127.0.0.1", "[::1]", host]
+        allowed.append(Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None, middleware=allowed),
+        page,
+        path="/",
+        server_name=host,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=THEME,
+        css=CSS,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def start(page: gr.Blocks, host: str, port: int) -> tuple[str, threading.Thread]:
+    """Serves the page from a thread of its own, which ends with the process.
+
+    Args:
+        page: what `page.build` gives.
+        host: the address to listen at.
+        port: 0 is any free one.
+
+    Returns:
+        The page's address, and the thread.
 
     Raises:
         UserError: the port is taken or not allowed, or this machine has no such address.
@@ -43,70 +102,6 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot serve on {host}, port {port}: {error.strerror}; choose another --port"
             " or --host"
         ) from error
-    return listener
-
-
-def application(page: gr.Blocks, host: str) -> fastapi.FastAPI:
-    """The page as a web application that answers for SERVED alone.
-
-    On loopback it answers to loopback's names alone: another site's page, whose name somebody lets
-    point here, cannot use it.
-    """
-    app = fastapi.FastAPI(openapi_url=None)
-    app = gr.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        server_name=host,
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        theme=THEME,
-        css=CSS,
-    )
-    app.add_middleware(_Only)
-    if is_loopback(host):
-        names = ["localhost", "127.0.0.1", "[::1]", host]
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
-    return app
-
-
-class _Only:
-    """Answers 404 for what SERVED does not name."""
-
-    def __init__(self, app):
-        self._app = app
-
-    async def __call__(self, scope, receive, send):
-        served = scope["type"] == "lifespan" or (
-            scope["type"] == "http" and SERVED.fullmatch(scope["path"])
-        )
-        answer = self._app if served else PlainTextResponse("Not found", 404)
-        await answer(scope, receive, send)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def start(page: gr.Blocks, host: str, port: int) -> tuple[str, threading.Thread]:
-    """Serves the page from a thread of its own, which ends with the process.
-
-    Returns:
-        The page's address, and the thread.
-
-    Raises:
-        UserError: see `listen`.
-    """
-    listener = listen(host, port)
     app = application(page, host)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -47,8 +47,12 @@ class BlockStore:
 
     def load(self, number: int) -> Arrays | None:
         """A block's arrays; None where it is missing, damaged, or of something else."""
+        return self.read(self._path(number))
+
+    def read(self, path: Path) -> Arrays | None:
+        """The same of any file of arrays."""
         try:
-            arrays, made_of = load_arrays(self._path(number))
+            arrays, made_of = load_arrays(path)
         except FileNotFoundError:
             return None
         except UserError as error:
@@ -107,25 +111,22 @@ class _Rows:
 
     def __init__(self, batch_fn, first, count, batch_size, on_batch):
         self._batches = _batches(batch_fn, first, count, batch_size, on_batch)
-        self._next, self._parts = first, []  # the parts: (index of the first row, arrays)
+        self._next, self._held = first, []  # batches: (index of the first row, arrays)
 
     def take(self, size: int) -> Arrays:
         end = self._next + size
-        while not self._parts or self._end() < end:
-            self._parts.append(next(self._batches))
+        while not self._held or self._end() < end:
+            self._held.append(next(self._batches))
         cut = [
             {name: x[max(self._next - start, 0) : end - start] for name, x in arrays.items()}
-            for start, arrays in self._parts
+            for start, arrays in self._held
         ]
-        if self._end() > end:
-            self._parts = self._parts[-1:]
-        else:
-            self._parts = []
+        self._held = self._held[-1:] if self._end() > end else []
         self._next = end
         return {name: np.concatenate([arrays[name] for arrays in cut]) for name in cut[0]}
 
     def _end(self) -> int:
-        start, arrays = self._parts[-1]
+        start, arrays = self._held[-1]
         return start + len(next(iter(arrays.values())))
 
 

@@ -1,5 +1,6 @@
 """What results.jsonl says of a stage: its metrics, and those of the teacher's baselines."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,17 +10,44 @@ import numpy as np
 from diffusion_distill.data.batches import batches_of
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.generate import Sampler
-from diffusion_distill.metrics.evaluator import Measured
 from diffusion_distill.metrics.measure import Measurer
 from diffusion_distill.metrics.names import value_text
+from diffusion_distill.metrics.request import Result, of_sampler
 from diffusion_distill.stages import Stage
 from diffusion_distill.terminal.console import say
 
 # (name of a sampler, number of steps) -> the sampler of one stage's weights.
 SamplerOf = Callable[[str, int], Sampler]
 
-# (name of a sampler, number of steps, images, one metric or None for all) -> what was measured.
-_Measure = Callable[[str, int, int, str | None], Measured]
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way in which a stage's weights are sampled and measured.
+
+    Attributes:
+        sampler: its name.
+        num_steps: sampling steps.
+        count: images.
+        only: the one metric of a baseline; None for all that are asked for.
+    """
+
+    sampler: str
+    num_steps: int
+    count: int
+    only: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.sampler}, {self.num_steps} steps"
+
+    @property
+    def work(self) -> int:
+        """Passes of an image through a network: the sampled one at each step, and features'."""
+        return (self.num_steps + 1) * self.count
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that is its own."""
+        return f"{self.sampler}_{self.num_steps:04d}{'_baseline' if self.only else ''}"
 
 
 def stage_row(
@@ -28,13 +56,13 @@ def stage_row(
     all_steps: list[int],
     sampler_of: SamplerOf,
     folder: Path,
-    made_for: int = 0,
+    fixed_steps: int | None = None,
 ) -> dict:
     """What was measured of a stage, for its row of results.jsonl.
 
     The teacher, which knows all times, is measured at no more than config.eval.max_steps steps; a
     student of more is not measured, and its row says so under "not_measured". A teacher that is
-    itself a student is measured at the steps that it is made for, and has no baselines.
+    itself a student is measured at its own number of steps, and has no baselines.
 
     Args:
         measurer: of the run.
@@ -43,120 +71,113 @@ def stage_row(
         sampler_of: its samplers.
         folder: of this stage alone: where blocks of features, and results, are kept until the row
             is written, and where what was stopped goes on from.
-        made_for: the teacher's only number of steps, where it is a student itself.
+        fixed_steps: the only number of steps that the teacher takes; None where any will do.
     """
     evaluation = measurer.config.eval
-    if not is_measured(stage, evaluation):
+    own = _own_setting(stage, evaluation, fixed_steps)
+    if own is None:
         limit = f"config.eval.max_steps, {evaluation.max_steps}"
         return {"not_measured": f"{stage.num_steps} steps are more than {limit}"}
-    steps = _steps(stage, evaluation, made_for)
-    weights = sampler_of("ddim", steps).fingerprint()
+    weights = sampler_of(own.sampler, own.num_steps).fingerprint()
 
-    def measure(name: str, num_steps: int, count: int, only: str | None) -> Measured:
-        return measurer.sampler(
-            sampler_of(name, num_steps),
-            count,
-            evaluation.seed,
-            folder / f"{name}_{num_steps:04d}{'_baseline' if only else ''}",
-            f"{stage.name}: {_part(name, num_steps)}",
-            {"weights": weights, "sampler": name},
-            only,
-        )
+    def measure(setting: Setting) -> Result:
+        made_of = {
+            "weights": weights,
+            "sampler": setting.sampler,
+            "ancestral_variance": evaluation.ancestral_variance,
+        }
+        sampler = sampler_of(setting.sampler, setting.num_steps)
+        request = of_sampler(sampler, setting.count, evaluation.seed, made_of, setting.only)
+        return measurer.measure(request, folder / setting.folder, f"{stage.name}: {setting}")
 
-    result = measure("ddim", steps, evaluation.num_images, None)
+    result = measure(own)
     row = {
         "metric": result.metrics[0],
-        "metrics": result.metrics,
-        **result.values,
-        "notes": result.notes,
-        "measured_steps": steps,
-        **measurer.definition(evaluation.num_images, evaluation.seed),
+        **result.row(),
+        "measured_steps": own.num_steps,
+        **measurer.definition(own.count, evaluation.seed),
     }
     if stage.teacher is None:
-        if made_for:
-            row["baselines"] = {}
-        else:
-            row |= _baselines(evaluation, measure, result, steps, all_steps)
-        if measurer.evaluator.judge is not None:
-            row["judge_accuracy"] = measurer.evaluator.judge.held_out_accuracy
+        row["baselines"] = {}
+        if fixed_steps is None:
+            row["baselines"] = {name: {} for name in evaluation.baselines}
+            row["baseline_metric"] = row["metric"]
+        for setting in _baselines(stage, all_steps, evaluation, fixed_steps):
+            same = dataclasses.replace(setting, only=None) == own
+            found = result if same else measure(setting)
+            metric = row["baseline_metric"] = found.metrics[0]
+            value = found.values[metric]
+            row["baselines"][setting.sampler][str(setting.num_steps)] = value
+            say(f"teacher: {setting}: {metric} {value_text(metric, value)}")
+        if (judge := measurer.yardstick.judge) is not None:
+            row["judge_accuracy"] = judge.held_out_accuracy
     return row
 
 
-def is_measured(stage: Stage, evaluation: ml_collections.ConfigDict) -> bool:
-    """Whether a stage is measured at all, as a run's config.eval says."""
-    return stage.teacher is None or stage.num_steps <= evaluation.max_steps
-
-
-def measuring_parts(
-    stage: Stage, all_steps: list[int], evaluation: ml_collections.ConfigDict, made_for: int = 0
+def measuring_work(
+    stage: Stage,
+    all_steps: list[int],
+    evaluation: ml_collections.ConfigDict,
+    fixed_steps: int | None = None,
 ) -> dict[str, int]:
-    """What `stage_row` measures of a stage in order, and how much work each is.
+    """What `stage_row` measures of a stage in order, as progress names it, and the work in each.
 
-    The work is counted in passes of an image through a network: one of the sampled network for
-    each step, and one of the network that features come from. See `stage_row` for the arguments.
+    See `stage_row` for the arguments, `Setting.work` for the unit.
     """
-    if not is_measured(stage, evaluation):
-        return {}
-    steps = _steps(stage, evaluation, made_for)
-    parts = {_part("ddim", steps): (steps + 1) * evaluation.num_images}
-    if stage.teacher is None and not made_for:
-        count = evaluation.baseline_images or evaluation.num_images
-        for name in evaluation.baselines:
-            for num_steps in (n for n in all_steps if n <= evaluation.max_steps):
-                parts.setdefault(_part(name, num_steps), (num_steps + 1) * count)
-    return parts
+    own = _own_setting(stage, evaluation, fixed_steps)
+    work = {} if own is None else {str(own): own.work}
+    for setting in _baselines(stage, all_steps, evaluation, fixed_steps):
+        work.setdefault(str(setting), setting.work)
+    return work
 
 
 def first_images(
-    measurer: Measurer, sampler_of: SamplerOf, stage: Stage, count: int, made_for: int = 0
+    measurer: Measurer,
+    sampler_of: SamplerOf,
+    stage: Stage,
+    count: int,
+    fixed_steps: int | None = None,
 ) -> np.ndarray:
     """uint8 images 0 to count - 1 of a stage, [N, H, W, C].
 
     Where the stage is measured they are made in batches of the same size, by the same program; the
-    teacher makes them in as many steps as it is measured in. For `made_for` see `stage_row`.
+    teacher makes them in as many steps as it is measured in. For `fixed_steps` see `stage_row`.
     """
     evaluation = measurer.config.eval
-    steps = stage.num_steps
-    if stage.teacher is None:
-        steps = _steps(stage, evaluation, made_for)
-    sampler = sampler_of("ddim", steps)
-    measured = is_measured(stage, evaluation)
-    size = sampler.batch_size(evaluation.num_images if measured else count)
-    labels = sampler.image_labels(count)
-    batches = []
-    for indices in batches_of(count, size):
+    setting = _own_setting(stage, evaluation, fixed_steps)
+    if setting is None:
+        setting = Setting("ddim", stage.num_steps, count)
+    sampler = sampler_of(setting.sampler, setting.num_steps)
+    labels, batches = sampler.image_labels(count), []
+    for indices in batches_of(count, sampler.batch_size(setting.count)):
         measurer.check()
         batches.append(fetch(sampler.on_devices(evaluation.seed, indices, labels)))
     return np.concatenate(batches)[:count]
 
 
-def _steps(stage: Stage, evaluation: ml_collections.ConfigDict, made_for: int) -> int:
-    """The sampling steps that a stage is measured at."""
-    return made_for or min(stage.num_steps, evaluation.max_steps)
-
-
-def _part(name: str, num_steps: int) -> str:
-    """What the measuring of one sampler is called."""
-    return f"{name}, {num_steps} steps"
+def _own_setting(
+    stage: Stage, evaluation: ml_collections.ConfigDict, fixed_steps: int | None
+) -> Setting | None:
+    """What a stage is measured at itself; None for a student of too many steps."""
+    steps = min(stage.num_steps, evaluation.max_steps)
+    if stage.teacher is not None and steps < stage.num_steps:
+        return None
+    return Setting("ddim", fixed_steps or steps, evaluation.num_images)
 
 
 def _baselines(
-    evaluation: ml_collections.ConfigDict,
-    measure: _Measure,
-    result: Measured,
-    steps: int,
+    stage: Stage,
     all_steps: list[int],
-) -> dict:
+    evaluation: ml_collections.ConfigDict,
+    fixed_steps: int | None,
+) -> list[Setting]:
     """The undistilled teacher by other samplers and steps, compared by the first metric."""
+    if stage.teacher is not None or fixed_steps is not None:
+        return []
     count = evaluation.baseline_images or evaluation.num_images
-    first, metric = evaluation.metrics[0], result.metrics[0]
-    baselines = {name: {} for name in evaluation.baselines}
-    for name, values in baselines.items():
-        for num_steps in (n for n in all_steps if n <= evaluation.max_steps):
-            again = (name, num_steps, count) == ("ddim", steps, evaluation.num_images)
-            measured = result if again else measure(name, num_steps, count, first)
-            metric = measured.metrics[0]
-            values[str(num_steps)] = measured.values[metric]
-            text = value_text(metric, values[str(num_steps)])
-            say(f"teacher: {name}, {num_steps} steps: {metric} {text}")
-    return {"baselines": baselines, "baseline_metric": metric}
+    return [
+        Setting(name, num_steps, count, evaluation.metrics[0])
+        for name in evaluation.baselines
+        for num_steps in all_steps
+        if num_steps <= evaluation.max_steps
+    ]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from diffusion_distill.data.batches import subset
+
 MOST_IMAGES = 50_000  # of a larger set a fixed random subset is searched
 MOST_BYTES = 2**30  # and so of one whose images are larger: reading them must not take long
 CHUNK = 2**23  # numbers at once: 32 MiB as float32
@@ -30,10 +32,7 @@ def searched(size: int, image_bytes: int) -> np.ndarray:
 
     At most MOST_IMAGES, and MOST_BYTES where an image has `image_bytes`.
     """
-    count = min(size, MOST_IMAGES, max(MOST_BYTES // image_bytes, 1))
-    if count == size:
-        return np.arange(size)
-    return np.sort(np.random.default_rng(0).choice(size, count, replace=False))
+    return subset(size, min(MOST_IMAGES, max(MOST_BYTES // image_bytes, 1)))
 
 
 def nearest(

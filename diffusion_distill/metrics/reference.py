@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill import __version__
+from diffusion_distill.data.batches import subset
+from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Moments, Statistics, merge, moments, to_statistics
 from diffusion_distill.metrics.precision_recall import radii
-from diffusion_distill.storage.arrays import load_arrays, save_arrays
+from diffusion_distill.storage.arrays import save_arrays
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import locked_in_turn, read_npz
 
@@ -63,7 +65,6 @@ def reference_of(
     network: FeatureNetwork,
     batch_size: int,
     cache_dir: Path,
-    name: str = "",
     say: Callable[[str], None] = print,
     on_batch: OnBatch = lambda done, count: None,
 ) -> Reference:
@@ -77,7 +78,6 @@ def reference_of(
         network: what features are; its `apply` takes batches of batch_size.
         batch_size: images at once.
         cache_dir: folder of the cache; a source without a fingerprint is not cached.
-        name: see `Reference`; "" for the source's split.
         say: where progress is spoken of.
         on_batch: see `OnBatch`.
 
@@ -90,13 +90,13 @@ def reference_of(
     if not source.fingerprint:
         arrays = _compute(source, network, batch_size, None, on_batch)
     else:
-        arrays = _cached(cache_dir, made_of, say)
+        path = _path(cache_dir, made_of)
+        store = BlockStore(path.with_suffix(""), made_of, say)
+        arrays = store.read(path)
         if arrays is None:
-            arrays = _compute_and_cache(
-                source, network, batch_size, cache_dir, made_of, say, on_batch
-            )
+            arrays = _compute_and_cache(source, network, batch_size, path, store, on_batch)
     statistics = Statistics(arrays["mean"], arrays["covariance"])
-    return Reference(name or source.split, statistics, arrays["features"], len(source), made_of)
+    return Reference(source.split, statistics, arrays["features"], len(source), made_of)
 
 
 def reference_from_file(path: str | Path) -> Reference:
@@ -127,16 +127,32 @@ def reference_from_file(path: str | Path) -> Reference:
     covariance = (covariance + covariance.T) / 2
     digest = hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()
     made_of = {"statistics": digest}
-    return Reference(vs_name(path), Statistics(mean, covariance), None, None, made_of)
+    return Reference(_vs_name(path), Statistics(mean, covariance), None, None, made_of)
 
 
-def has_statistics(path: str | Path) -> bool:
-    """Whether a path is an npz with the array `mu`: statistics, not images."""
-    path = as_path(path)
-    return path.suffix == ".npz" and path.is_file() and "mu" in read_npz(path, names=("mu",))
+def images_or_statistics(path: str | Path) -> Source | Reference:
+    """What is at a path to compare with: a folder or an .npz of images, or an .npz of statistics.
+
+    Raises:
+        UserError: it is none of these; see `load_images` and `reference_from_file`.
+    """
+    file = as_path(path)
+    if file.suffix == ".npz" and file.is_file() and "mu" in read_npz(file, names=("mu",)):
+        return reference_from_file(path)
+    return dataclasses.replace(load_images(path), split=_vs_name(path))
 
 
-def vs_name(path: str | Path) -> str:
+def check_sizes(images: Source, reference: Source | Reference) -> None:
+    """Raises UserError where images have another shape than the reference's, if that is known."""
+    if isinstance(reference, Source) and images.image_shape != reference.image_shape:
+        a, b = ("x".join(map(str, s.image_shape)) for s in (images, reference))
+        raise UserError(
+            f"{images.name} has images of {a}, the reference {reference.name} of {b}; they must be "
+            "of one size, and how they are resized moves the distance"
+        )
+
+
+def _vs_name(path: str | Path) -> str:
     """What metric names call a reference that is a file or a folder: "vs_" and its name."""
     return "vs_" + re.sub(r"[^A-Za-z0-9.-]+", "-", Path(path).resolve().stem)
 
@@ -164,39 +180,23 @@ def _path(cache_dir: Path, made_of: dict) -> Path:
     return cache_dir / "references" / f"{readable}-{key[:16]}.npz"
 
 
-def _cached(cache_dir: Path, made_of: dict, say: Callable[[str], None]) -> dict | None:
-    path = _path(cache_dir, made_of)
-    try:
-        arrays, found = load_arrays(path)
-    except FileNotFoundError:
-        return None
-    except UserError as error:
-        say(f"warning: {error}; it is computed again")
-        return None
-    return arrays if found == made_of else None
-
-
-def _compute_and_cache(source, network, batch_size, cache_dir, made_of, say, on_batch) -> dict:
-    path = _path(cache_dir, made_of)
-    folder = path.with_suffix("")
-    store = BlockStore(folder, made_of, say)
-
+def _compute_and_cache(source, network, batch_size, path, store, on_batch) -> dict:
     def waiting(looks: int) -> None:
         if not looks:
-            say("reference: another process computes it; waiting")
+            store.say("reference: another process computes it; waiting")
         on_batch(0, len(source))  # which may say that it is time to stop
 
-    with locked_in_turn(folder / ".lock", waiting):
-        arrays = _cached(cache_dir, made_of, say)  # by now another process may have made it
+    with locked_in_turn(store.folder / ".lock", waiting):
+        arrays = store.read(path)  # by now another process may have made it
         if arrays is not None:
             store.clear()  # with the lock, which waiting has made again
             return arrays
-        say(
+        store.say(
             f"reference: {len(source):,} images of {source.name}, {source.split}, "
             f"by {network.name}: kept in {path}"
         )
         arrays = _compute(source, network, batch_size, store, on_batch)
-        save_arrays(path, arrays, made_of)
+        save_arrays(path, arrays, store.made_of)
         store.clear()
     return arrays
 
@@ -227,15 +227,8 @@ def _saved(store: BlockStore) -> tuple[Moments | None, list[np.ndarray]]:
     """The moments of the images that were done before a stop, and of those the features kept."""
     found = store.load(_MOMENTS)
     if found is not None:
-        parts = [store.load(number) for number in range(1, int(found.pop("saved")) + 1)]
-        if None not in parts:
+        blocks = [store.load(number) for number in range(1, int(found.pop("saved")) + 1)]
+        if None not in blocks:
             total = Moments(int(found["count"]), found["mean"], found["scatter"])
-            return total, [part["features"] for part in parts]
+            return total, [block["features"] for block in blocks]
     return None, []
-
-
-def subset(count: int, size: int) -> np.ndarray:
-    """Indices in 0 to count - 1: all, or where they are more, `size` drawn once and for all."""
-    if count <= size:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))

@@ -4,7 +4,6 @@ Images are [B, H, W, C]. Parameters are float32; `dtype` is what convolutions, d
 attention compute in. Normalisation, softmax and the output are float32 whatever `dtype` is.
 """
 
-import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_distill.models.attention import AttentionBlock
 from diffusion_distill.models.layers import Conv, GroupNorm, materialize
 
 # How logSNR enters the network: each maps logsnr [B] to about [0, 1], and the embedding
@@ -103,80 +103,6 @@ def dropout(h: jax.Array, rate: float, keys: jax.Array, layer: str) -> jax.Array
         return jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - rate, h.shape[1:])
 
     return jnp.where(jax.vmap(kept)(keys), h / (1.0 - rate), 0.0)
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over all pixels, added to its input; its output layer is zero at the start."""
-
-    num_heads: int | None
-    head_dim: int | None
-    num_groups: int
-    dtype: Any
-    fused: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, height, width, channels = x.shape
-        heads, head_dim = attention_heads(channels, self.num_heads, self.head_dim)
-        h = GroupNorm(self.num_groups, name="norm")(x).reshape(b, height * width, channels)
-        q, k, v = (
-            nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
-        )
-        how = attention_implementation(self.fused and has_cudnn(), self.dtype, head_dim)
-        # Scaled by 1 / sqrt(head_dim), softmax in float32.
-        h = jax.nn.dot_product_attention(q, k, v, implementation=how)
-        h = nn.DenseGeneral(
-            channels,
-            axis=(-2, -1),
-            dtype=self.dtype,
-            kernel_init=nn.initializers.zeros,
-            name="proj_out",
-        )(h)
-        return materialize(x + h.reshape(x.shape))
-
-
-def attention_implementation(fused: bool, dtype: Any, head_dim: int) -> str:
-    """Of jax.nn.dot_product_attention: "cudnn", one kernel, where it takes such heads, else "xla".
-
-    It takes 16-bit types, and heads of up to 128 channels in eights (256 on some GPUs).
-
-    Args:
-        fused: whether it is there and wanted.
-        dtype: that attention computes in.
-        head_dim: channels of a head.
-    """
-    takes = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
-    return "cudnn" if fused and takes else "xla"
-
-
-@functools.cache
-def has_cudnn() -> bool:
-    """Whether programs run on NVIDIA's GPUs of compute capability 8 or more, with cuDNN's kernel.
-
-    The compilers for TPUs and CPUs make their own of "xla".
-    """
-    device = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-        return False
-    return float(device.compute_capability) >= 8.0
-
-
-def attention_heads(channels: int, num_heads: int | None, head_dim: int | None) -> tuple[int, int]:
-    """(number of heads, channels in each), from whichever of the two is given.
-
-    Raises:
-        ValueError: both or neither is given, or the channels do not divide.
-    """
-    if (num_heads is None) == (head_dim is None):
-        raise ValueError(
-            f"give one of num_heads ({num_heads}) and head_dim ({head_dim}), not both or neither"
-        )
-    divisor = num_heads or head_dim
-    if channels % divisor:
-        name = "num_heads" if num_heads else "head_dim"
-        raise ValueError(f"attention over {channels} channels does not divide by {name} {divisor}")
-    heads = num_heads or channels // head_dim
-    return heads, channels // heads
 
 
 class Resample(nn.Module):

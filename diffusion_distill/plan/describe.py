@@ -7,10 +7,15 @@ import ml_collections
 
 from diffusion_distill.data import sources
 from diffusion_distill.errors import UserError
+from diffusion_distill.paper import DATASETS
 from diffusion_distill.storage.buckets import is_bucket
 
 # Data sets that are planned for where they are not at hand: image shape, labels, how many.
-_KNOWN = {"cifar10": ((32, 32, 3), 10, 50_000), "digits": ((8, 8, 1), 10, 1797)}
+_CIFAR10 = DATASETS["cifar10"]
+_KNOWN = {
+    "cifar10": (_CIFAR10.image_shape, _CIFAR10.num_classes, _CIFAR10.counts["train"]),
+    "digits": ((8, 8, 1), 10, 1797),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,17 +55,17 @@ def _convolution(equation) -> float:
             image[images[n + 2]],
             kernel[kernels[n + 2]],
             output[outputs[n + 2]],
-            settings["padding"][n][0],
-            settings["window_strides"][n],
-            settings["lhs_dilation"][n],
-            settings["rhs_dilation"][n],
+            settings,
+            n,
         )
     return flops
 
 
-def _inside(size, kernel, outputs, padding, stride, dilation, kernel_dilation) -> int:
-    """Along one axis, the pairs of an output and a kernel's element that meet an input."""
-    at = np.arange(outputs)[:, None] * stride + np.arange(kernel) * kernel_dilation - padding
+def _inside(size: int, kernel: int, outputs: int, settings: dict, n: int) -> int:
+    """Along axis n, the pairs of an output and a kernel's element that meet an input."""
+    stride, dilation = settings["window_strides"][n], settings["lhs_dilation"][n]
+    first = np.arange(outputs)[:, None] * stride - settings["padding"][n][0]
+    at = first + np.arange(kernel) * settings["rhs_dilation"][n]
     return int(np.sum((at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)))
 
 

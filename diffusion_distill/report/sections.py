@@ -8,7 +8,6 @@ from diffusion_distill.metrics.names import value_text
 from diffusion_distill.report import figures, table
 from diffusion_distill.report.run import RunFiles
 from diffusion_distill.report.series import (
-    PAPER,
     PAPER_METRIC,
     Series,
     Spent,
@@ -18,11 +17,6 @@ from diffusion_distill.report.series import (
     spent,
 )
 from diffusion_distill.terminal.console import duration
-
-DATA_NAMES = {
-    "cifar10": "CIFAR-10", "imagenet64": "ImageNet 64x64",
-    "lsun_bedroom128": "LSUN bedroom 128x128", "lsun_church128": "LSUN church 128x128",
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +72,8 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     shape = "x".join(map(str, run.image_shape or ()))
     if run.real is not None and "total" in run.real:
         shape = f"{int(run.real['total']):,} images of {shape}, split {run.value('data.split')}"
-    found.append(("data", f"{DATA_NAMES.get(benchmark(run), name)}: {shape}"))
+    known = benchmark(run)
+    found.append(("data", f"{known.title if known else name}: {shape}"))
     predicts = run.value("diffusion.parameterization")
     found.append(("network predicts", f"{predicts}, weighting {run.value('diffusion.weighting')}"))
     for row in run.results[-1:]:
@@ -138,8 +133,8 @@ def _paper_note(run: RunFiles, metric: str) -> list[str]:
     known = benchmark(run)
     if known is None:
         return []
-    if not PAPER[known]:
-        return [f"For {DATA_NAMES[known]} the paper has curves, and no numbers to draw here."]
+    if not known.students_fid:
+        return [f"For {known.title} the paper has curves, and no numbers to draw here."]
     if metric != PAPER_METRIC:
         return [
             "What the paper reports for this data is FID of 50,000 images against the training "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.paper import DATASETS, Dataset
 from diffusion_distill.report.run import CURVES, RunFiles, StageFiles, is_number
 
 BINS = 400  # points of a curve at most: a line of more is not seen
@@ -43,41 +44,29 @@ class Series:
     points: tuple[Point, ...]
 
 
-# The paper's FID of 50,000 images against the training split, by the name of the metric here, for
-# the one of its benchmarks whose numbers it prints (Table 2 and the text); of the others it has
-# curves only.
-PAPER = {
-    "cifar10": {
-        True: {1: 9.12, 2: 4.51, 4: 3.00, 8: 2.57},  # distilled
-        False: {10: 13.36, 20: 6.84, 50: 4.67, 8192: 2.51},  # DDIM on its teacher
-    },
-    "imagenet64": {},
-    "lsun_bedroom128": {},
-    "lsun_church128": {},
-}
-PAPER_METRIC = "fid50k_train"
-_SIDES = {"cifar10": 32, "imagenet64": 64, "lsun_bedroom128": 128, "lsun_church128": 128}
+PAPER_METRIC = "fid50k_train"  # what the paper reports, by its name here
 
 
-def benchmark(run: RunFiles) -> str | None:
-    """Which of the paper's benchmarks a run's data is; None for any other data.
+def benchmark(run: RunFiles) -> Dataset | None:
+    """Which of the paper's data sets a run's data is; None for any other data.
 
     A prepared set is known by the name of its folder.
     """
     name = run.value("data.name")
     if name == "prepared":
         name = Path(str(run.value("data.path", ""))).name
-    side = _SIDES.get(name) if isinstance(name, str) else None
-    return name if side and run.image_shape == (side, side, 3) else None
+    known = DATASETS.get(name) if isinstance(name, str) else None
+    return known if known and run.image_shape == known.image_shape else None
 
 
 def paper_series(run: RunFiles, metric: str) -> list[Series]:
     """What the paper reports where a run has measured the same; [] elsewhere."""
-    if metric != PAPER_METRIC:
+    known = benchmark(run)
+    if known is None or not known.students_fid or metric != PAPER_METRIC:
         return []
     return [
-        Series("ddim", distilled, tuple(Point(n, values[n]) for n in sorted(values)))
-        for distilled, values in PAPER.get(benchmark(run), {}).items()
+        Series("ddim", distilled, tuple(Point(n, fid[n]) for n in sorted(fid)))
+        for distilled, fid in ((True, known.students_fid), (False, known.teacher_fid))
     ]
 
 

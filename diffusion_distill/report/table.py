@@ -30,6 +30,14 @@ def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows]
 
 
+def summary(row: dict) -> str:
+    """What a stage's row says first, in a few words."""
+    if "not_measured" in row:
+        return f"not measured: {row['not_measured']}"
+    metric = row["metric"]
+    return f"{metric} {value_text(metric, row[metric])} at {row['measured_steps']} steps"
+
+
 def meaning(metric: str) -> str:
     """What a metric is, and which way is better, in a few words."""
     what, lower = _MEANINGS.get(kind(metric), _FRECHET)

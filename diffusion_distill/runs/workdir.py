@@ -32,6 +32,7 @@ from diffusion_distill.storage.files import (
     write_atomically,
     write_rows,
 )
+from diffusion_distill.terminal.console import say
 from diffusion_distill.validate import from_dict
 
 
@@ -150,6 +151,21 @@ class Workdir:
         """Whether the stage made all its updates; says nothing about damage since then."""
         directory = checkpoints.folder(self.path, stage.name)
         return on_main(lambda: checkpoints.is_finished(directory, stage.updates))
+
+    def is_settled(self, stage: Stage) -> bool:
+        """Whether a measured stage is done with: it has no damage that can be mended.
+
+        A last checkpoint that somebody removed stays removed: training it anew may take days.
+        """
+        if not self.is_finished(stage):
+            say(f"{stage.name}: measured; its last checkpoint is gone, and is not made again")
+            return True
+        try:
+            directory = checkpoints.folder(self.path, stage.name)
+            checkpoints.check(directory, stage.updates, "ema_params")
+        except CheckpointError:
+            return False
+        return True
 
     def fixed_steps(self, stage: Stage) -> int | None:
         """The only number of sampling steps that a stage's network takes; None for any."""

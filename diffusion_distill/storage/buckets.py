@@ -4,6 +4,11 @@ etils.epath gives them the methods of pathlib.Path, and gcsfs does the work. An 
 whole or not at all, so nothing need be renamed to be safe. But nothing can be appended to one,
 there are no folders apart from the names of objects, and no lock goes with a process: here are a
 file that grows, listings, and a lock that has to be renewed.
+
+Why not universal-pathlib, which has such paths, too: Orbax takes none of them (`epath.Path` refuses
+them), so that checkpoints would need a second kind. `is_file` says False of a bucket that cannot be
+reached, `mkdir` tries to make the bucket, there is no `replace`, and errors come as gcsfs raises
+them. Nearly every method would still be ours.
 """
 
 import contextlib
@@ -80,11 +85,14 @@ class BucketPath(PosixGPath):
         return self._kind() == "file"
 
     def _kind(self) -> str | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self._ask("info")["type"]
+        return None
+
+    def _ask(self, method: str, *args, **kwargs):
+        """What a method of gcsfs gives for this path."""
         with explained(self):
-            try:
-                return _filesystem().info(str(self))["type"]
-            except FileNotFoundError:
-                return None
+            return getattr(_filesystem(), method)(str(self), *args, **kwargs)
 
     def absolute(self) -> "BucketPath":
         return self
@@ -92,12 +100,11 @@ class BucketPath(PosixGPath):
     def mkdir(self, mode=None, parents: bool = False, exist_ok: bool = False) -> None:
         """Makes nothing, as there are no folders; but there must be the bucket."""
         bucket, name = _names(self)
-        with explained(self), self._in_a_bucket():
+        with explained(self, makes=True):
             _filesystem().call("GET", "b/{}/o", bucket, prefix=name, maxResults=1, json_out=True)
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        with explained(self):
-            names = _filesystem().ls(str(self), detail=False)
+        names = self._ask("ls", detail=False)
         return iter([BucketPath(f"{SCHEME}{name}") for name in names if name != str(self)[5:]])
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
@@ -106,44 +113,32 @@ class BucketPath(PosixGPath):
 
     def below(self) -> dict["BucketPath", dict]:
         """All objects below, in the order of their names, with `size`, `generation`, ..."""
-        with explained(self):
-            found = _filesystem().find(str(self), detail=True)
         return {
             BucketPath(f"{SCHEME}{name}"): entry
-            for name, entry in sorted(found.items())
+            for name, entry in sorted(self._ask("find", detail=True).items())
             if not name.endswith("/")  # what other programs put in the place of a folder
         }
 
     def read_bytes(self) -> bytes:
-        with explained(self):
-            return _filesystem().cat_file(str(self))
+        return self._ask("cat_file")
 
     def read_text(self, encoding: str | None = None) -> str:
         return self.read_bytes().decode()
 
     def blocks(self) -> Iterator[bytes]:
         """What read_bytes gives, a part at a time."""
-        with explained(self):
-            size = _filesystem().info(str(self))["size"]
-            for start in range(0, size, BLOCK):
-                yield _filesystem().cat_file(str(self), start, min(start + BLOCK, size))
+        size = self._ask("info")["size"]
+        for start in range(0, size, BLOCK):
+            yield self._ask("cat_file", start, min(start + BLOCK, size))
 
     def write_bytes(self, data: bytes) -> None:
         """Readers see the old object or the new, not a part."""
-        with explained(self), self._in_a_bucket():
+        with explained(self, makes=True):
             _filesystem().pipe_file(str(self), bytes(data))
-
-    @contextlib.contextmanager
-    def _in_a_bucket(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:  # of what is made: the bucket is not there
-            raise UserError(f"{self}: there is no bucket {_names(self)[0]}") from None
 
     def replace(self, target: "BucketPath") -> "BucketPath":
         """Moves an object, or all objects below, one after another."""
-        with explained(self):
-            _filesystem().mv(str(self), str(target), recursive=True)
+        self._ask("mv", str(target), recursive=True)
         return target
 
     rename = replace
@@ -197,12 +192,11 @@ def locked(path: Path, lost: Callable[[str], None] | None = None) -> Iterator[No
     Raises:
         UserError: another process holds it.
     """
-    fs, (bucket, name) = _filesystem(), _names(path)
     with explained(path):
-        generation = _acquire(fs, path)
+        generation = _acquire(path)
     done = threading.Event()
     beating = threading.Thread(
-        target=_beat, args=(fs, path, generation, done, lost or _end), daemon=True
+        target=_beat, args=(path, generation, done, lost or _end), daemon=True
     )
     beating.start()
     try:
@@ -213,19 +207,24 @@ def locked(path: Path, lost: Callable[[str], None] | None = None) -> Iterator[No
         # Not there, or not ours: then there is nothing to let go of. Nor does it matter where the
         # bucket cannot be reached: what is left behind is found out by the next.
         with contextlib.suppress(Exception):
-            fs.call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=generation)
+            _call("DELETE", path, ifGenerationMatch=generation)
 
 
-def _acquire(fs, path: Path) -> str:
+def _call(method: str, path: Path, **kwargs):
+    """A call of the bucket's own interface that is about one object."""
+    return _filesystem().call(method, "b/{}/o/{}", *_names(path), **kwargs)
+
+
+def _acquire(path: Path) -> str:
     """The generation of the lock object, once it is ours."""
-    bucket, name = _names(path)
+    fs = _filesystem()
     seen = since = None
     while True:
         with contextlib.suppress(FileExistsError):
             fs.pipe_file(str(path), b"", mode="create")
             return fs.info(str(path))["generation"]
         try:
-            fields = fs.call("GET", "b/{}/o/{}", bucket, name, json_out=True)
+            fields = _call("GET", path, json_out=True)
         except FileNotFoundError:
             continue  # let go of just now
         now = {f"if{kind.title()}Match": fields[kind] for kind in ("generation", "metageneration")}
@@ -239,25 +238,21 @@ def _acquire(fs, path: Path) -> str:
             raise UserError(f"{path.parent} is in use by another process")
         elif time.monotonic() - since > SILENCE:
             with contextlib.suppress(FileNotFoundError, FileExistsError):
-                fs.call("DELETE", "b/{}/o/{}", bucket, name, **seen)
+                _call("DELETE", path, **seen)
             seen = None
             continue
         time.sleep(HEARTBEAT / 5)
 
 
-def _beat(fs, path: Path, generation: str, done: threading.Event, lost) -> None:
+def _beat(path: Path, generation: str, done: threading.Event, lost) -> None:
     """Changes the lock object now and then, until `done`."""
-    bucket, name = _names(path)
     patience = SILENCE - 2 * HEARTBEAT  # so that the end comes before anybody takes over
     for count in itertools.count():
         if done.wait(HEARTBEAT):
             return
         fields = {"metadata": {"heartbeat": str(count)}}
         try:
-            fs.call(
-                "PATCH", "b/{}/o/{}", bucket, name, json=fields, ifGenerationMatch=generation,
-                timeout=patience,
-            )  # fmt: skip
+            _call("PATCH", path, json=fields, ifGenerationMatch=generation, timeout=patience)
         except (FileExistsError, FileNotFoundError):
             return lost(f"{path.parent} was taken over by another process")
         except Exception as error:  # of many kinds, after half a minute of attempts
@@ -271,11 +266,18 @@ def _end(reason: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns what gcsfs and those below it raise, of many kinds and lines, into one line."""
+def explained(path: Path, makes: bool = False) -> Iterator[None]:
+    """Turns what gcsfs and those below it raise, of many kinds and lines, into one line.
+
+    Where the path is to be made, what is not there is its bucket.
+    """
     try:
         yield
-    except (UserError, BucketError, FileNotFoundError, FileExistsError):
+    except FileNotFoundError:
+        if makes:
+            raise UserError(f"{path}: there is no bucket {_names(path)[0]}") from None
+        raise
+    except (UserError, BucketError, FileExistsError):
         raise
     except Exception as error:
         raise BucketError(f"{path} cannot be used: {_reason(error)}") from error

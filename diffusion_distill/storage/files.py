@@ -89,7 +89,7 @@ def locked(path: Path):
 def locked_in_turn(
     path: Path, waiting: Callable[[int], None] = lambda looks: None, *, each_process: bool = False
 ):
-    """As `locked`, but waits for another process to let go of the lock file, which is no bucket's.
+    """As `locked`, for a file of this host, but waits until another process lets go of it.
 
     Args:
         path: of the lock file; its folder is made, and who holds it may remove it.

@@ -64,7 +64,7 @@ def update_in_calls(
         update(state, teacher_params, data, rows, key, this_round), as of `make_update`.
     """
     count = recipe.config.runtime.accumulation
-    everywhere, split_rows = replicated(recipe.mesh), batched(recipe.mesh, leading=1)
+    whole, split_rows = replicated(recipe.mesh), batched(recipe.mesh, leading=1)
 
     @functools.partial(jax.jit, out_shardings=split_rows)
     def draw_row(step, data, rows, k, key, this_round):
@@ -78,10 +78,11 @@ def update_in_calls(
     @functools.partial(
         jax.jit,
         out_shardings=(weight_shardings, split_rows),
-        donate_argnums=(0, 1),
+        donate_argnums=0,
         compiler_options=compiler.options("cpu"),
     )
-    def add(total, losses, params, teacher_params, examples, k, this_round):
+    def add(sums, params, teacher_params, examples, k, this_round):
+        total, losses = sums
         part = jax.tree.map(lambda a: a[k], examples)
         grads, part_losses = gradient(recipe, params, teacher_params, part, this_round)
         total = jax.tree.map(lambda a, g: a + g / count, total, grads)
@@ -89,29 +90,28 @@ def update_in_calls(
 
     @functools.partial(
         jax.jit,
-        out_shardings=(state_shardings, everywhere),
+        out_shardings=(state_shardings, whole),
         donate_argnums=0,
         compiler_options=compiler.options("cpu"),
     )
     def finish(state, grads, losses, t, this_round):
         return apply(recipe, state, grads, losses.reshape(-1), t.reshape(-1), this_round)
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    @functools.partial(jax.jit, out_shardings=whole)
     def stack(metrics):
         return jax.tree.map(lambda *m: jnp.stack(m), *metrics)
 
     def numbers(size):
-        return [place(np.int32(k), everywhere) for k in range(size)]
+        return [place(np.int32(k), whole) for k in range(size)]
 
     def update(state, teacher_params, data, rows, key, this_round):
         metrics = []
         for row in numbers(jax.tree.leaves(rows)[0].shape[0]):
             examples = draw_row(state.step, data, rows, row, key, this_round)
-            total, losses = start(state.params, examples.t)
+            sums = start(state.params, examples.t)
             for k in numbers(count):
-                given = state.params, teacher_params, examples, k, this_round
-                total, losses = add(total, losses, *given)
-            state, row_metrics = finish(state, total, losses, examples.t, this_round)
+                sums = add(sums, state.params, teacher_params, examples, k, this_round)
+            state, row_metrics = finish(state, *sums, examples.t, this_round)
             metrics.append(row_metrics)
         return state, stack(metrics)
 

@@ -55,7 +55,7 @@ def outlook(
     Args:
         stages: of the run, in order.
         parts: stage -> the parts of measuring it in order, and the work in each; see
-            `measuring_parts` in metrics/measure_stage.py.
+            `measuring_work` in metrics/measure_stage.py.
         rows: of results.jsonl: stages that are finished.
     """
     work, seconds = {}, {"measuring": 0.0}

@@ -55,7 +55,7 @@ class Recipe:
     stage: Stage
     mesh: Mesh | None = None
 
-    def whole(self, params: dict) -> dict:
+    def gathered(self, params: dict) -> dict:
         """Weights that are split over devices, gathered before the network uses them.
 
         Left to itself, XLA's partitioner splits some activations by channels where it finds kernels
@@ -153,11 +153,11 @@ def loss(
     z = q_sample(examples.x, examples.eps, logsnr)
     x = examples.x
     if teacher_params is not None:
-        weights = recipe.whole(teacher_params)
+        weights = recipe.gathered(teacher_params)
         teacher = make_denoiser(recipe.model, weights, examples.labels, config)
         x = distillation_target(teacher, z, examples.i, this_round.num_steps, schedule)
     denoiser = make_denoiser(
-        recipe.model, recipe.whole(params), examples.labels, config, examples.dropout_keys
+        recipe.model, recipe.gathered(params), examples.labels, config, examples.dropout_keys
     )
     weighting = WEIGHTINGS[config.diffusion.weighting]
     losses = weighting(from_x(x, z, logsnr), denoiser(z, logsnr))

@@ -32,9 +32,9 @@ def make_update(
         reason the parts of an accumulated batch are separate calls there.
     """
     mesh = recipe.mesh
-    everywhere, rows = replicated(mesh), batched(mesh, leading=1)
-    state_shardings = everywhere if abstract is None else shardings(abstract)
-    weights = everywhere if abstract is None else state_shardings.ema_params
+    whole, rows = replicated(mesh), batched(mesh, leading=1)
+    state_shardings = whole if abstract is None else shardings(abstract)
+    weights = whole if abstract is None else state_shardings.ema_params
 
     def batch_of(data, row) -> Batch:
         batch = row if data is None else gather(data, row)
@@ -58,8 +58,8 @@ def make_update(
     teacher = weights if recipe.stage.teacher else None
     return jax.jit(
         update,
-        in_shardings=(state_shardings, teacher, everywhere, rows, everywhere, everywhere),
-        out_shardings=(state_shardings, everywhere),
+        in_shardings=(state_shardings, teacher, whole, rows, whole, whole),
+        out_shardings=(state_shardings, whole),
         donate_argnums=0,
         compiler_options=compiler.options(platform),
     )

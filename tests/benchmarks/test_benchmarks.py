@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,34 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import measuring
+from benchmarks import measuring, peers
+from benchmarks.workload import Workload
+from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.errors import UserError
+from diffusion_distill.models.build import abstract_params, build_unet
+from tests.plan.conftest import small_config
 
 ROOT = Path(__file__).resolve().parents[2]
+# Compiled in half of the time, into slower programs.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+SMALL = (
+    "--config=configs/digits_distill.py:tiny --config.model.channel_multipliers=(1,) "
+    "--config.model.attention_resolutions=() "
+)
 
 
-def run(name, tmp_path, *flags):
+def run(name, tmp_path, flags):
     """(the JSON that a benchmark wrote, its table's rows by their first two cells)."""
     out = tmp_path / f"{name}.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", f"--out={out}", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"benchmarks.{name}", f"--out={out}", *flags.split()]
+    environment = {**os.environ, "XLA_FLAGS": QUICKLY}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    for field in ("date", "commit", "device", "cpu", "cores", "jax"):
+        assert result[field]
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
-    return json.loads(out.read_text()), {tuple(row[:2]): row for row in cells if row}
+    return result, {tuple(row[:2]): row for row in cells if row}
 
 
 def numbers(value):
@@ -35,15 +51,9 @@ def numbers(value):
     return [value] if isinstance(value, int | float) else []
 
 
-def check_machine(result):
-    for name in ("date", "commit", "device", "cpu", "cores", "jax"):
-        assert result[name]
-
-
 def test_step(tmp_path):
-    flags = "--config=configs/digits_distill.py:tiny --repeats=1 --num_steps=2 --loop_updates=3"
-    result, table = run("step", tmp_path, *flags.split())
-    check_machine(result)
+    flags = "--config.train.batch_size=8 --repeats=1 --num_steps=2 --loop_updates=3"
+    result, table = run("step", tmp_path, SMALL + flags)
     measured = {k: result[k] for k in ("steps", "parts", "peaks", "ratios", "peak_memory")}
     assert all(math.isfinite(n) and n > 0 for n in numbers(measured))
     steps = result["steps"]
@@ -57,43 +67,84 @@ def test_step(tmp_path):
 
 def test_scaling(tmp_path):
     flags = (
-        "--config=configs/digits_distill.py:tiny --batch_sizes=4,8 --channels= --image_sizes= "
-        "--rounds=1,3 --devices=2 --repeats=1 --updates=2"
+        "--config.train.batch_size=4 --batch_sizes=4 --channels= --image_sizes= --rounds=1,3 "
+        "--devices= --repeats=1 --updates=2"
     )
-    result, table = run("scaling", tmp_path, *flags.split())
-    check_machine(result)
+    result, table = run("scaling", tmp_path, SMALL + flags)
     points = result["points"]
     assert {axis: [p["value"] for p in points[axis]] for axis in points} == {
-        "batch": [4, 8], "rounds": [1, 3], "devices": [2],
+        "batch": [4], "rounds": [1, 3]
     }  # fmt: skip
-    small, large = points["batch"]
-    assert large["flops"] == pytest.approx(2 * small["flops"], rel=1e-6)
-    assert large["memory"] > small["memory"]
     assert [p["programs"] for p in points["rounds"]] == [1, 1]  # one for all rounds
     assert all(math.isfinite(n) and n > 0 for n in numbers(points))
     assert ("rounds", "3") in table
 
 
-def test_peers(tmp_path):
+def test_a_steps_operations_go_with_the_batch():
+    work = [Workload(small_config(**{"train.batch_size": n})) for n in (4, 8)]
+    small, large = (w.flops(w.stages["teacher"]) for w in work)
+    assert large == pytest.approx(2 * small, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_scaling_over_devices(tmp_path):
+    flags = (
+        "--batch_sizes=4 --channels= --image_sizes= --rounds=1 --devices=2 --repeats=1 --updates=2"
+    )
+    result, table = run("scaling", tmp_path, SMALL + flags)
+    points = result["points"]
+    (small,), (large,) = points["batch"], points["devices"]  # 4 images; 8 on each of two devices
+    assert large["flops"] == pytest.approx(4 * small["flops"], rel=1e-6)
+    assert large["memory"] > small["memory"]
+    assert all(math.isfinite(n) and n > 0 for n in numbers(points))
+    assert ("devices", "2") in table
+
+
+def test_precision(tmp_path):
+    """bfloat16 differs from float32, and by little."""
+    flags = "--config.train.batch_size=8 --updates=6 --num_images=4 --num_steps=2"
+    result, table = run("precision", tmp_path, SMALL + flags)
+    assert ("digits, 6 updates of 8 images", "float32") in table
+    assert all(math.isfinite(n) for n in numbers(result))
+    exact, other = result["mean_loss"]["float32"], result["mean_loss"]["bfloat16"]
+    assert 0 < abs(other - exact) < 0.02 * exact
+    assert 0 < result["smoothed_loss_relative"]["largest"] < 0.02
+    for images in (result["images_same_weights"], result["images_own_weights"]):
+        assert 0 < images["mean"] < 0.1
+        assert images["mean"] <= images["largest"] < 2
+
+
+@pytest.fixture
+def peers_installed():
     for package in ("torch", "diffusers", "denoising_diffusion_pytorch"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package}, of the extra peers, is not installed")
-    flags = "--channels=32 --batch_sizes=1 --num_blocks=1 --num_steps=1 --repeats=1"
-    result, _ = run("peers", tmp_path, *flags.split())
-    check_machine(result)
-    networks = {row["network"]: row for row in result["networks"]}
-    assert list(networks) == ["ours", "diffusers", "lucidrains"]
-    first, second, third = (row["parameters"] for row in networks.values())
+    peers.check_installed()
+
+
+def test_peers_have_networks_of_one_size(peers_installed):
+    model = build_unet(peers.our_config(32, 1), 3, 0)
+    first = sum(p.size for p in jax.tree.leaves(abstract_params(model, (32, 32, 3), make_mesh())))
+    second = peers.count(peers.first_unet(32, 1))
+    third = peers.count(peers.second_unet(peers.matching_width(first)))
     assert second == pytest.approx(first, rel=0.04)  # the same network, but for a layer or two
     assert third == pytest.approx(first, rel=0.2)  # widths come in eights
+
+
+@pytest.mark.slow
+def test_peers(peers_installed, tmp_path):
+    flags = "--channels=32 --batch_sizes=1 --num_blocks=1 --num_steps=1 --repeats=1"
+    result, _ = run("peers", tmp_path, flags)
+    assert [row["network"] for row in result["networks"]] == ["ours", "diffusers", "lucidrains"]
     assert all(n > 0 for n in numbers(result["networks"]))
 
 
 def test_a_mistake_ends_in_one_line():
-    for name in ("step", "scaling"):
-        command = [sys.executable, "-m", f"benchmarks.{name}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (2, "error: --config must be given\n")
+    command = [sys.executable, "-m", "benchmarks.step"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --config must be given\n")
+    with pytest.raises(UserError, match="--batch_sizes must be integers: .*'x'"):
+        measuring.integers("batch_sizes", ["4", "x"])
 
 
 def test_calls_take_turns():

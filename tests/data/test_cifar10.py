@@ -240,11 +240,6 @@ def test_no_such_path_says_what_gets_it(tmp_path):
     assert message.endswith(command)
 
 
-def test_no_path_says_what_gets_it():
-    with pytest.raises(UserError, match="config.data.path"):
-        load("")
-
-
 def test_a_folder_without_it_lists_what_was_looked_for(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(UserError) as caught:

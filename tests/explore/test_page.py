@@ -1,8 +1,7 @@
-"""The page in a real browser: pick, click, see the picture change; mistakes are answered in it."""
+"""The page: in a real browser pick, click, see the picture change; mistakes are answered in it."""
 
 import base64
 import io
-import threading
 
 import numpy as np
 import pytest
@@ -11,20 +10,14 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-import diffusion_distill
 from diffusion_distill.explore.world import BATCH
 
 pytest.importorskip("gradio", reason="gradio, of the extra explore, is not installed")
 
-from diffusion_distill.explore import page, serve
+from diffusion_distill.explore import page
 
 
 @pytest.fixture(scope="module")
-def address(world):
-    return serve.start(page.build(world), "127.0.0.1", 0)[0]
-
-
-@pytest.fixture
 def opened(browser, address):
     """The page, once its first pictures are there; it must not have complained in the end."""
     browser.get_log("browser")  # what other pages said
@@ -77,11 +70,11 @@ def click(browser, elem_id):
     button.click()
 
 
-def test_pick_click_and_see_the_picture_change(opened, finished):
+def test_pick_click_and_see_the_picture_change(opened, world, address):
     assert opened.title == "Explore tiny"
     first = images(opened, "#drawn")
-    sampler = diffusion_distill.load_sampler(finished[0], batch_size=BATCH)
-    np.testing.assert_array_equal(first, sampler(0, 16)[..., 0])
+    expected = [*world.samples("student_0001", 1, 0, None, 16)][-1].images
+    np.testing.assert_array_equal(first, expected[..., 0])
     for stage, made_for, steps in (("student_0002", "2", "2"), ("teacher", "4", "3")):
         choose(opened, stage)
         box = opened.find_element(By.CSS_SELECTOR, "#steps input, #steps textarea")
@@ -90,15 +83,17 @@ def test_pick_click_and_see_the_picture_change(opened, finished):
         click(opened, "draw")
         said = f"9 images by {stage} in {steps} steps: "
         wait(opened, lambda said=said: text(opened, "#drawn .said").startswith(said))
-        sampler = diffusion_distill.load_sampler(finished[0], int(steps), stage, batch_size=BATCH)
-        expected = sampler(5, 16, 3)[:9, ..., 0]
+        expected = [*world.samples(stage, int(steps), 5, 3, 9)][-1].images[..., 0]
         np.testing.assert_array_equal(images(opened, "#drawn"), expected)
         assert np.abs(expected - first[:9].astype(int)).max() > 20
     style = "return getComputedStyle(document.querySelector('#drawn img')).imageRendering"
     assert opened.execute_script(style) == "pixelated"
+    fill(opened, seed="${7*7}{{8}}<b>x</b>")
+    click(opened, "draw")
+    said = "seed is '${7*7}{{8}}<b>x</b>'; it must be"
+    wait(opened, lambda: said in text(opened, "#drawn [role=alert]"))
+    fill(opened, seed="0")
 
-
-def test_everything_comes_from_this_machine(opened, address):
     script = "return performance.getEntriesByType('resource').map(e => e.name)"
     requested = [url for url in opened.execute_script(script) if not url.startswith("data:")]
     assert len(requested) > 10
@@ -106,6 +101,8 @@ def test_everything_comes_from_this_machine(opened, address):
 
 
 def test_side_by_side_and_walk(opened, world):
+    choose(opened, "student_0001")
+    fill(opened, seed="0", label="", steps="1")
     open_tab(opened, "Side by side")
     click(opened, "compare")
     wait(opened, lambda: len(images(opened, "#compared")) == 6 * BATCH)
@@ -114,32 +111,6 @@ def test_side_by_side_and_walk(opened, world):
         pictures = [p.images[..., 0] for p in (column.student, column.teacher) if p]
         np.testing.assert_array_equal(shown, np.concatenate(pictures))
     assert text(opened, ".columns > :nth-child(4) .absent") == "no student of 8 steps in this run"
-    open_tab(opened, "Walk")
-    click(opened, "walk")
-    wait(opened, lambda: "16 images by student_0001" in text(opened, "#walked .said"))
-    expected = world.walk("student_0001", 1, (0, 1), None).images[..., 0]
-    np.testing.assert_array_equal(images(opened, "#walked"), expected)
-
-
-def test_bad_values_are_answered_in_the_page(opened):
-    for field, value, message in [
-        ("seed", "-1", "seed is '-1'; it must be a whole number from 0 to 2147483647"),
-        ("seed", "${7*7}{{8}}<b>x</b>", "seed is '${7*7}{{8}}<b>x</b>'; it must be"),
-        ("label", "10", "label is '10'; it must be a whole number from 0 to 9"),
-        ("steps", "2", "steps is 2; for student_0001 it must be 1, which it is made for"),
-        ("images", "65", "images is '65'; it must be a whole number from 1 to 64"),
-    ]:
-        box = opened.find_element(By.CSS_SELECTOR, f"#{field} input, #{field} textarea")
-        before = box.get_property("value")
-        fill(opened, **{field: value})
-        click(opened, "draw")
-        wait(opened, lambda message=message: message in text(opened, "#drawn [role=alert]"))
-        fill(opened, **{field: before})
-    click(opened, "draw")
-    wait(opened, lambda: len(images(opened, "#drawn")) == 16)
-
-
-def test_no_sideways_scroll(opened):
     for width in (1280, 390):
         opened.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
@@ -148,38 +119,26 @@ def test_no_sideways_scroll(opened):
         wait(opened, lambda width=width: opened.execute_script("return innerWidth") == width)
         assert opened.execute_script("return document.documentElement.scrollWidth") == width
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def test_past_the_queue_requests_are_refused(browser, opened, world, monkeypatch):
-    go_on, drawing, done = threading.Event(), threading.Event(), []
-    real = world.samples
-
-    def slow(*asked):
-        drawing.set()
-        go_on.wait(60)
-        yield from real(*asked)
-        done.append(asked)
-
-    monkeypatch.setattr(world, "samples", slow)
-    click(opened, "draw")
-    assert drawing.wait(60)
-    join = """
-        const [address, count, done] = arguments;
-        const isClick = d => d.targets.some(t => t[1] == "click");
-        const fn = window.gradio_config.dependencies.find(isClick).id;
-        const data = ["student_0001", "1", "0", "", "1"];
-        Promise.all([...Array(count).keys()].map(n => fetch(address + "gradio_api/queue/join", {
-          method: "POST", headers: {"Content-Type": "application/json"},
-          body: JSON.stringify({data, fn_index: fn, session_hash: "other" + n}),
-        }).then(r => r.status))).then(done);
-    """
-    url = browser.current_url
-    answers = browser.execute_async_script(join, url, page.WAITING + 2)
-    assert sorted(answers) == [200] * page.WAITING + [503] * 2
     open_tab(opened, "Walk")
     click(opened, "walk")
-    said = wait(opened, lambda: text(opened, "[data-testid=toast-body]"))
-    assert "currently busy. Please try again" in said
-    go_on.set()
-    wait(opened, lambda: len(done) == 1 + page.WAITING)
-    browser.get_log("browser")  # the refusals, as errors of the network
+    wait(opened, lambda: "16 images by student_0001" in text(opened, "#walked .said"))
+    expected = world.walk("student_0001", 1, (0, 1), None).images[..., 0]
+    np.testing.assert_array_equal(images(opened, "#walked"), expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"seed": "-1"}, "seed is &#x27;-1&#x27;; it must be a whole number from 0 to 2147483647"),
+        ({"seed": "<b>x</b>"}, "seed is &#x27;&lt;b&gt;x&lt;/b&gt;&#x27;; it must be"),
+        ({"label": "10"}, "label is &#x27;10&#x27;; it must be a whole number from 0 to 9"),
+        ({"steps": "2"}, "steps is 2; for student_0001 it must be 1, which it is made for"),
+        ({"count": "65"}, "images is &#x27;65&#x27;; it must be a whole number from 1 to 64"),
+        ({"stage": "no such"}, "no stage named no such"),
+    ],
+)
+def test_what_is_wrong_is_answered_in_the_page(world, asked, message):
+    fields = {"stage": "student_0001", "steps": "1", "seed": "0", "label": "", "count": "16"}
+    *_, answer = page.Handlers(world).samples(*(fields | asked).values())
+    assert answer.startswith('<p class="said refused" role="alert">')
+    assert message in answer

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -19,11 +20,6 @@ pytest.importorskip("gradio", reason="gradio, of the extra explore, is not insta
 from diffusion_distill.explore import page, serve
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def address(world):
-    return serve.start(page.build(world), "127.0.0.1", 0)[0]
 
 
 def ask(address, path, method="GET", body=None, host=None):
@@ -69,30 +65,65 @@ def test_the_page_is_handed_out_and_no_more(address):
         ("GET", "/openapi.json"),
         ("GET", "/docs"),
         ("GET", "/login"),
+        ("GET", "/gradio_api/proxy=http://127.0.0.1:1/x"),
     ]:
         assert ask(address, path, method)[0] == 404, path
 
 
-def test_a_file_that_is_asked_for_as_an_input_is_not_read(finished, address, world):
-    """Gradio takes some inputs as files of its own machine."""
+@pytest.fixture
+def join(address):
+    """Asks the page to draw, as "Draw" does, in a session of its own: (status, answer)."""
     config = json.loads(ask(address, "/config")[1])
     fn = next(d["id"] for d in config["dependencies"] if ["click"] in [t[1:] for t in d["targets"]])
-    file = {"path": str(finished[0] / "config.json"), "meta": {"_type": "gradio.FileData"}}
-    body = {"data": ["student_0001", "1", "0", "", "1"], "fn_index": fn, "session_hash": "direct"}
-    # A request that is to be queued is not answered past the queue.
-    status, said = ask(address, "/gradio_api/run/predict", "POST", json.dumps(body))
-    assert status != 200
-    assert "base64" not in said
-    body["data"][2] = file
-    assert ask(address, "/gradio_api/queue/join", "POST", json.dumps(body))[0] == 200
+
+    def join(session, seed="0", path="/gradio_api/queue/join"):
+        data = ["student_0001", "1", seed, "", "1"]
+        body = {"data": data, "fn_index": fn, "session_hash": session}
+        return ask(address, path, "POST", json.dumps(body))
+
+    return join
+
+
+def answered(address, session):
+    """What the page says of what a session asked for, to its end."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
-    connection.request("GET", "/gradio_api/queue/data?session_hash=direct")
-    answer = connection.getresponse()
-    lines = []
+    connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+    answer, lines = connection.getresponse(), []
     while not lines or "process_completed" not in lines[-1]:
         lines.append(answer.readline().decode())
-    assert "class_conditional" not in "".join(lines)
-    assert "base64" not in "".join(lines)
+    return "".join(lines)
+
+
+def test_a_file_that_is_asked_for_as_an_input_is_not_read(finished, address, join):
+    """Gradio takes some inputs as files of its own machine."""
+    # A request that is to be queued is not answered past the queue.
+    status, said = join("direct", path="/gradio_api/run/predict")
+    assert status != 200
+    assert "base64" not in said
+    file = {"path": str(finished[0] / "config.json"), "meta": {"_type": "gradio.FileData"}}
+    assert join("file", seed=file)[0] == 200
+    said = answered(address, "file")
+    assert "class_conditional" not in said
+    assert "base64" not in said
+
+
+def test_past_the_queue_requests_are_refused(address, join, world, monkeypatch):
+    go_on, drawing = threading.Event(), threading.Event()
+    real = world.samples
+
+    def slow(*asked):
+        drawing.set()
+        go_on.wait(60)
+        yield from real(*asked)
+
+    monkeypatch.setattr(world, "samples", slow)
+    assert join("first")[0] == 200
+    assert drawing.wait(60)
+    statuses = [join(f"other{n}")[0] for n in range(page.WAITING + 2)]
+    assert statuses == [200] * page.WAITING + [503] * 2
+    go_on.set()
+    for session in ("first", *(f"other{n}" for n in range(page.WAITING))):
+        assert "base64" in answered(address, session)
 
 
 def test_other_sites_names_do_not_reach_it(address):
@@ -108,11 +139,11 @@ def test_other_sites_names_do_not_reach_it(address):
 def test_a_port_that_is_taken(address):
     port = urlsplit(address).port
     with pytest.raises(UserError, match=f"cannot serve on 127.0.0.1, port {port}: Address already"):
-        serve.listen("127.0.0.1", port)
+        serve.start(None, "127.0.0.1", port)
     with pytest.raises(UserError, match="cannot serve on 192.0.2.1, port 0: Cannot assign"):
-        serve.listen("192.0.2.1", 0)
+        serve.start(None, "192.0.2.1", 0)
     with pytest.raises(UserError, match="cannot serve on no.such.host.invalid"):
-        serve.listen("no.such.host.invalid", 0)
+        serve.start(None, "no.such.host.invalid", 0)
 
 
 def heed_interrupts():
@@ -120,7 +151,12 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_the_command_serves_until_it_is_told_to_end(finished):
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_the_command_serves_until_it_is_told_to_end(finished, signum, code):
     """And neither it nor gradio looks up or connects to anything at its start."""
     watch = (
         "import runpy, sys\n"
@@ -132,16 +168,11 @@ def test_the_command_serves_until_it_is_told_to_end(finished):
     )
     command = [sys.executable, "-c", watch, f"--workdir={finished[0]}", "--port=0"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    ends = {signal.SIGTERM: 143, signal.SIGINT: 130}
-    processes = {
-        signum: subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment, preexec_fn=heed_interrupts,
-        )
-        for signum in ends
-    }  # fmt: skip
-    try:
-        for signum, process in processes.items():
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, preexec_fn=heed_interrupts,
+    ) as process:  # fmt: skip
+        try:
             lines = []
             while not lines or "Ctrl-C ends it" not in lines[-1]:
                 lines.append(process.stdout.readline())
@@ -157,11 +188,10 @@ def test_the_command_serves_until_it_is_told_to_end(finished):
                 assert connection.recv(15) == b"HTTP/1.1 200 OK"
                 process.send_signal(signum)
                 out, said = process.communicate(timeout=60)
-            assert process.returncode == ends[signum]
+            assert process.returncode == code
             assert said.startswith("error: ")
             assert len(said.splitlines()) == 1
             network = [line for line in (*lines, *out.splitlines()) if "NETWORK" in line]
             assert [line for line in network if "127.0.0.1" not in line] == []
-    finally:
-        for process in processes.values():
+        finally:
             process.kill()

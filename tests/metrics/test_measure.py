@@ -1,5 +1,6 @@
 """Measuring: the same numbers on any number of devices, stopped or not; what is not measured."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,15 +13,19 @@ import pytest
 
 from configs.digits_distill import get_config
 from diffusion_distill.data import sources
+from diffusion_distill.data.source import from_arrays
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics import features
 from diffusion_distill.metrics.features import FeatureNetwork
-from diffusion_distill.metrics.measure import Measurer, feature_network
-from diffusion_distill.metrics.measure_stage import first_images, stage_row
+from diffusion_distill.metrics.measure import feature_network, for_run
+from diffusion_distill.metrics.measure_stage import first_images, measuring_work, stage_row
+from diffusion_distill.metrics.request import Request, of_images
 from diffusion_distill.stages import plan
 
 ROOT = Path(__file__).parents[2]
+DIGITS = sources.digits()
+SOME = from_arrays(DIGITS.images()[:400], DIGITS.labels[:400])
 
 
 def convolution(weights=""):
@@ -43,8 +48,30 @@ def convolution(weights=""):
     return FeatureNetwork("convolution", params, apply, "convolution")
 
 
+def test_eight_devices_measure_what_one_does(tmp_path):
+    script = (
+        "import sys, jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "from pathlib import Path; from tests.metrics.test_measure import on_one_and_eight\n"
+        "on_one_and_eight(Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def on_one_and_eight(folder):
+    """Of 400 digits, what a child process with eight devices measures on one, and on all."""
+    (one, values), (eight, others) = (measured_digits(n, folder / str(n)) for n in (1, 8))
+    np.testing.assert_allclose(eight, one, atol=1e-5)
+    assert one.std() > 0.01
+    assert values.keys() == others.keys()
+    assert len(values) == 6  # of five metrics, one with a spread
+    for name, value in values.items():
+        assert others[name] == pytest.approx(value, abs=1e-3)
+
+
 def measured_digits(devices, folder):
-    """Features of all digits, and what is measured of a noisy version of them."""
+    """Features of digits, and what is measured of a noisy version of them."""
     features.FEATURES["convolution"] = convolution
     config = get_config("tiny")
     config.eval.features = "convolution"
@@ -52,37 +79,15 @@ def measured_digits(devices, folder):
     config.eval.label_agreement = False
     config.runtime.cache_dir = str(folder)
     config.runtime.sampler_batch_size = 203  # no multiple of the devices
-    source, mesh = sources.digits(), make_mesh()
+    mesh = make_mesh(devices=jax.devices()[:devices])
     assert mesh.size == devices
-    measurer = Measurer(config, source, mesh)
-    reference = measurer.evaluator.reference
+    measurer = for_run(config, SOME, mesh)
+    reference = measurer.yardstick.reference
     # Images are uint8: 7 added to each, and what passes 255 begins at 0 again.
-    result = measurer.evaluator.measure(lambda n: source.images(n) + 7, len(source), 1000)
-    features.FEATURES.pop("convolution")
-    return reference.features, result.values
-
-
-def test_eight_devices_measure_what_one_does(tmp_path):
-    script = (
-        "import sys, json, jax; jax.config.update('jax_num_cpu_devices', 8); import numpy as np\n"
-        "from pathlib import Path; from tests.metrics.test_measure import measured_digits\n"
-        "folder = Path(sys.argv[1]); features, values = measured_digits(8, folder)\n"
-        "np.save(folder / 'features.npy', features)\n"
-        "(folder / 'values.json').write_text(json.dumps(values))\n"
-    )
-    (tmp_path / "eight").mkdir()
-    command = [sys.executable, "-c", script, str(tmp_path / "eight")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one, values = measured_digits(1, tmp_path / "one")
-    eight = np.load(tmp_path / "eight/features.npy")
-    np.testing.assert_allclose(eight, one, atol=1e-5)
-    assert one.std() > 0.01
-    others = json.loads((tmp_path / "eight/values.json").read_text())
-    assert values.keys() == others.keys()
-    assert len(values) == 7  # of five metrics, two with a spread
-    for name, value in values.items():
-        assert others[name] == pytest.approx(value, abs=1e-3)
+    size = measurer.batch_size(len(SOME))
+    assert size == (203 if devices == 1 else 208)
+    request = Request(lambda n: SOME.images(n) + 7, len(SOME), size)
+    return reference.features, measurer.yardstick.measure(request).values
 
 
 MADE = []  # (name, num_steps, seed, first index) of each batch that NoisyDigits made
@@ -93,7 +98,6 @@ class NoisyDigits:
 
     def __init__(self, name, num_steps):
         self.name, self.num_steps = name, num_steps
-        self._images = sources.digits().images()
 
     def fingerprint(self):
         return "weights"
@@ -111,14 +115,14 @@ class NoisyDigits:
         assert labels.shape[0] > indices.max()
         MADE.append((self.name, self.num_steps, seed, int(indices[0])))
         noise = np.random.default_rng([seed, self.num_steps]).integers(0, 256, 64)
-        return jnp.asarray((self._images[indices] + noise.reshape(8, 8, 1) // self.num_steps) % 256,
-                           jnp.uint8)  # fmt: skip
+        images = DIGITS.images(indices) + noise.reshape(8, 8, 1) // self.num_steps
+        return jnp.asarray(images % 256, jnp.uint8)
 
 
 @pytest.fixture
 def config():
     config = get_config()
-    config.distill.start_steps = 64
+    config.distill.start_steps = 32
     config.eval.num_images = 200
     config.eval.baselines = ("ddim", "ancestral")
     config.eval.label_agreement = False
@@ -126,11 +130,12 @@ def config():
     return config
 
 
-def row_of(config, name, folder, check=lambda: None):
+def row_of(config, name, folder, check=lambda: None, fixed_steps=None):
     stages = {stage.name: stage for stage in plan(config)}
-    measurer = Measurer(config, sources.digits(), make_mesh(), check)
+    measurer = for_run(config, SOME, make_mesh())
+    measurer.check = check
     all_steps = [stage.num_steps for stage in stages.values()]
-    return stage_row(measurer, stages[name], all_steps, NoisyDigits, folder)
+    return stage_row(measurer, stages[name], all_steps, NoisyDigits, folder, fixed_steps)
 
 
 def test_a_row_says_what_its_numbers_are_numbers_of(config, tmp_path):
@@ -165,11 +170,19 @@ def test_no_sampling_of_more_steps_than_the_config_allows_is_measured(config, tm
     assert MADE == []
 
 
+def test_a_teacher_of_fixed_steps_is_measured_at_those_alone(config, tmp_path):
+    row = row_of(config, "teacher", tmp_path, fixed_steps=4)
+    assert (row["measured_steps"], row["baselines"]) == (4, {})
+    assert "baseline_metric" not in row
+    assert {num_steps for _, num_steps, _, _ in MADE} == {4}
+    assert measuring_work(plan(config)[0], [16, 8], config.eval, 4) == {"ddim, 4 steps": 5 * 200}
+
+
 def test_first_images_are_the_measured_ones(config):
-    measurer = Measurer(config, sources.digits(), make_mesh())
+    measurer = for_run(config, DIGITS, make_mesh())
     stage = plan(config)[0]
     images = first_images(measurer, NoisyDigits, stage, 70)
-    sampler = NoisyDigits("ddim", 64)
+    sampler = NoisyDigits("ddim", 32)
     expected = sampler.on_devices(1, np.arange(70), np.zeros(70, np.int32))
     np.testing.assert_array_equal(images, expected)
 
@@ -179,7 +192,7 @@ def test_stopped_while_measuring_it_goes_on_to_the_same_bits(config, tmp_path, m
     monkeypatch.setattr("diffusion_distill.metrics.blocks.BLOCK", 50)
     expected = row_of(config, "teacher", tmp_path / "never")
     every = list(MADE)
-    assert len(every) == len(set(every)) == 4 * (7 + 7)
+    assert len(every) == len(set(every)) == 4 * (6 + 6)
     MADE.clear()
 
     def stop_at(count):
@@ -189,7 +202,7 @@ def test_stopped_while_measuring_it_goes_on_to_the_same_bits(config, tmp_path, m
 
         return check
 
-    for count in (3, 30, 41):
+    for count in (3, 25, 38):
         with pytest.raises(KeyboardInterrupt):
             row_of(config, "teacher", tmp_path / "stopped", stop_at(count))
     assert row_of(config, "teacher", tmp_path / "stopped") == expected
@@ -210,6 +223,24 @@ def test_results_of_other_weights_or_settings_are_not_taken(config, tmp_path, mo
     assert len(MADE) == 4
 
 
+def test_a_set_of_images_is_measured_and_found_again(config, tmp_path):
+    """Its note is there both times; a set of others in the same folder is another."""
+    measurer = for_run(config, DIGITS, make_mesh())
+    request = of_images(SOME, 200, 50)
+    first = measurer.measure(request, tmp_path, "some")
+    assert first.metrics == ["fd_pixels200_train"]
+    assert first.notes["images"] == "200 of 400, drawn at random, the same at each start"
+    assert 0 < first.values["fd_pixels200_train"] < 3
+
+    def never(indices):
+        raise AssertionError
+
+    again = dataclasses.replace(request, images_fn=never)
+    assert measurer.measure(again, tmp_path, "some") == first
+    dark = from_arrays(SOME.images()[:200] // 2)
+    assert measurer.measure(of_images(dark, 200, 50), tmp_path, "dark").values != first.values
+
+
 def statistics_of_size(tmp_path, size):
     np.savez(tmp_path / "other.npz", mu=np.zeros(size), sigma=np.eye(size))
     return str(tmp_path / "other.npz")
@@ -218,7 +249,7 @@ def statistics_of_size(tmp_path, size):
 def test_what_cannot_be_measured_is_refused_before_anything_is_trained(config, tmp_path):
     def refused(message):
         with pytest.raises(UserError, match=message):
-            Measurer(config, sources.digits(), make_mesh())
+            for_run(config, DIGITS, make_mesh())
 
     config.eval.metrics = ("inception_score", "fd")
     refused("the first of them cannot be measured: config.eval.features, pixels, gives no logits")
@@ -231,14 +262,14 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(config, t
     config.eval.metrics = ("kid",)
     refused("cannot be measured: config.eval.reference has statistics only")
     config.eval.metrics = ("fd", "kid")
-    Measurer(config, sources.digits(), make_mesh())
+    for_run(config, DIGITS, make_mesh())
     config.eval.reference = str(tmp_path / "none.npz")
     refused("there is no file")
 
 
 def test_the_network_takes_uint8_from_host_or_devices(config):
     network = feature_network(config, make_mesh())
-    images = sources.digits().images()[:6]
+    images = DIGITS.images()[:6]
     for given in (images, jnp.asarray(images)):
         got, logits = network.apply(network.params, given)
         assert logits is None

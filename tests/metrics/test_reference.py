@@ -133,11 +133,11 @@ def test_of_two_that_need_it_one_computes_and_the_other_waits(tmp_path, monkeypa
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         begun = threading.Event()
         one = pool.submit(
-            reference_of, counting.source, pixels(), 90, tmp_path, "", lambda line: begun.set(),
+            reference_of, counting.source, pixels(), 90, tmp_path, lambda line: begun.set(),
             first_batch,
         )  # fmt: skip
         assert begun.wait(60)
-        other = pool.submit(reference_of, counting.source, pixels(), 90, tmp_path, "", waiter_says)
+        other = pool.submit(reference_of, counting.source, pixels(), 90, tmp_path, waiter_says)
         np.testing.assert_array_equal(one.result().features, other.result().features)
     assert counting.read == 1
     assert said == ["reference: another process computes it; waiting"]

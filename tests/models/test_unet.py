@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_distill.models import unet
+from diffusion_distill.models import attention, unet
 from diffusion_distill.models.unet import UNet, dropout
 
 SMALL = UNet(
@@ -193,7 +193,7 @@ def test_time_inputs():
 
 
 def test_attention_against_numpy():
-    block = unet.AttentionBlock(num_heads=2, head_dim=None, num_groups=4, dtype=jnp.float32)
+    block = attention.AttentionBlock(num_heads=2, head_dim=None, num_groups=4, dtype=jnp.float32)
     x = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 3, 8)))
     params = random_params(block, x)
     p = jax.tree.map(np.asarray, params["params"])
@@ -223,7 +223,7 @@ def test_attention_against_numpy():
     ],
 )
 def test_attention_is_fused_where_the_kernel_takes_it(fused, dtype, head_dim, expected):
-    assert unet.attention_implementation(fused, dtype, head_dim) == expected
+    assert attention.attention_implementation(fused, dtype, head_dim) == expected
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_where_there_is_a_kernel(monkeypatch, platform, version, capability, exp
     client = types.SimpleNamespace(platform_version=version)
     device = types.SimpleNamespace(platform=platform, client=client, compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert unet.has_cudnn.__wrapped__() is expected
+    assert attention.has_cudnn.__wrapped__() is expected
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
@@ -248,7 +248,7 @@ def test_fused_attention_gives_what_the_other_gives():
     x = jnp.bfloat16(np.random.default_rng(0).normal(size=(2, 16, 16, 128)))
 
     def gradient(fused):
-        block = unet.AttentionBlock(None, 64, 32, jnp.bfloat16, fused)
+        block = attention.AttentionBlock(None, 64, 32, jnp.bfloat16, fused)
         params = random_params(block, x)
         return jax.jit(jax.grad(lambda p: block.apply(p, x).astype(jnp.float32).mean()))(params)
 
@@ -261,14 +261,14 @@ def test_fused_attention_gives_what_the_other_gives():
 
 
 def test_heads_by_count_or_by_size():
-    assert unet.attention_heads(96, 4, None) == (4, 24)
-    assert unet.attention_heads(192, None, 64) == (3, 64)
+    assert attention.attention_heads(96, 4, None) == (4, 24)
+    assert attention.attention_heads(192, None, 64) == (3, 64)
     with pytest.raises(ValueError, match="96 channels does not divide by num_heads 5"):
-        unet.attention_heads(96, 5, None)
+        attention.attention_heads(96, 5, None)
     with pytest.raises(ValueError, match="96 channels does not divide by head_dim 64"):
-        unet.attention_heads(96, None, 64)
+        attention.attention_heads(96, None, 64)
     with pytest.raises(ValueError, match="not both or neither"):
-        unet.attention_heads(96, 2, 48)
+        attention.attention_heads(96, 2, 48)
 
 
 @pytest.mark.parametrize(

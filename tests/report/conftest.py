@@ -20,9 +20,7 @@ def value_of(num_steps, sampler="students"):
     return 0.25 + factor / num_steps
 
 
-def write_run(
-    workdir, config=None, shape=(8, 8, 1), measured=None, logged=None, metric=METRIC, labels=10
-):
+def write_run(workdir, config=None, shape=(8, 8, 1), measured=None, logged=None, metric=METRIC):
     """Writes what the report reads of a run.
 
     Args:
@@ -32,7 +30,6 @@ def write_run(
         measured: stages that are done; all by default.
         logged: updates that are logged of the next one.
         metric: what is measured.
-        labels: classes.
     """
     if config is None:
         config = digits_distill.get_config()
@@ -41,7 +38,7 @@ def write_run(
     measured = len(stages) if measured is None else measured
     workdir.mkdir(parents=True)
     fields = {"config": to_dict(config), "image_shape": list(shape)}
-    fields |= {"num_classes": labels, "teacher_num_steps": 0}
+    fields |= {"num_classes": 10, "teacher_num_steps": 0}
     (workdir / "config.json").write_text(json.dumps(fields))
     write_rows(workdir / "stages.jsonl", [vars(stage) for stage in stages])
     rng = np.random.default_rng(0)
@@ -115,5 +112,5 @@ def cifar10_run(tmp_path):
     config = cifar10_distill.get_config()
     return write_run(
         tmp_path / "cifar10", config, (32, 32, 3), measured=10, logged=20_000,
-        metric="fid50k_train", labels=0,
+        metric="fid50k_train",
     )  # fmt: skip

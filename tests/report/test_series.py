@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import cifar10_distill, imagenet64_distill
+from diffusion_distill.paper import DATASETS
 from diffusion_distill.report.run import read_run
 from diffusion_distill.report.series import (
     benchmark,
@@ -91,7 +92,7 @@ def test_the_papers_numbers_stand_only_beside_the_same_quantity(cifar10_run, dig
     imagenet = write_run(
         tmp_path / "imagenet", imagenet64_distill.get_config(), (64, 64, 3), measured=0
     )
-    assert benchmark(read_run(imagenet)) == "imagenet64"
+    assert benchmark(read_run(imagenet)) is DATASETS["imagenet64"]
     assert paper_series(read_run(imagenet), "fid50k_train") == []
     grey = write_run(tmp_path / "grey", cifar10_distill.get_config(), (8, 8, 1), measured=0)
     assert benchmark(read_run(grey)) is None

@@ -3,11 +3,15 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_distill.run import run_config
+from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.interop import export
+from diffusion_distill.runs.network import Network, abstract_weights
 from tests.commands import ROOT, run
 from tests.conftest import tiny_config
 
@@ -98,13 +102,10 @@ def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
 def test_sampling_a_network_without_labels(tmp_path):
     config = tiny_config()
     config.model.class_conditional = False
-    config.model.channel_multipliers = (1,)
-    config.eval.label_agreement = False
-    config.eval.num_images, config.eval.baselines = 10, ()
-    config.teacher.updates = 1
-    config.distill.start_steps = config.distill.end_steps = 1
-    run_config(config, tmp_path / "run")
-    common = [f"--workdir={tmp_path / 'run'}", "--num_images=3", f"--out={tmp_path / 'x.npz'}"]
+    shape = (8, 8, 1)
+    params = jax.tree.map(jnp.zeros_like, abstract_weights(config, shape, 0, make_mesh()))
+    export.write(Network(config, shape, 0, 1, params), tmp_path / "export")
+    common = [f"--workdir={tmp_path / 'export'}", "--num_images=3", f"--out={tmp_path / 'x.npz'}"]
     done = run("sample", *common)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["labels"], [0, 0, 0])

@@ -1,9 +1,8 @@
-"""Measures a set of images against a reference: all metrics from one pass over its features."""
+"""The metrics there are, and all that are asked for from one pass over a set of images."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-import jax
 import numpy as np
 
 from diffusion_distill.errors import UserError
@@ -23,6 +22,7 @@ from diffusion_distill.metrics.kid import kernel_distance
 from diffusion_distill.metrics.names import check_count, is_biased, metric_name
 from diffusion_distill.metrics.precision_recall import K, precision_recall
 from diffusion_distill.metrics.reference import Reference
+from diffusion_distill.metrics.request import Request, Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,120 +91,81 @@ METRICS: dict[str, Metric] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What was measured of one set of images.
+class Yardstick:
+    """What images are measured by.
 
     Attributes:
-        values: by the metric's name, in the order asked for; a spread is under the name with
-            "_std". Label agreement is under "label_agreement".
-        notes: by the metric's name or what was asked for: why there is no value, or what one must
-            know of it.
+        network: turns images into features.
+        reference: what they are compared with; its features come from the same network.
+        metrics: names in METRICS, in order.
+        allow_biased: whether a Frechet distance of too few images may be measured; its name then
+            says so.
+        judge: of labels, where the images have some.
     """
 
-    values: dict[str, float]
-    notes: dict[str, str]
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of what was measured, spreads and label agreement left out."""
-        return [n for n in self.values if not n.endswith("_std") and n != "label_agreement"]
-
-
-class Evaluator:
-    """Measures sets of images against one reference."""
-
-    def __init__(
-        self,
-        network: FeatureNetwork,
-        reference: Reference,
-        metrics: Sequence[str] = ("fd",),
-        allow_biased: bool = False,
-        judge: LabelJudge | None = None,
-    ):
-        """
-        Args:
-            network: the one that the reference's features come from.
-            reference: what to compare with.
-            metrics: names in METRICS.
-            allow_biased: whether a Frechet distance of too few images may be measured; its name
-                then says so.
-            judge: of labels.
-
-        Raises:
-            UserError: the reference has too few images.
-        """
-        self.reference, self.judge = reference, judge
-        self._network, self._metrics = network, tuple(metrics)
-        self._allow_biased = allow_biased
-        if "fd" in metrics and reference.count is not None:
-            self._check_count(reference.count, f"the number of images of {reference.name}")
+    network: FeatureNetwork
+    reference: Reference
+    metrics: tuple[str, ...] = ("fd",)
+    allow_biased: bool = False
+    judge: LabelJudge | None = None
 
     def measure(
         self,
-        images_fn: Callable[[np.ndarray], jax.Array | np.ndarray],
-        count: int,
-        batch_size: int,
-        labels: np.ndarray | None = None,
+        request: Request,
         store: BlockStore | None = None,
         on_batch: OnBatch = lambda done, count: None,
-        only: str | None = None,
-    ) -> Measured:
-        """All metrics of a set of images that is a function of indices.
+    ) -> Result:
+        """All metrics of a set of images, from one pass over it.
 
         Args:
-            images_fn: indices [B] -> uint8 images [B, H, W, C]; stays on the devices where it is.
-            count: of the images.
-            batch_size: images at once, as many as the network's `apply` can take.
-            labels: what the images were asked to show, [N]; for the judge.
+            request: what to measure.
             store: where blocks are kept for a measurement that is stopped and goes on.
             on_batch: see `OnBatch`.
-            only: one of the metrics asked for, in place of all, and no judge.
 
         Raises:
-            UserError: there are too few images, the reference's features are of another size, or
-                none of the metrics can be measured.
+            UserError: there are too few images on either side, the reference's features are of
+                another size, or none of the metrics can be measured.
         """
-        asked = self._metrics if only is None else (only,)
-        judge = self.judge if only is None and labels is not None else None
+        count, labels = request.count, request.labels
+        asked = self.metrics if request.only is None else (request.only,)
+        judge = self.judge if request.only is None and labels is not None else None
         if "fd" in asked:
+            real = self.reference.count
+            if real is not None:
+                self._check_count(real, f"the number of images of {self.reference.name}")
             self._check_count(count, "the number of images")
         if count < 2:
             raise UserError(f"the number of images is {count}; it must be at least 2")
         kept = {name for name in asked if name != "fd"}
         keep = ["features"] * bool(kept) + ["logits"] * any(METRICS[n].needs_logits for n in kept)
         keep += ["images"] * (judge is not None)
-        batch_fn = self._batch_fn(images_fn, keep)
-        blocks = in_blocks(batch_fn, count, batch_size, store, on_batch)
+        batch_fn = self._batch_fn(request.images_fn, keep)
+        blocks = in_blocks(batch_fn, count, request.batch_size, store, on_batch)
         sample = _gather(blocks, keep, self.reference)
         values, notes = {}, {}
         for name in asked:
-            reason = self._why_not(METRICS[name], sample, count)
-            if reason:
+            if reason := self._why_not(METRICS[name], sample, count):
                 notes[name] = reason
                 continue
-            values |= self._named(METRICS[name].compute(sample, self.reference), count, name)
+            for label, value in METRICS[name].compute(sample, self.reference).items():
+                plain = label.removesuffix("_std")
+                values[self.name(plain, count) + label.removeprefix(plain)] = value
         if not values:
             raise UserError(f"nothing can be measured: {'; '.join(notes.values())}")
         if "fd" in asked:
             notes |= self._singular(sample, count)
         if judge is not None:
             values["label_agreement"] = judge.agreement(sample.arrays["images"], labels)
-        return Measured(values, notes)
+        return Result(values, notes)
 
     def name(self, label: str, count: int) -> str:
         """The name of a metric of so many images; see `metric_name`."""
-        biased = label == "fd" and is_biased(self._network.name, self._least(count))
+        biased = label == "fd" and is_biased(self.network.name, self._least(count))
         reference = "" if label == "is" else self.reference.name
-        return metric_name(label, self._network.name, count, reference, biased)
-
-    def _named(self, results: dict[str, float], count: int, metric: str) -> dict[str, float]:
-        return {
-            self.name(label.removesuffix("_std"), count) + "_std" * label.endswith("_std"): value
-            for label, value in results.items()
-        }
+        return metric_name(label, self.network.name, count, reference, biased)
 
     def _check_count(self, count: int, what: str) -> None:
-        check_count(self._network.name, count, self._allow_biased, what)
+        check_count(self.network.name, count, self.allow_biased, what)
 
     def _least(self, count: int) -> int:
         return min(count, self.reference.count or count)
@@ -212,7 +173,7 @@ class Evaluator:
     def _batch_fn(self, images_fn, keep):
         def batch_fn(indices):
             images = images_fn(indices)
-            features, logits = self._network.apply(self._network.params, images)
+            features, logits = self.network.apply(self.network.params, images)
             arrays = {"features": features}
             if "logits" in keep and logits is not None:
                 arrays["logits"] = logits
@@ -225,7 +186,7 @@ class Evaluator:
     def _why_not(self, metric: Metric, sample: Sample, count: int) -> str:
         """Why a metric cannot be measured; "" where it can."""
         if metric.needs_logits and "logits" not in sample.arrays:
-            return f"the network {self._network.name} gives no logits"
+            return f"the network {self.network.name} gives no logits"
         if metric.needs_features and self.reference.features is None:
             return f"{self.reference.name} has statistics only, and it compares features"
         least = self._least(count) if metric.has_reference else count
@@ -262,5 +223,5 @@ def _gather(blocks: Iterable[Arrays], keep: Sequence[str], reference: Reference)
         for name in keep:
             if name in block:
                 kept.setdefault(name, []).append(block[name])
-    arrays = {name: np.concatenate(parts) for name, parts in kept.items()}
+    arrays = {name: np.concatenate(pieces) for name, pieces in kept.items()}
     return Sample(to_statistics(total), arrays)

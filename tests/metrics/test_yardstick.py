@@ -1,4 +1,4 @@
-"""Evaluation of images whose quality is known."""
+"""Images whose quality is known, measured."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,14 @@ from diffusion_distill.data.source import from_arrays
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.blocks import BlockStore
 from diffusion_distill.metrics.classifier import LabelJudge
-from diffusion_distill.metrics.evaluator import METRICS, Evaluator
 from diffusion_distill.metrics.features import FeatureNetwork, pixels
 from diffusion_distill.metrics.frechet import Statistics
 from diffusion_distill.metrics.reference import Reference, reference_of
+from diffusion_distill.metrics.request import Request
+from diffusion_distill.metrics.yardstick import METRICS, Yardstick
 
 SOURCE = sources.digits()
+REAL = from_arrays(SOURCE.images()[:900], SOURCE.labels[:900])  # so few make KID one value
 ALL = tuple(METRICS)
 
 
@@ -34,32 +36,37 @@ def with_logits(name="random"):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return reference_of(SOURCE, pixels(), 500, tmp_path_factory.mktemp("cache"))
+    return reference_of(REAL, pixels(), 500, tmp_path_factory.mktemp("cache"))
 
 
-def measure(evaluator, images, labels=None, **how):
-    return evaluator.measure(lambda n: images[n], len(images), 300, labels, **how)
+@pytest.fixture(scope="module")
+def judge():
+    """Fitted on the first 1,200 digits alone."""
+    return LabelJudge(SOURCE.images()[:1200], SOURCE.labels[:1200])
 
 
-def test_the_judge_knows_real_digits_and_not_wrong_labels():
-    judge = LabelJudge(SOURCE.images()[:1200], SOURCE.labels[:1200])
+def measure(yardstick, images, labels=None, **how):
+    request = Request(lambda n: images[n], len(images), 300, labels)
+    return yardstick.measure(request, **how)
+
+
+def test_the_judge_knows_real_digits_and_not_wrong_labels(judge):
     images, labels = SOURCE.images()[1200:], SOURCE.labels[1200:]
     assert judge.agreement(images, labels) > 0.93
     assert judge.agreement(images, (labels + 1) % 10) < 0.05
     assert judge.held_out_accuracy > 0.95
 
 
-def test_better_images_score_better(digits):
-    judge = LabelJudge(SOURCE.images(), SOURCE.labels)
-    evaluator = Evaluator(pixels(), digits, ("fd", "kid", "precision_recall"), judge=judge)
-    half = np.random.default_rng(0).permutation(len(SOURCE))[:898]
-    noise = np.random.default_rng(1).integers(0, 256, (898, 8, 8, 1), np.uint8)
+def test_better_images_score_better(digits, judge):
+    yardstick = Yardstick(pixels(), digits, ("fd", "kid", "precision_recall"), judge=judge)
+    half = np.random.default_rng(0).permutation(len(REAL))[:450]
+    noise = np.random.default_rng(1).integers(0, 256, (450, 8, 8, 1), np.uint8)
     sets = [SOURCE.images()[half], SOURCE.images()[half] // 2, noise]
-    results = [measure(evaluator, images, SOURCE.labels[half]) for images in sets]
+    results = [measure(yardstick, images, SOURCE.labels[half]) for images in sets]
     real, faint, random = (result.values for result in results)
     assert results[0].metrics == [
-        "fd_pixels898_train", "kid_pixels898_train",
-        "precision_pixels898_train", "recall_pixels898_train",
+        "fd_pixels450_train", "kid_pixels450_train",
+        "precision_pixels450_train", "recall_pixels450_train",
     ]  # fmt: skip
     fd, kid, precision, recall = results[0].metrics
     assert 0 < real[fd] < 0.3
@@ -73,7 +80,7 @@ def test_better_images_score_better(digits):
 
 def test_a_singular_covariance_is_spoken_of(digits):
     """Three pixels of digits are always 0."""
-    result = measure(Evaluator(pixels(), digits), SOURCE.images()[:50])
+    result = measure(Yardstick(pixels(), digits), SOURCE.images()[:50])
     assert result.notes == {
         "fd_pixels50_train": "covariances of rank 49 (images) and 61 (reference) in 64 dimensions: "
         "singular"
@@ -81,17 +88,17 @@ def test_a_singular_covariance_is_spoken_of(digits):
 
 
 def test_without_logits_the_result_says_why_there_is_no_inception_score(digits):
-    result = measure(Evaluator(pixels(), digits, ALL), SOURCE.images()[:100])
+    result = measure(Yardstick(pixels(), digits, ALL), SOURCE.images()[:100])
     assert result.notes["inception_score"] == "the network pixels gives no logits"
     assert not any(name.startswith("is") for name in result.values)
     with pytest.raises(UserError, match="nothing can be measured: the network pixels gives no"):
-        measure(Evaluator(pixels(), digits, ("inception_score",)), SOURCE.images()[:100])
+        measure(Yardstick(pixels(), digits, ("inception_score",)), SOURCE.images()[:100])
 
 
 def test_with_logits_everything_is_measured(tmp_path):
     network = with_logits()
-    reference = reference_of(SOURCE, network, 500, tmp_path)
-    result = measure(Evaluator(network, reference, ALL), SOURCE.images()[:500])
+    reference = reference_of(REAL, network, 500, tmp_path)
+    result = measure(Yardstick(network, reference, ALL), SOURCE.images()[:500])
     assert result.metrics == [
         "fd_random500_train", "kid_random500_train", "precision_random500_train",
         "recall_random500_train", "is_random500",
@@ -103,9 +110,9 @@ def test_with_logits_everything_is_measured(tmp_path):
 
 def test_statistics_alone_allow_the_frechet_distance_alone(digits):
     reference = Reference("vs_other", digits.statistics, None, None, {})
-    result = measure(Evaluator(pixels(), reference, ALL), SOURCE.images())
-    assert result.metrics == ["fd_pixels1797_vs_other"]
-    assert result.values["fd_pixels1797_vs_other"] == pytest.approx(0.0, abs=1e-6)
+    result = measure(Yardstick(pixels(), reference, ALL), REAL.images())
+    assert result.metrics == ["fd_pixels900_vs_other"]
+    assert result.values["fd_pixels900_vs_other"] == pytest.approx(0.0, abs=1e-6)
     for name in ("kid", "precision_recall"):
         assert result.notes[name] == "vs_other has statistics only, and it compares features"
 
@@ -113,7 +120,7 @@ def test_statistics_alone_allow_the_frechet_distance_alone(digits):
 def test_a_reference_of_another_feature_size_is_refused():
     reference = Reference("vs_other", Statistics(np.zeros(5), np.eye(5)), None, None, {})
     with pytest.raises(UserError, match="size 64, but those of the reference vs_other of size 5"):
-        measure(Evaluator(pixels(), reference), SOURCE.images()[:100])
+        measure(Yardstick(pixels(), reference), SOURCE.images()[:100])
 
 
 def test_too_few_images_for_fid_must_be_asked_for_and_are_named(tmp_path):
@@ -121,11 +128,11 @@ def test_too_few_images_for_fid_must_be_asked_for_and_are_named(tmp_path):
     few = from_arrays(SOURCE.images()[:100])
     reference = reference_of(few, network, 100, tmp_path)
     with pytest.raises(UserError, match="of images of train is 100; .* at least 2049 images"):
-        Evaluator(network, reference)
+        measure(Yardstick(network, reference), SOURCE.images()[:100])
     reference = Reference("train", reference.statistics, reference.features, 60_000, {})
     with pytest.raises(UserError, match="the number of images is 100; .* at least 2049 images"):
-        measure(Evaluator(network, reference), SOURCE.images()[:100])
-    allowed = Evaluator(network, reference, ALL, allow_biased=True)
+        measure(Yardstick(network, reference), SOURCE.images()[:100])
+    allowed = Yardstick(network, reference, ALL, allow_biased=True)
     assert measure(allowed, SOURCE.images()[:100]).metrics == [
         "fid100_train_biased", "kid100_train", "precision100_train", "recall100_train", "is100",
     ]  # fmt: skip
@@ -133,18 +140,17 @@ def test_too_few_images_for_fid_must_be_asked_for_and_are_named(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_fewer_images_than_a_metric_takes(digits, count):
-    evaluator = Evaluator(pixels(), digits, ("precision_recall",))
+    yardstick = Yardstick(pixels(), digits, ("precision_recall",))
     message = "must be at least 2" if count == 1 else "takes at least 4 images, not 3"
     with pytest.raises(UserError, match=message):
-        measure(evaluator, SOURCE.images()[:count])
+        measure(yardstick, SOURCE.images()[:count])
 
 
-def test_stopped_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, digits):
+def test_stopped_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, digits, judge):
     monkeypatch.setattr("diffusion_distill.metrics.blocks.BLOCK", 128)
-    judge = LabelJudge(SOURCE.images(), SOURCE.labels)
-    evaluator = Evaluator(pixels(), digits, ("fd", "kid", "precision_recall"), judge=judge)
+    yardstick = Yardstick(pixels(), digits, ("fd", "kid", "precision_recall"), judge=judge)
     images, labels = SOURCE.images()[:900], SOURCE.labels[:900]
-    expected = measure(evaluator, images, labels)
+    expected = measure(yardstick, images, labels)
     store = BlockStore(tmp_path / "blocks", {})
 
     def stop(done, count):
@@ -152,6 +158,6 @@ def test_stopped_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, digits):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(evaluator, images, labels, store=store, on_batch=stop)
+        measure(yardstick, images, labels, store=store, on_batch=stop)
     assert list((tmp_path / "blocks").iterdir())
-    assert measure(evaluator, images, labels, store=store) == expected
+    assert measure(yardstick, images, labels, store=store) == expected

@@ -1,0 +1,109 @@
+"""What is to be measured, and what came of it: the same for samplers and for sets of images."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from diffusion_distill.data.batches import subset
+from diffusion_distill.data.source import Source
+from diffusion_distill.errors import UserError
+from diffusion_distill.generate import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A set of images to measure: a function of indices.
+
+    Attributes:
+        images_fn: indices int [B] -> uint8 images [B, H, W, C], on the host or left on the devices.
+        count: of the images, N.
+        batch_size: images at once, as many as the feature network can take.
+        labels: what they were asked to show, [N]; None where nothing was.
+        made_of: plain JSON values that tell these images from any others.
+        only: one of the metrics in place of all, and no judge of labels.
+        notes: what one must know of the images, for the result's.
+    """
+
+    images_fn: Callable[[np.ndarray], jax.Array | np.ndarray]
+    count: int
+    batch_size: int
+    labels: np.ndarray | None = None
+    made_of: dict = dataclasses.field(default_factory=dict)
+    only: str | None = None
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What was measured of one set of images.
+
+    Attributes:
+        values: by the metric's name, in the order asked for; a spread is under the name with
+            "_std". Label agreement is under "label_agreement".
+        notes: by the metric's name or what was asked for: why there is no value, or what one must
+            know of it.
+    """
+
+    values: dict[str, float]
+    notes: dict[str, str]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of what was measured, spreads and label agreement left out."""
+        return [n for n in self.values if not n.endswith("_std") and n != "label_agreement"]
+
+    def row(self) -> dict:
+        """As results.jsonl and evaluations.jsonl have it."""
+        return {"metrics": self.metrics, **self.values, "notes": self.notes}
+
+
+def of_sampler(
+    sampler: Sampler, count: int, seed: int, made_of: dict, only: str | None = None
+) -> Request:
+    """Images 0 to count - 1 that a sampler makes from a seed.
+
+    Args:
+        sampler: of any weights.
+        count, seed: as in a call of the sampler.
+        made_of: tells its weights, and how it samples, from any others.
+        only: see `Request`.
+
+    Raises:
+        UserError: count or seed is out of range.
+    """
+    labels = sampler.check(seed, count)
+    return Request(
+        images_fn=lambda indices: sampler.on_devices(seed, indices, labels),
+        count=count,
+        batch_size=sampler.batch_size(count),
+        labels=labels,
+        made_of=made_of
+        | {"num_steps": sampler.num_steps, "seed": seed, "count": count, "only": only or ""},
+        only=only,
+    )
+
+
+def of_images(source: Source, count: int, batch_size: int) -> Request:
+    """`count` images of a source, `batch_size` at once.
+
+    Where it has more they are drawn at random, once and for all: the first ones by name are often
+    of a few classes.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if count > len(source):
+        raise UserError(f"{count} images were asked for; {source.name} has {len(source)}")
+    chosen, notes = subset(len(source), count), {}
+    if count < len(source):
+        drawn = f"{count:,} of {len(source):,}, drawn at random, the same at each start"
+        notes = {"images": drawn}
+    return Request(
+        images_fn=lambda indices: source.images(chosen[indices]),
+        count=count,
+        batch_size=batch_size,
+        made_of={"images": source.fingerprint, "count": count, "chosen": "at random"},
+        notes=notes,
+    )
