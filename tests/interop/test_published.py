@@ -44,7 +44,7 @@ def test_large_arrays_may_be_in_chunks(tmp_path, weights, monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, 0), (0, 0), (8, 8), (np.int32(4), 4), (np.array(1024), 1024), (np.array([2]), 2)],
+    [(None, None), (0, None), (8, 8), (np.int32(4), 4), (np.array(1024), 1024), (np.array([2]), 2)],
 )
 def test_the_number_of_steps(tmp_path, weights, value, expected):
     assert published.read(write_published(tmp_path / "x", weights, value)).fixed_steps == expected
