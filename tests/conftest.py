@@ -188,23 +188,30 @@ def workdir(finished, tmp_path):
 @pytest.fixture(scope="module")
 def bucket_server():
     """A BucketServer on loopback with the buckets "bucket", and "closed", which nobody may use."""
-    import fsspec  # of the extra test, as gcsfs is; most tests have no use for them
-
-    with BucketServer("bucket", "closed") as server, pytest.MonkeyPatch.context() as patch:
+    with BucketServer("bucket", "closed") as server, used_by_clients(server.url):
         server.closed.add("closed")
-        for name, value in {
-            "STORAGE_EMULATOR_HOST": server.url,  # for gcsfs and Google's client
-            "FSSPEC_GCS_TOKEN": "anon",  # for gcsfs: it need not look for a Google machine
-            "TENSORSTORE_GCS_HTTP_URL": server.url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # for TensorStore, as for gcsfs
-        }.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf["gcs"], "token", "anon")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+@contextlib.contextmanager
+def used_by_clients(url):
+    """All clients, and child processes, find their buckets at this address."""
+    import fsspec  # of the extra test, as gcsfs is; most tests have no use for them
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "STORAGE_EMULATOR_HOST": url,  # for gcsfs and Google's client
+            "FSSPEC_GCS_TOKEN": "anon",  # for gcsfs: it need not look for a Google machine
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # for TensorStore, as for gcsfs
+        }.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf["gcs"], "token", "anon")
+        yield
 
 
 def data_config(name, path, **fields):
