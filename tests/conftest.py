@@ -95,6 +95,18 @@ def x64():
         yield
 
 
+@pytest.fixture
+def compiled_quickly(monkeypatch):
+    """Programs without LLVM's optimizations, here and in child processes: in half of the time.
+
+    Where programs are compared with each other, and it is not their last bits that count.
+    """
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def free_port():
     """A port of this machine that nothing listens on."""
     with socket.socket() as listener:

@@ -20,6 +20,7 @@ from diffusion_distill.storage.files import read_rows
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 HEARTBEAT = 10  # seconds
 BOUND = 60  # seconds within which the death of one ends the other, with what a busy machine adds
 UPDATES = 100  # of the teacher: some seconds, and a notice needs one to be heard

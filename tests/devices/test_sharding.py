@@ -18,6 +18,7 @@ from tests.conftest import free_port
 from tests.devices import topology
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 # Each: (processes, devices of each, how many of all share a copy of the weights).
 TOPOLOGIES = {

@@ -105,6 +105,7 @@ def test_a_students_step_has_the_same_bits_with_a_teacher_that_was_cast(student)
     np.testing.assert_array_equal(metrics["loss"], other_metrics["loss"])
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_run_keeps_a_students_teacher_in_what_it_computes_in(tiny_config, tmp_path, monkeypatch):
     """And no other copy: the state is four times the weights, the teacher half of them.
 

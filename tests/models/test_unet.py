@@ -1,14 +1,13 @@
 """The U-Net: the paper's sizes, what reaches the output, what is refused."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_distill.models import attention, unet
+from diffusion_distill.models import unet
 from diffusion_distill.models.unet import UNet, dropout
 
 SMALL = UNet(
@@ -43,6 +42,7 @@ def small():
     return params, jax.jit(SMALL.apply)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_starts_at_zero_and_in_float32():
     """As small as it can be: at any size it ends in the same convolution."""
     model = dataclasses.replace(SMALL, channel_multipliers=(1,), attention_resolutions=())
@@ -90,6 +90,7 @@ def test_one_pixel_reaches_all_others(small):
     ],
     ids=["one resolution", "two"],
 )
+@pytest.mark.usefixtures("compiled_quickly")
 def test_rematerialisation_changes_no_gradient(change):
     model = dataclasses.replace(SMALL, **change)
     arguments = inputs(side=4)
@@ -119,6 +120,7 @@ def test_bfloat16_computes_apart_from_float32_parameters(small):
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_dropout_acts_in_training_only(small):
     params, _ = small
     model = dataclasses.replace(SMALL, dropout=0.5)
@@ -190,85 +192,6 @@ def test_time_inputs():
         np.testing.assert_allclose(
             time_input(jnp.float32(logsnr), -20.0, 20.0), expected[name], rtol=1e-5, atol=1e-7
         )
-
-
-def test_attention_against_numpy():
-    block = attention.AttentionBlock(num_heads=2, head_dim=None, num_groups=4, dtype=jnp.float32)
-    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 3, 8)))
-    params = random_params(block, x)
-    p = jax.tree.map(np.asarray, params["params"])
-    grouped = np.asarray(x, np.float64).reshape(2, 9, 4, 2)
-    mean = grouped.mean(axis=(1, 3), keepdims=True)
-    h = (grouped - mean) / np.sqrt(grouped.var(axis=(1, 3), keepdims=True) + 1e-6)
-    h = h.reshape(2, 9, 8) * p["norm"]["scale"] + p["norm"]["bias"]
-    q, k, v = (np.einsum("btc,chd->bhtd", h, p[n]["kernel"]) + p[n]["bias"][None, :, None]
-               for n in "qkv")  # fmt: skip
-    logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(4)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ v
-    out = np.einsum("bhtd,hdc->btc", mixed, p["proj_out"]["kernel"]) + p["proj_out"]["bias"]
-    np.testing.assert_allclose(
-        block.apply(params, x), x + out.reshape(x.shape), rtol=1e-4, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("fused", "dtype", "head_dim", "expected"),
-    [
-        (True, jnp.bfloat16, 64, "cudnn"),
-        (False, jnp.bfloat16, 64, "xla"),
-        (True, jnp.float32, 64, "xla"),
-        (True, jnp.bfloat16, 256, "xla"),
-        (True, jnp.bfloat16, 12, "xla"),
-    ],
-)
-def test_attention_is_fused_where_the_kernel_takes_it(fused, dtype, head_dim, expected):
-    assert attention.attention_implementation(fused, dtype, head_dim) == expected
-
-
-@pytest.mark.parametrize(
-    ("platform", "version", "capability", "expected"),
-    [
-        ("gpu", "PJRT C API cuda 13000", "9.0", True),
-        ("gpu", "PJRT C API cuda 13000", "7.5", False),
-        ("gpu", "PJRT C API rocm 60400", "9.0", False),
-        ("tpu", "PJRT C API TFRT TPU v5e", None, False),
-        ("cpu", "cpu", None, False),
-    ],
-)
-def test_where_there_is_a_kernel(monkeypatch, platform, version, capability, expected):
-    client = types.SimpleNamespace(platform_version=version)
-    device = types.SimpleNamespace(platform=platform, client=client, compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert attention.has_cudnn.__wrapped__() is expected
-
-
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
-def test_fused_attention_gives_what_the_other_gives():
-    x = jnp.bfloat16(np.random.default_rng(0).normal(size=(2, 16, 16, 128)))
-
-    def gradient(fused):
-        block = attention.AttentionBlock(None, 64, 32, jnp.bfloat16, fused)
-        params = random_params(block, x)
-        return jax.jit(jax.grad(lambda p: block.apply(p, x).astype(jnp.float32).mean()))(params)
-
-    # bfloat16 has 8 bits: sums in another order differ in the last.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * np.abs(b).max()),
-        gradient(True),
-        gradient(False),
-    )
-
-
-def test_heads_by_count_or_by_size():
-    assert attention.attention_heads(96, 4, None) == (4, 24)
-    assert attention.attention_heads(192, None, 64) == (3, 64)
-    with pytest.raises(ValueError, match="96 channels does not divide by num_heads 5"):
-        attention.attention_heads(96, 5, None)
-    with pytest.raises(ValueError, match="96 channels does not divide by head_dim 64"):
-        attention.attention_heads(96, None, 64)
-    with pytest.raises(ValueError, match="not both or neither"):
-        attention.attention_heads(96, 2, 48)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,7 @@ def test_labels_reach_teacher_and_student_in_a_students_step(tiny_config):
 def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
     """Shapes fit from the config to the updated state and to the image, for teacher and student."""
     tiny_config.diffusion.parameterization = kind
+    tiny_config.model.channel_multipliers = (1,)  # smaller, as tracing takes its time
     model, mesh = build_unet(tiny_config, 3, 10), make_mesh()
     assert model.out_channels == (6 if kind == "both" else 3)
     batch = Batch(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
@@ -253,6 +254,7 @@ def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("compiled_quickly")
 def test_several_updates_in_one_call_are_the_updates_one_by_one(tiny_config, real):
     """Of a small network; and of the U-Net."""
     stage, mesh, (data, rows) = plan(tiny_config)[0], make_mesh(), data_and_rows()
@@ -279,6 +281,7 @@ def test_several_updates_in_one_call_are_the_updates_one_by_one(tiny_config, rea
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["teacher", "student"])
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which):
     """With dropout, in both ways: parts in one program, and parts in calls of their own."""
 
