@@ -1,9 +1,7 @@
 """CIFAR-10 as its authors publish it, every file checked against its published checksum.
 
-Both of its versions for programs are read, unpacked or as the tar.gz: the binary one and the
-Python one. The latter's files are pickles, read by an unpickler that makes nothing but plain data
-of them. Both hold the same records, byte for byte and in the same order, so that a run may change
-from one to the other.
+Its binary version and its Python version are read, unpacked or as the tar.gz. Both hold the same
+records in the same order, so that a run may change from one to the other.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
 https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
@@ -33,10 +31,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"  # as its page has it
 ARCHIVE_SIZE = 170_052_171
 
-SPLITS = {
-    "train": tuple(f"data_batch_{n}" for n in range(1, 6)),
-    "test": ("test_batch",),
-}
+SPLITS = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)}
 PIXELS = 3 * 32 * 32  # of a record, after its label: red, green, blue, each in rows
 
 # sha1 of each batch's 10,000 records, which is the binary version's file.
@@ -61,17 +56,11 @@ LARGEST = 2**25  # bytes; a file that goes on beyond is not one of these, and is
 
 
 def load(config: ml_collections.ConfigDict) -> Source:
-    """CIFAR-10: 32x32 colour images, 10 labels; 50,000 to train on and 10,000 to test.
+    """CIFAR-10: 32x32 colour images, 10 labels; 50,000 to train on, 10,000 to test on.
 
-    In the release's own order, unchanged.
-
-    Args:
-        config: a run's config.data. `path` is a folder with the batch files, a folder that holds
-            that folder or a tar.gz, or a tar.gz; `split` is "train" or "test".
-
-    Raises:
-        UserError: there is nothing of the kind at `path`, a file is missing or damaged, or a
-            field asks for what CIFAR-10 has not; names the file or the field.
+    `config.path` is a folder with the batch files, a folder that holds that folder or a tar.gz, or
+    a tar.gz. Raises UserError, which names the file or the field, where that is not so, a file is
+    damaged, or a field asks for what CIFAR-10 has not.
     """
     if config.split not in SPLITS:
         raise UserError(fields.SPLIT, f" is {config.split!r}; CIFAR-10 has train and test")
@@ -87,13 +76,9 @@ def load(config: ml_collections.ConfigDict) -> Source:
 
 
 def download(out: Path, url: str = URL) -> Path:
-    """Gets the binary version into the folder `out`, unless it is there and whole.
+    """Gets the binary version into the folder `out`, unless it is there and whole; its path.
 
-    Returns:
-        The path of the tar.gz. A config's `data.path` may name it or `out`.
-
-    Raises:
-        UserError: see `data.download.download_file`; or a file inside is not the release's.
+    Raises UserError as `download_file` does, or where a file inside is not the release's.
     """
     if is_bucket(out):
         raise UserError(f"--out={out} is a bucket; download into a folder, then copy it there")
@@ -109,27 +94,14 @@ def download(out: Path, url: str = URL) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Version:
-    """One way in which the release is packed.
-
-    Attributes:
-        archive: its tar.gz.
-        folder: what the tar.gz unpacks to.
-        suffix: of the batch files' names.
-        algorithm: of `sums`.
-        sums: the checksum of each batch's file.
-        records: a file's content -> its records, uint8 [N, 1 + PIXELS].
-    """
+    """One way in which the release is packed."""
 
     archive: str
-    folder: str
-    suffix: str
+    folder: str  # that the archive unpacks to
+    suffix: str  # of the batch files' names
     algorithm: str
-    sums: dict[str, str]
-    records: Callable[[bytes], np.ndarray]
-
-    def file(self, name: str) -> str:
-        """The file name of a batch."""
-        return f"{name}{self.suffix}"
+    sums: dict[str, str]  # the checksum of each batch's file
+    records: Callable[[bytes], np.ndarray]  # a file's content -> uint8 [N, 1 + PIXELS]
 
 
 def _binary_records(content: bytes) -> np.ndarray:
@@ -189,12 +161,12 @@ def _find(path: str) -> Path:
     for name in names:
         if (found / name).exists():
             return found / name
-    names += [version.file("data_batch_1") for version in VERSIONS]
+    names += [f"data_batch_1{version.suffix}" for version in VERSIONS]
     raise UserError(fields.PATH, f": {found} holds none of {', '.join(names)}; {get}")
 
 
 def _has_batches(folder: Path, version: _Version) -> bool:
-    return any((folder / version.file(name)).exists() for name in version.sums)
+    return any((folder / f"{name}{version.suffix}").exists() for name in version.sums)
 
 
 def _batches(place: Path, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -215,7 +187,7 @@ def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, _Versio
     """(what to call a file, its version, its batch, its content) of each batch in a folder."""
     version = BINARY if _has_batches(folder, BINARY) else PYTHON
     for name in names:
-        path = folder / version.file(name)
+        path = folder / f"{name}{version.suffix}"
         if not path.exists():
             raise UserError(f"{path} is missing; the other files of CIFAR-10 are there")
         with opened(path) as file:
@@ -225,7 +197,7 @@ def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, _Versio
 def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, _Version, str, bytes]]:
     """As `_folder_files`, of a tar.gz of either version and any name; nothing is unpacked."""
     wanted = {
-        f"{version.folder}/{version.file(name)}": (version, name)
+        f"{version.folder}/{name}{version.suffix}": (version, name)
         for version in VERSIONS
         for name in names
     }
@@ -242,11 +214,7 @@ def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, _Vers
 def _checked_batch(
     file: str, version: _Version, name: str, content: bytes
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(images, labels) of one file's content; `file` is what messages call it.
-
-    Raises:
-        UserError: the file, or what was read from it, has another checksum than the release.
-    """
+    """(images, labels) of one file's content; `file` is what messages call it."""
     _check(file, version.algorithm, content, version.sums[name])
     records = version.records(content)
     if version is not BINARY:

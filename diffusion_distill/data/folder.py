@@ -22,10 +22,7 @@ def load(config: ml_collections.ConfigDict) -> Source:
 
     With config.folder_labels each subfolder is a label, in the order of their names (for ImageNet's
     that is the usual one); without, images at any depth are taken. Files are read when they are
-    asked for.
-
-    Raises:
-        UserError: there is no such folder, no image in it, or images beside the subfolders.
+    asked for. Raises UserError where there is no such folder, no image, or images beside labels.
     """
     root = as_path(config.path)
     splits = [name for name in SPLITS if (root / name).is_dir()]

@@ -16,16 +16,10 @@ _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
 def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
-    """The images in a folder, at any depth, or in an .npz (data/folder.py, data/npz.py).
+    """The images in a folder, at any depth, or in an .npz, as they are: nothing is resized.
 
-    They are read as they are: nothing is resized, cropped or converted.
-
-    Args:
-        path: of the folder or the .npz.
-        say: where it is said that files are lossy.
-
-    Raises:
-        UserError: there is nothing there. Reading images of several sizes raises it, too.
+    `say` is told where files are lossy. Raises UserError where there is nothing at `path`; reading
+    images of several sizes raises it, too.
     """
     path = as_path(path)
     fields = {"image_size": 0, "resize": "area", "channels": 0, "folder_labels": False}

@@ -48,13 +48,8 @@ def load(
 ) -> Source:
     """The source that a config's `data` section names.
 
-    Args:
-        config: a run's config.data.
-        split: in place of config.split.
-        cache: where what is copied from a bucket is kept; None for the usual place.
-
-    Raises:
-        UserError: there is none of that name, or its files are missing or wrong; says what to do.
+    `split` is in place of config.split; `cache` is where copies from a bucket are kept, None for
+    the usual place. Raises UserError, which says what to do, where files are missing or wrong.
     """
     if config.name not in SOURCES:
         raise UserError(fields.NAME, f" is {config.name!r}; there are {', '.join(SOURCES)}")

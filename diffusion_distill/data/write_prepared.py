@@ -23,15 +23,11 @@ def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYT
     """Writes a source as a prepared split, going on where an earlier call was stopped.
 
     Args:
-        source: what to write. Reading one image may raise UserError, which names it: it is left
-            out.
+        source: what to write. An image whose reading raises UserError is left out, and named.
         folder: of the split.
-        origin: says where it comes from, to be kept in the manifest; a folder that was begun with
+        origin: where it comes from, to be kept in the manifest; a folder that was begun with
             other settings, or from other images, is refused. Its "path" may be another.
         file_bytes: of images in one file, about.
-
-    Returns:
-        The manifest, which is written last.
 
     Raises:
         UserError: the folder holds another set, or half of the images cannot be read: of all, or
