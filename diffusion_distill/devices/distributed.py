@@ -49,8 +49,7 @@ def initialize(
         coordinator: "host:port" of process 0, on a free port.
         num_processes: in all.
         process_id: of this one, from 0 on.
-        heartbeat_timeout: seconds after which a process that is silent counts as dead, and ends
-            the others.
+        heartbeat_timeout: seconds of silence after which a process counts as dead, and ends all.
         preemption: whether SIGTERM is a notice that `reached_preemption` tells all processes of.
 
     Raises:
@@ -115,12 +114,9 @@ def several() -> bool:
 def on_main(work: Callable):
     """What work() returns in process 0, in every process; it is called in process 0 alone.
 
-    Args:
-        work: () -> bytes, or a value that JSON can hold. Inside it, `on_main` is a plain call.
-
-    Raises:
-        What work() raises, in every process: UserError, CheckpointError and OSError as they are,
-            anything else as RuntimeError in the others. Its attribute `said_by` is 0.
+    It returns bytes, or a value that JSON can hold; inside it, `on_main` is a plain call. What it
+    raises is raised in every process, its `said_by` 0: UserError, CheckpointError and OSError as
+    they are, anything else as RuntimeError in the others.
     """
     global _alone
     if _alone or not several():
@@ -147,12 +143,8 @@ def on_main(work: Callable):
 def everywhere(work: Callable):
     """What work() returns here, once it has come to its end in every process.
 
-    Args:
-        work: called in each process; nothing in it may wait for another process.
-
-    Raises:
-        What work() raises, here or in another process. Its attribute `said_by` is the number of
-            the first process in which it did.
+    Nothing in it may wait for another process. What it raises, here or elsewhere, is raised in all;
+    its `said_by` is the number of the first process in which it was.
     """
     if not several():
         return work()

@@ -50,15 +50,9 @@ def is_export(path: str | Path) -> bool:
 def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     """Writes a network to the folder `out`, which is made; what was exported there is replaced.
 
-    Args:
-        dtype: what the weights are kept in, one of validate.DTYPES.
-
-    Returns:
-        Bytes of the weights.
-
-    Raises:
-        UserError: `out` is a file, or a folder that has other files; or there is no such dtype.
-        OSError: it cannot be written.
+    `dtype` is what the weights are kept in, one of validate.DTYPES. Returns the bytes of the
+    weights. Raises UserError where `out` is a file, or has other files; OSError where it cannot be
+    written.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
@@ -84,9 +78,8 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
 def read(path: str | Path, mesh: Mesh) -> Network:
     """The network in a folder that `write` wrote.
 
-    Raises:
-        UserError: a file is missing or damaged, the two do not belong together, or they are of a
-            later version.
+    Raises UserError where a file is missing or damaged, the two do not belong together, or they are
+    of a later version.
     """
     path = as_path(path)
     fields = read_json(path / DESCRIPTION)

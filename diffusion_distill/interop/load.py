@@ -39,8 +39,8 @@ def load_sampler(
         batch_size: images at once; None for the config's.
 
     Raises:
-        UserError: there is no such file, folder or stage, it is not finished, or it is not made
-            for that number of steps; or files outside of a workdir are damaged.
+        UserError: there is no such file, folder or stage, it is not finished, not made for that
+            number of steps, or damaged.
         CheckpointError: a workdir's checkpoint is damaged.
     """
     mesh = make_mesh()

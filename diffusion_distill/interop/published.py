@@ -34,13 +34,9 @@ from diffusion_distill.validate import validate
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What is used of a published file.
+    """What is used of a published file: averaged weights by name, "down_0.block_0/conv1/kernel".
 
-    Attributes:
-        path: the file.
-        weights: the averaged weights by name, "down_0.block_0/conv1/kernel".
-        fixed_steps: the only number of sampling steps that they take; None where the file does
-            not say.
+    `fixed_steps` is the only number of sampling steps that they take; None where it does not say.
     """
 
     path: Path
@@ -60,13 +56,10 @@ class Published:
 
 
 def read(path: str | Path) -> Published:
-    """The averaged weights of a published file.
+    """The averaged weights of a published file. Raises UserError where it is none, or is damaged.
 
-    They may stand below one more level, "params". GroupNorm's scale and bias, which older Flax
-    kept as [1, 1, 1, C], become [C].
-
-    Raises:
-        UserError: there is no such file, or it is no such file, damaged or cut off.
+    They may stand below one more level, "params". GroupNorm's scale and bias, which older Flax kept
+    as [1, 1, 1, C], become [C].
     """
     path = as_path(path)
     if not path.is_file():
@@ -97,12 +90,8 @@ def read(path: str | Path) -> Published:
 def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Network:
     """The network of a published file; its channels and labels are read off the weights.
 
-    Args:
-        config: its architecture and diffusion. data.image_size is the side of its images.
-
-    Raises:
-        UserError: the file cannot be read, the weights are not those of config.model, or
-            config.data.image_size is not given.
+    `config` has its architecture and diffusion; data.image_size is the side of its images. Raises
+    UserError where the file cannot be read or that is not given, or the weights do not fit.
     """
     published = read(path)
     side = config.data.image_size

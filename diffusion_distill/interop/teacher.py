@@ -28,8 +28,7 @@ class Teacher:
 
     Attributes:
         path: where its weights are, or were when the run began: config.distill.teacher.
-        fixed_steps: the only number of sampling steps that it takes; None where it was trained in
-            continuous time, or its file does not say.
+        fixed_steps: the only number of sampling steps that it takes; None for any, or not known.
     """
 
     path: str
@@ -39,15 +38,9 @@ class Teacher:
 def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
     """The teacher that a run starts from; None where it trains its own.
 
-    A run that is there already is taken at its word, and keeps its teacher where
-    config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be.
-
-    Args:
-        ours: the network that the run trains, its params ShapeDtypeStructs.
-        workdir: of the run, whether it is there or not.
-
-    Raises:
-        UserError: the teacher cannot be loaded, or its network is another than the run's.
+    A run that is in `workdir` already is taken at its word, and keeps its teacher where
+    config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be: see
+    `load`. `ours` is the network that the run trains, its params ShapeDtypeStructs.
     """
     path = ours.config.distill.teacher
     if on_main(lambda: (as_path(workdir) / "config.json").exists()):
@@ -59,16 +52,11 @@ def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
 
 
 def load(path: str, ours: Network, mesh: Mesh) -> Network:
-    """The network of the teacher that is at `path`.
+    """The network of the teacher at `path`: a workdir, a stage's folder, an export or published.
 
-    Args:
-        path: a workdir, a stage's folder in one, an exported folder, or a published file.
-        ours: the network that the run trains, its params ShapeDtypeStructs.
-
-    Raises:
-        UserError: it is none of these, is damaged or unfinished, or its network is another than
-            the run's: the first names and shapes that differ, or the fields.
-        CheckpointError: the checkpoint in its workdir is damaged.
+    Raises UserError where it is none of these, is damaged or unfinished, or its network is another
+    than the run's (the first names and shapes that differ, or the fields); CheckpointError where
+    the checkpoint in its workdir is damaged.
     """
     where = as_path(path)
     if where.is_file():
@@ -102,9 +90,7 @@ def _of_workdir(path: Path, ours: Network, mesh: Mesh) -> Network:
 def copy(teacher: Teacher, ours: Network, run: Workdir, mesh: Mesh) -> dict:
     """Makes a teacher a finished stage of a run, and returns its averaged weights.
 
-    Raises:
-        UserError: it is gone, or another one by now.
-        CheckpointError: it is damaged, or cannot be written.
+    Raises UserError where it is gone, or another one by now; CheckpointError where it is damaged.
     """
     network = load(teacher.path, ours, mesh)
     if network.fixed_steps != teacher.fixed_steps:

@@ -52,10 +52,7 @@ def is_finished(directory: Path, step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class WholeCheckpoint:
-    """A checkpoint that was compared with its checksums.
-
-    Only `verify` hands one out, and only from one can a state be restored.
-    """
+    """A checkpoint that was compared with its checksums: what can be restored from."""
 
     directory: Path
     step: int
@@ -83,32 +80,23 @@ class WholeCheckpoint:
 def verify(directory: Path, step: int) -> WholeCheckpoint:
     """The checkpoint of that step, every file of it read and compared.
 
-    Raises:
-        CheckpointError: it is missing or damaged; says which file.
+    Raises CheckpointError, which says which file is missing or damaged.
     """
     check(directory, step)
     return WholeCheckpoint(directory, step)
 
 
 def check(directory: Path, step: int, item: str | None = None) -> None:
-    """Reads every file of a checkpoint, or of one item of it, and compares.
-
-    Raises:
-        CheckpointError: it is missing or damaged; says which file.
-    """
+    """As `verify`, of the whole or of one item of it."""
     problem = on_main(lambda: _damage(directory / str(step), item))
     if problem is not None:
         raise CheckpointError(f"checkpoint {directory / str(step)} cannot be used: {problem}")
 
 
 def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
-    """The averaged weights alone: nothing else of the checkpoint is read, or need be there.
+    """The averaged weights, verified: nothing else of the checkpoint is read, or need be there.
 
-    Args:
-        abstract: their ShapeDtypeStructs with shardings.
-
-    Raises:
-        CheckpointError: they are missing or damaged; says which file.
+    `abstract` has their ShapeDtypeStructs with shardings. Raises CheckpointError as `verify` does.
     """
     check(directory, step, "ema_params")
     return WholeCheckpoint(directory, step).trees({"ema_params": abstract})["ema_params"]
@@ -117,9 +105,7 @@ def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
 def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
     """The newest checkpoint of which every file is as written; None where there is none.
 
-    Args:
-        directory: of a stage's checkpoints.
-        report: called with one line for each newer checkpoint that is not whole.
+    `report` gets one line for each newer one that is not whole.
     """
 
     def newest() -> int | None:
@@ -158,20 +144,18 @@ def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
 
 
 def load_meta(directory: Path, step: int) -> dict:
-    """What was saved as JSON with a state, alone.
-
-    Raises:
-        CheckpointError: it is missing or damaged; says which file.
-    """
+    """What was saved as JSON with a state, verified. Raises CheckpointError as `verify` does."""
     check(directory, step, "meta")
     return WholeCheckpoint(directory, step).meta()
 
 
 class Writer:
-    """Saves a stage's checkpoints while training goes on, one at a time."""
+    """Saves a stage's checkpoints while training goes on, one at a time; keeps the newest `kept`.
+
+    Each method raises CheckpointError where the checkpoint that is being written cannot be.
+    """
 
     def __init__(self, directory: Path, kept: int):
-        """Makes the folder. `kept` is how many of the newest checkpoints stay."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, cleanup_tmp_directories=True)
@@ -183,15 +167,9 @@ class Writer:
         self._step: int | None = None  # of the newest save
 
     def save(self, step: int, trees: dict[str, Any], meta: dict) -> None:
-        """Starts to write a checkpoint; returns once the arrays have been copied.
+        """Starts to write trees of arrays, by name, and `meta`, plain JSON values.
 
-        Args:
-            step: updates that it is after.
-            trees: of arrays, by name.
-            meta: plain JSON values.
-
-        Raises:
-            CheckpointError: this one, or the one before, could not be written.
+        Waits for the one before; returns once the arrays have been copied.
         """
         self.wait()
         self._step = step
@@ -224,22 +202,14 @@ class Writer:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written, checksums included.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
+        """Waits for the checkpoint that is being written, checksums included."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             with self._explained():
                 pending.result()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder.
-
-        Raises:
-            CheckpointError: the one being written could not be.
-        """
+        """Waits, and lets go of the folder."""
         try:
             self.wait()
             with self._explained():

@@ -44,8 +44,7 @@ class Network:
 def from_stage(run: Workdir, stage: Stage, mesh: Mesh) -> Network:
     """A finished stage of a run. Only its averaged weights are read, and verified first.
 
-    Raises:
-        CheckpointError: its checkpoint is damaged.
+    Raises CheckpointError where they are damaged.
     """
     abstract = abstract_weights(run.config, run.image_shape, run.num_classes, mesh)
     directory = checkpoints.folder(run.path, stage.name)
@@ -61,8 +60,7 @@ def abstract_weights(
 ) -> dict:
     """Shapes, dtypes and shardings of the weights of a config's network, without computing any.
 
-    Raises:
-        UserError: the network does not fit images of that shape.
+    Raises UserError where the network does not fit images of that shape.
     """
     try:
         model = build_unet(config, image_shape[-1], num_classes)
@@ -82,11 +80,7 @@ def shapes(params: dict) -> dict[str, list[int]]:
 
 
 def check_shapes(ours: Mapping[str, list], theirs: Mapping[str, list], where: str) -> None:
-    """Compares the weights of a config's network with others, by name and shape.
-
-    Raises:
-        UserError: they differ; names the first that do, with both shapes.
-    """
+    """Raises UserError where weights differ; names the first that do, with both shapes."""
     lines = [
         f"{name}: ours {ours.get(name, 'none')}, theirs {theirs.get(name, 'none')}"
         for name in sorted(ours.keys() | theirs.keys())
@@ -101,11 +95,7 @@ def check_shapes(ours: Mapping[str, list], theirs: Mapping[str, list], where: st
 
 
 def check_meaning(ours: Network, theirs: Network, where: str) -> None:
-    """Compares what weights of the same shapes stand for: images, groups, time, prediction.
-
-    Raises:
-        UserError: they differ; names the fields.
-    """
+    """Raises UserError where weights of the same shapes stand for something else; names fields."""
     pairs = {"image shape": (ours.image_shape, theirs.image_shape)}
     for section, free in _FREE.items():
         for name in set(ours.config[section]) - set(free):
@@ -119,8 +109,7 @@ def check_meaning(ours: Network, theirs: Network, where: str) -> None:
 def as_params(weights: Mapping[str, np.ndarray], abstract: dict, where: str) -> dict:
     """Weights by name -> the tree of float32 arrays that `abstract` asks for, where it says.
 
-    Raises:
-        UserError: names or shapes differ; see `check_shapes`.
+    Raises UserError as `check_shapes` does.
     """
     check_shapes(shapes(abstract), {name: list(w.shape) for name, w in weights.items()}, where)
     tree = traverse_util.unflatten_dict(

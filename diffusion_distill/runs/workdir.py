@@ -39,8 +39,7 @@ from diffusion_distill.validate import from_dict
 def existing(path: str | Path, files: tuple[str, ...] = ("config.json",)) -> Path:
     """The path of a workdir that a run has written to: one of these files is there.
 
-    Raises:
-        UserError: there is no such folder, or none of the files in it.
+    Raises UserError where there is no such folder, or none of the files in it.
     """
     path = as_path(path)
     if not path.is_dir():
@@ -73,8 +72,7 @@ class Workdir:
     def open(cls, path: str | Path) -> "Workdir":
         """The run that is in `path`.
 
-        Raises:
-            UserError: there is none, or its config.json is damaged or of another version.
+        Raises UserError where there is none, or its config.json is damaged or of another version.
         """
         path = existing(path)
         fields = read_json(path / "config.json")
@@ -93,21 +91,11 @@ class Workdir:
             raise UserError(f"{path / 'config.json'}: {error}") from None
 
     def check(self) -> None:
-        """Whether this run may be in `path`: it is there already, or nothing is. Writes nothing.
-
-        Raises:
-            UserError: another config's run is there, or other files; names the fields that differ;
-                or the bucket that it is in cannot be used.
-        """
+        """Raises UserError where another run, or other files, are in `path`. Writes nothing."""
         on_main(self._check)
 
     def begin(self) -> None:
-        """Makes the folder, and notes in it what the run is.
-
-        Raises:
-            UserError: as in `check`.
-            OSError: the folder cannot be written to.
-        """
+        """Makes the folder, and notes in it what the run is. Raises UserError as `check` does."""
         on_main(self._begin)
 
     def _check(self) -> None:
@@ -174,10 +162,8 @@ class Workdir:
     def finished_stage(self, num_steps: int | None = None, name: str | None = None) -> Stage:
         """The finished stage of that number of steps, or of that name; the last one for None.
 
-        A teacher asked for by its name may have any num_steps, if it knows all times.
-
-        Raises:
-            UserError: there is no such stage, or it is not finished.
+        A teacher asked for by its name may have any num_steps, if it knows all times. Raises
+        UserError where there is no such stage, or it is not finished.
         """
         stages = plan(self.config)
         finished = [s for s in stages if self.is_finished(s)]
@@ -202,16 +188,10 @@ class Workdir:
         return matches[0]
 
     def put_teacher(self, params: dict) -> bool:
-        """Makes weights that were trained elsewhere the finished stage "teacher".
+        """Makes weights that were trained elsewhere the finished stage "teacher"; the lock is held.
 
-        Leaves a whole copy that is there already as it is; sets a damaged one aside. The caller
-        holds the lock.
-
-        Returns:
-            Whether they were written: False where there was a copy.
-
-        Raises:
-            CheckpointError: they could not be written.
+        Leaves a whole copy that is there already as it is, and returns False; sets a damaged one
+        aside. Raises CheckpointError where they could not be written.
         """
         stage = plan(self.config)[0]
         directory = checkpoints.folder(self.path, stage.name)

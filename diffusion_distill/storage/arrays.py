@@ -15,12 +15,9 @@ _HEADER = "header"  # the entry of the npz that holds what is not an array, as J
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray], made_of: dict) -> None:
-    """Writes an npz of arrays, whole or not at all; its folder is made where it is not there.
+    """Writes an npz of arrays of numbers, whole or not at all; its folder is made.
 
-    Args:
-        path: of the file.
-        arrays: by name; of numbers.
-        made_of: plain JSON values: what the arrays were computed from.
+    `made_of` says in plain JSON values what the arrays were computed from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"made_of": made_of, "sha256": _sha256(arrays)})
@@ -32,9 +29,8 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], made_of: dict) -> Non
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """(arrays, made_of) of a file that `save_arrays` wrote; of several processes the first reads.
 
-    Raises:
-        UserError: the file does not match its checksum, or was never written by `save_arrays`.
-        FileNotFoundError: there is none.
+    Raises UserError where the file does not match its checksum, FileNotFoundError where there is
+    none.
     """
     try:
         file = io.BytesIO(on_main(path.read_bytes)) if several() else None

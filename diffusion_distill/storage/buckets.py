@@ -5,10 +5,9 @@ whole or not at all, so nothing need be renamed to be safe. But nothing can be a
 there are no folders apart from the names of objects, and no lock goes with a process: here are a
 file that grows, listings, and a lock that has to be renewed.
 
-Why not universal-pathlib, which has such paths, too: Orbax takes none of them (`epath.Path` refuses
-them), so that checkpoints would need a second kind. `is_file` says False of a bucket that cannot be
-reached, `mkdir` tries to make the bucket, there is no `replace`, and errors come as gcsfs raises
-them. Nearly every method would still be ours.
+Why not universal-pathlib: Orbax takes none of its paths, so that checkpoints would need a second
+kind. `is_file` says False of a bucket that cannot be reached, `mkdir` tries to make the bucket,
+there is no `replace`, and errors come as gcsfs raises them: nearly every method would be ours.
 """
 
 import contextlib
@@ -54,8 +53,7 @@ def is_bucket(path: str | Path) -> bool:
 def as_path(path: str | Path) -> Path:
     """What a flag or a field of a config names: a pathlib.Path, or a BucketPath.
 
-    Raises:
-        UserError: it is an address of another kind, or gcsfs is not installed.
+    Raises UserError where it is an address of another kind, or gcsfs is not installed.
     """
     if not is_bucket(path):
         if re.match(r"\w+:/", str(path)):
@@ -153,15 +151,16 @@ class BucketPath(PosixGPath):
 
 
 class Growing:
-    """An object that grows, as an open file does: what was written is kept, flush uploads all."""
+    """An object that grows, as an open file does: what was written is kept, flush uploads all.
+
+    `content` is what the object holds by now.
+    """
 
     def __init__(self, path: Path | str, content: str = ""):
-        """`content` is what the object holds by now."""
         self._path, self._content = BucketPath(path), bytearray(content.encode())
         self._uploaded = len(self._content)
 
     def write(self, content: str | bytes) -> None:
-        """Adds to the end."""
         self._content += content.encode() if isinstance(content, str) else content
 
     def flush(self) -> None:
@@ -171,26 +170,19 @@ class Growing:
             self._uploaded = len(self._content)
 
     def close(self) -> None:
-        """Writes out what is left."""
         self.flush()
 
 
 @contextlib.contextmanager
 def locked(path: Path, lost: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock object at `path` for the time of a `with`.
+    """Holds the lock object at `path` for a `with`; UserError where another process does.
 
     Of several that create it, the bucket lets one (its generation must be 0). While it is held it
     is changed every HEARTBEAT seconds. A process that ends without letting go leaves it behind,
-    unchanged: another one that watches it so for SILENCE seconds, by its own clock, removes it,
-    on condition that it is still unchanged, and takes its place. Who finds its lock in other hands
-    was silent for too long (suspended, say), and ends within HEARTBEAT seconds of going on.
-
-    Args:
-        path: of the object; its folder is what is locked.
-        lost: called, in another thread, with one line where the lock was lost; ends the process.
-
-    Raises:
-        UserError: another process holds it.
+    unchanged: another one that watches it so for SILENCE seconds, by its own clock, removes it, on
+    condition that it is still unchanged, and takes its place. Who finds its lock in other hands was
+    silent for too long (suspended, say), and ends within HEARTBEAT seconds of going on: `lost` is
+    called in another thread with one line, and ends the process.
     """
     with explained(path):
         generation = _acquire(path)

@@ -28,8 +28,7 @@ LOOKS_EVERY = 2.0  # seconds, while a lock is another process's
 def cache_folder(named: str = "") -> Path:
     """The cache: config.runtime.cache_dir where it is given; it may not be there yet.
 
-    Raises:
-        UserError: it is in a bucket.
+    Raises UserError where it is in a bucket.
     """
     folder = named or os.environ.get(CACHE_DIR) or "~/.cache/diffusion_distill"
     if is_bucket(folder):
@@ -63,13 +62,10 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path):
-    """Holds the lock file at `path` for the time of a `with`; it goes with the process.
+    """Holds the lock file at `path` for a `with`; UserError where another process does.
 
-    Of several processes that work as one, the first holds it for all. In a bucket see
-    `buckets.locked`.
-
-    Raises:
-        UserError: another process holds it.
+    It goes with the process. Of several that work as one, the first holds it for all. In a bucket
+    see `buckets.locked`.
     """
     with contextlib.ExitStack() as stack:
 
@@ -161,11 +157,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path) -> dict:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: the file is missing, or is not JSON.
-    """
+    """The content of a JSON file. Raises UserError where it is missing, or is not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -211,16 +203,10 @@ _DAMAGED = (
 def read_npz(
     path: Path, file: BinaryIO | None = None, names: tuple[str, ...] | None = None
 ) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file; nothing is unpickled.
+    """Arrays of an .npz file, or of its content where `file` has that; nothing is unpickled.
 
-    Args:
-        path: of the file.
-        file: its content, where that is at hand.
-        names: of the arrays to read; None for all. Those that are not in the file are left out.
-
-    Raises:
-        UserError: the file is damaged, or holds what would have to be unpickled.
-        FileNotFoundError: there is none.
+    Only those of `names` that are in it, where names are given. Raises UserError where the file is
+    damaged, or holds what would have to be unpickled; FileNotFoundError where there is none.
     """
     if file is None and is_bucket(path):
         file = opened(path)

@@ -24,9 +24,8 @@ flags.disclaim_key_flags()
 def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     """Parses flags and runs main. An error ends in one line on standard error and a code not 0.
 
-    Args:
-        main: the command; gets the words that are not flags.
-        several: whether it may run as several processes; then it has the flags that join them.
+    `main` gets the words that are not flags. With `several` the command may run as several
+    processes, and has the flags that join them.
     """
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
@@ -57,11 +56,7 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
 
 
 def _define_process_flags() -> Callable[[], None]:
-    """Defines the flags that say who the other processes are.
-
-    Returns:
-        What joins them, once the flags are parsed.
-    """
+    """Defines flags that say who the other processes are; returns what joins them."""
     coordinator = flags.DEFINE_string(
         "coordinator", None, "Of several processes: HOST:PORT of the first, on a free port."
     )
@@ -85,11 +80,7 @@ def _unraisablehook(unraisable) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; returns the words that are not flags.
-
-    Raises:
-        UserError: a flag, or a config file or field that a flag names, is wrong.
-    """
+    """Parses the flags; returns the words that are not flags. Raises UserError."""
     app.define_help_flags()
     try:
         return flags.FLAGS(argv)
@@ -110,10 +101,7 @@ def _parse(argv: list[str]) -> list[str]:
 def fail(code: int, reason: str, cause: BaseException) -> None:
     """Says why in one line, and exits. Where TRACEBACK is set it raises the cause instead.
 
-    Args:
-        code: to exit with.
-        reason: the line.
-        cause: its `said_by`, where it has one, is the process that says it: all fail alike.
+    The cause's `said_by`, where it has one, is the process that says it: all fail alike.
     """
     if os.environ.get(TRACEBACK) == "1":
         raise cause

@@ -110,12 +110,10 @@ class Progress:
         self.update(self._task.completed + count)
 
     def update(self, done: int, fact: str = "", say_last: bool = True) -> None:
-        """So many units are done in all.
+        """So many units are done in all, at most `total`.
 
-        Args:
-            done: at most `total`.
-            fact: what else the sentence says, such as "loss 0.5636".
-            say_last: whether the last sentence becomes a line, however short ago another was.
+        `fact` is what else the sentence says, such as "loss 0.5636". With `say_last` the last
+        sentence becomes a line, however short ago another was.
         """
         self._bar.update(self._task.id, completed=done)
         now = time.monotonic()
