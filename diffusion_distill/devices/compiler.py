@@ -23,16 +23,14 @@ _CPU_OPTIONS = {
 }
 
 
+@functools.cache
 def options(platform: str) -> dict[str, str] | None:
     """jax.jit's compiler_options for a program that is to be fast on "cpu", "gpu" or "tpu".
 
     None where XLA's defaults stand. An option that this jaxlib does not know is left out.
     """
-    return _known_cpu_options() if platform == "cpu" else None
-
-
-@functools.cache
-def _known_cpu_options() -> dict[str, str] | None:
+    if platform != "cpu":
+        return None
     device = jax.local_devices(backend="cpu")[0]
 
     def is_known(name: str) -> bool:

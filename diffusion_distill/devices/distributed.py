@@ -4,6 +4,7 @@ All run the same program in step. Process 0 talks and writes files; what it read
 reaches the others by `on_main`. With one process everything here does nothing, at no cost.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -138,6 +139,11 @@ def on_main(work: Callable):
     if outcome[:1] == b"e":
         _raise_again(outcome[1:], 0)
     return outcome[1:] if outcome[:1] == b"b" else json.loads(outcome[1:])
+
+
+def from_main(function: Callable):
+    """A decorator: a call gives what it gives in process 0; see `on_main`."""
+    return functools.wraps(function)(lambda *args: on_main(lambda: function(*args)))
 
 
 def everywhere(work: Callable):

@@ -12,6 +12,7 @@ OUT/
 float32, nearly the same from bfloat16. Either is read as float32 arrays.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -94,17 +95,14 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     except FileNotFoundError:
         raise UserError(f"there is no {path / WEIGHTS}") from None
     if hashlib.sha256(content).hexdigest() != expected:
-        raise UserError(
-            f"{path / WEIGHTS} is damaged, or of another export: its SHA-256 is not the one in "
-            f"{DESCRIPTION}"
-        )
+        other = f"of another export: its SHA-256 is not the one in {DESCRIPTION}"
+        raise UserError(f"{path / WEIGHTS} is damaged, or {other}")
     try:
         weights = _decode(content)
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
     abstract = abstract_weights(network.config, network.image_shape, network.num_classes, mesh)
-    params = as_params(weights, abstract, str(path))
-    return Network(**{**vars(network), "params": params})
+    return dataclasses.replace(network, params=as_params(weights, abstract, str(path)))
 
 
 def _decode(content: bytes) -> dict[str, np.ndarray]:
@@ -158,13 +156,8 @@ def _network(fields: dict) -> Network:
         if type(value) is not int or value < low:
             raise UserError(f"{name} has {value!r}; it must be an integer of at least {low}")
     height, width, channels = fields["image_shape"]
-    return Network(
-        config=from_dict(config),
-        image_shape=(height, width, channels),
-        num_classes=fields["num_classes"],
-        fixed_steps=None if continuous else num_steps,
-        params={},
-    )
+    shape, fixed_steps = (height, width, channels), None if continuous else num_steps
+    return Network(from_dict(config), shape, fields["num_classes"], fixed_steps, params={})
 
 
 def main(argv: list[str]) -> None:

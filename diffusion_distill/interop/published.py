@@ -39,13 +39,11 @@ class Published:
     `fixed_steps` is the only number of sampling steps that they take; None where it does not say.
     """
 
-    path: Path
     weights: dict[str, np.ndarray]
     fixed_steps: int | None
 
     @property
     def image_channels(self) -> int:
-        """Channels of its images, from the first convolution."""
         return self.weights["conv_in/kernel"].shape[-2]
 
     @property
@@ -68,9 +66,10 @@ def read(path: str | Path) -> Published:
     try:
         fields = serialization.msgpack_restore(content)
     except Exception as error:  # of any kind: the bytes may be of anything
+        why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path} is not a published checkpoint, or is damaged or cut off: its "
-            f"{len(content):,} bytes are no message of Flax's ({_reason(error)})"
+            f"{len(content):,} bytes are no message of Flax's ({why})"
         ) from error
     if not isinstance(fields, dict) or not isinstance(fields.get("ema_params"), dict):
         found = ", ".join(map(str, fields)) if isinstance(fields, dict) else type(fields).__name__
@@ -84,7 +83,7 @@ def read(path: str | Path) -> Published:
             f"{path} does not hold the weights of this U-Net: conv_in/kernel, of shape "
             f"[3, 3, C, channels], is not in ema_params; there are {', '.join(list(params)[:3])}"
         )
-    return Published(path, weights, _fixed_steps(fields.get("num_sample_steps"), path))
+    return Published(weights, _fixed_steps(fields.get("num_sample_steps"), path))
 
 
 def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Network:
@@ -96,10 +95,8 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
     published = read(path)
     side = config.data.image_size
     if side < 1:
-        raise UserError(
-            f"config.data.image_size is {side}; {path} does not say how large its images are: set "
-            "config.data.image_size to the pixels of a side"
-        )
+        where = f"{path} does not say how large its images are: set config.data.image_size to"
+        raise UserError(f"config.data.image_size is {side}; {where} the pixels of a side")
     image_shape = (side, side, published.image_channels)
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
@@ -112,21 +109,16 @@ def _weights(tree: dict, path: Path, above: str = "") -> dict[str, np.ndarray]:
     """The leaves of a tree from a file, by name, once each is known to be an array of floats."""
     weights = {}
     for key, value in tree.items():
-        name = f"{above}{key}"
+        name, dtype = f"{above}{key}", getattr(value, "dtype", type(value).__name__)
         if isinstance(value, dict):
             weights |= _weights(value, path, f"{name}/")
-        elif isinstance(value, np.ndarray) and _is_float(value):
+        elif isinstance(value, np.ndarray) and (dtype.kind == "f" or dtype.name == "bfloat16"):
             is_norm = above.rstrip("/").rpartition("/")[2].startswith("norm")
             old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
             weights[name] = value.reshape(-1) if old else value
         else:
-            kind = getattr(value, "dtype", type(value).__name__)
-            raise UserError(f"{path}: ema_params/{name} is {kind}, not an array of floats")
+            raise UserError(f"{path}: ema_params/{name} is {dtype}, not an array of floats")
     return weights
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def _fixed_steps(value, path: Path) -> int | None:
@@ -138,10 +130,6 @@ def _fixed_steps(value, path: Path) -> int | None:
     return number.item() or None
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise UserError(f"one FILE must be given, and {len(argv) - 1} were")
@@ -150,9 +138,8 @@ def main(argv: list[str]) -> None:
     validate(config)
     network = load(argv[1], config, make_mesh())
     config = started_from(config, argv[1], network.fixed_steps)
-    run = Workdir(
-        as_path(path), config, network.image_shape, network.num_classes, network.fixed_steps
-    )
+    shape, classes = network.image_shape, network.num_classes
+    run = Workdir(as_path(path), config, shape, classes, network.fixed_steps)
     run.begin()
     with run.lock():
         written = run.put_teacher(network.params)

@@ -64,14 +64,10 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
         params = as_params(file.weights, ours.params, path)
         return dataclasses.replace(ours, fixed_steps=file.fixed_steps, params=params)
     if not where.is_dir():
-        raise UserError(
-            f"config.distill.teacher is {path!r}; there is no such workdir, stage's folder, "
-            "exported folder or published file"
-        )
-    if export.is_export(where):
-        network = export.read(where, mesh)
-    else:
-        network = _of_workdir(where, ours, mesh)
+        kinds = "workdir, stage's folder, exported folder or published file"
+        raise UserError(f"config.distill.teacher is {path!r}; there is no such {kinds}")
+    is_export = export.is_export(where)
+    network = export.read(where, mesh) if is_export else _of_workdir(where, ours, mesh)
     check_shapes(shapes(ours.params), shapes(network.params), path)
     check_meaning(ours, network, path)
     return network

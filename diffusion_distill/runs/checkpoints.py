@@ -24,8 +24,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from diffusion_distill.devices.distributed import is_main, on_main
-from diffusion_distill.errors import BucketError, CheckpointError
+from diffusion_distill.devices.distributed import from_main, is_main, on_main
+from diffusion_distill.errors import BucketError, CheckpointError, reason
 from diffusion_distill.storage.buckets import THREADS, is_bucket
 from diffusion_distill.storage.files import files_below, remove, sha256, write_atomically
 
@@ -77,20 +77,15 @@ class WholeCheckpoint:
             return manager.restore(self.step, args=ocp.args.Composite(**items))
 
 
-def verify(directory: Path, step: int) -> WholeCheckpoint:
-    """The checkpoint of that step, every file of it read and compared.
+def verify(directory: Path, step: int, item: str | None = None) -> WholeCheckpoint:
+    """The checkpoint of that step, every file of it, or of one item of it, read and compared.
 
     Raises CheckpointError, which says which file is missing or damaged.
     """
-    check(directory, step)
+    path = directory / str(step)
+    if problem := on_main(lambda: _damage(path, item)):
+        raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
     return WholeCheckpoint(directory, step)
-
-
-def check(directory: Path, step: int, item: str | None = None) -> None:
-    """As `verify`, of the whole or of one item of it."""
-    problem = on_main(lambda: _damage(directory / str(step), item))
-    if problem is not None:
-        raise CheckpointError(f"checkpoint {directory / str(step)} cannot be used: {problem}")
 
 
 def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
@@ -98,8 +93,13 @@ def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
 
     `abstract` has their ShapeDtypeStructs with shardings. Raises CheckpointError as `verify` does.
     """
-    check(directory, step, "ema_params")
-    return WholeCheckpoint(directory, step).trees({"ema_params": abstract})["ema_params"]
+    whole = verify(directory, step, "ema_params")
+    return whole.trees({"ema_params": abstract})["ema_params"]
+
+
+def load_meta(directory: Path, step: int) -> dict:
+    """What was saved as JSON with a state, verified. Raises CheckpointError as `verify` does."""
+    return verify(directory, step, "meta").meta()
 
 
 def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
@@ -120,15 +120,12 @@ def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpo
     return None if step is None else WholeCheckpoint(directory, step)
 
 
+@from_main
 def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
     """Clears the way for a run that goes on from `whole`: newer folders cannot be written again.
 
     Unfinished ones are removed; damaged ones are moved to `damaged/` beside.
     """
-    on_main(lambda: _set_aside_newer(directory, whole))
-
-
-def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
     for step in steps(directory):
         if whole is not None and step <= whole.step:
             continue
@@ -141,12 +138,6 @@ def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
         there = aside.iterdir() if aside.is_dir() else ()
         count = sum(p.name.startswith(f"{step}-") for p in there)
         path.rename(aside / f"{step}-{count}")
-
-
-def load_meta(directory: Path, step: int) -> dict:
-    """What was saved as JSON with a state, verified. Raises CheckpointError as `verify` does."""
-    check(directory, step, "meta")
-    return WholeCheckpoint(directory, step).meta()
 
 
 class Writer:
@@ -185,9 +176,8 @@ class Writer:
         try:
             yield
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-            path = self._directory / str(self._step)
-            raise CheckpointError(f"checkpoint {path} could not be written: {reason}") from error
+            what = f"checkpoint {self._directory / str(self._step)}"
+            raise CheckpointError(f"{what} could not be written: {reason(error)}") from error
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()

@@ -30,7 +30,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 import fsspec
 from etils.epath.gpath import PosixGPath
 
-from diffusion_distill.errors import BucketError, UserError
+from diffusion_distill.errors import BucketError, UserError, reason
 from diffusion_distill.terminal.console import say
 
 # TensorStore and other processes write objects, too: a listing that is kept would lack them.
@@ -169,8 +169,7 @@ class Growing:
             self._path.write_bytes(self._content)
             self._uploaded = len(self._content)
 
-    def close(self) -> None:
-        self.flush()
+    close = flush
 
 
 @contextlib.contextmanager
@@ -187,9 +186,8 @@ def locked(path: Path, lost: Callable[[str], None] | None = None) -> Iterator[No
     with explained(path):
         generation = _acquire(path)
     done = threading.Event()
-    beating = threading.Thread(
-        target=_beat, args=(path, generation, done, lost or _end), daemon=True
-    )
+    arguments = (path, generation, done, lost or _end)
+    beating = threading.Thread(target=_beat, args=arguments, daemon=True)
     beating.start()
     try:
         yield
@@ -222,10 +220,8 @@ def _acquire(path: Path) -> str:
         now = {f"if{kind.title()}Match": fields[kind] for kind in ("generation", "metageneration")}
         if seen is None:
             seen, since = now, time.monotonic()
-            say(
-                f"{path.parent} is locked; waiting up to {SILENCE:.0f} s for a sign of life of "
-                "the process that did it"
-            )
+            sign = "a sign of life of the process that did it"
+            say(f"{path.parent} is locked; waiting up to {SILENCE:.0f} s for {sign}")
         elif now != seen:
             raise UserError(f"{path.parent} is in use by another process")
         elif time.monotonic() - since > SILENCE:
@@ -248,12 +244,12 @@ def _beat(path: Path, generation: str, done: threading.Event, lost) -> None:
         except (FileExistsError, FileNotFoundError):
             return lost(f"{path.parent} was taken over by another process")
         except Exception as error:  # of many kinds, after half a minute of attempts
-            return lost(f"{path.parent} could not be held: {_reason(error)}")
+            return lost(f"{path.parent} could not be held: {reason(error)}")
 
 
-def _end(reason: str) -> None:
+def _end(why: str) -> None:
     """Ends the process, which may write no more to what belongs to another one by now."""
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    print(f"error: {why}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
@@ -272,12 +268,7 @@ def explained(path: Path, makes: bool = False) -> Iterator[None]:
     except (UserError, BucketError, FileExistsError):
         raise
     except Exception as error:
-        raise BucketError(f"{path} cannot be used: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
+        raise BucketError(f"{path} cannot be used: {reason(error)}") from error
 
 
 def _filesystem():

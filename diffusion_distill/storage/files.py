@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -44,11 +42,11 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     """
     if not distributed.is_main():
         return
+    data = content.encode() if isinstance(content, str) else content
     if is_bucket(path):
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -116,14 +114,13 @@ def locked_in_turn(
 
 def _held(path: Path) -> TextIO | None:
     """A lock file, open and held; None where another process holds it."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "a"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        stack.pop_all()
-    return file
+    file = open(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None
 
 
 def remove(folder: Path) -> None:
@@ -186,20 +183,6 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-# What NumPy and zipfile raise for a damaged .npz, each for damage in another place.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,  # zipfile: a compression that it does not know, from a flipped bit
-    RuntimeError,
-)
-
-
 def read_npz(
     path: Path, file: BinaryIO | None = None, names: tuple[str, ...] | None = None
 ) -> dict[str, np.ndarray]:
@@ -214,5 +197,7 @@ def read_npz(
         with np.load(path if file is None else file, allow_pickle=False) as npz:
             wanted = npz.files if names is None else [n for n in npz.files if n in names]
             return {name: npz[name] for name in wanted}
-    except _DAMAGED as error:
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, by where the damage is
         raise UserError(f"{path} cannot be read as .npz: {error}") from None

@@ -49,7 +49,7 @@ class Progress:
 
         Args:
             label: what the sentence begins with.
-            total: the units of the work.
+            total: of the work, in units.
             unit: their name in the plural; or "step", for "step 45 of 600".
             every_seconds: between two lines, at least.
             images: in each unit, where the speed is that of images.
