@@ -34,24 +34,18 @@ ARCHIVE_SIZE = 170_052_171
 SPLITS = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)}
 PIXELS = 3 * 32 * 32  # of a record, after its label: red, green, blue, each in rows
 
-# sha1 of each batch's 10,000 records, which is the binary version's file.
-RECORDS_SHA1 = {
-    "data_batch_1": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
-    "data_batch_2": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
-    "data_batch_3": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
-    "data_batch_4": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
-    "data_batch_5": "26e2849e66a845b7f1e4614ae70f4889ae604628",
-    "test_batch": "67eb016db431130d61cd03c7ad570b013799c88c",
-}
-# md5 of the Python version's files.
-PICKLES_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
+# Of each batch, the sha1 of its 10,000 records, which are the binary version's file, and the md5 of
+# the Python version's file.
+_SUMS = """
+data_batch_1 aadd24acce27caa71bf4b10992e9e7b2d74c2540 c99cafc152244af753f735de768cd75f
+data_batch_2 c0ba65cce70568cd57b4e03e9ac8d2a5367c1795 d4bba439e000b95fd0a9bffe97cbabec
+data_batch_3 1dd00a74ab1d17a6e7d73e185b69dbf31242f295 54ebc095f3ab1f0389bbae665268c751
+data_batch_4 aab85764eb3584312d3c7f65fd2fd016e36a258e 634d18415352ddfa80567beed471001a
+data_batch_5 26e2849e66a845b7f1e4614ae70f4889ae604628 482c414d41f54cd18b22e5b47cb7c3cb
+test_batch   67eb016db431130d61cd03c7ad570b013799c88c 40351d587109b95175f43aff81a1287e
+""".split()
+RECORDS_SHA1 = dict(zip(_SUMS[::3], _SUMS[1::3], strict=True))
+PICKLES_MD5 = dict(zip(_SUMS[::3], _SUMS[2::3], strict=True))
 LARGEST = 2**25  # bytes; a file that goes on beyond is not one of these, and is not read further
 
 
@@ -65,11 +59,8 @@ def load(config: ml_collections.ConfigDict) -> Source:
     if config.split not in SPLITS:
         raise UserError(fields.SPLIT, f" is {config.split!r}; CIFAR-10 has train and test")
     if config.image_size not in (0, 32):
-        raise UserError(
-            fields.IMAGE_SIZE,
-            f" is {config.image_size}; CIFAR-10's images are 32x32, and are not resized: it must "
-            "be 0 or 32",
-        )
+        must = "CIFAR-10's images are 32x32, and are not resized: it must be 0 or 32"
+        raise UserError(fields.IMAGE_SIZE, f" is {config.image_size}; {must}")
     batches = _batches(_find(config.path), SPLITS[config.split])
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     return from_arrays(images, labels, 10, name="cifar10", split=config.split)

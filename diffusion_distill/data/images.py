@@ -5,9 +5,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_collections
-
-from diffusion_distill.data import folder, npz
+from diffusion_distill.config import base
+from diffusion_distill.data import folder, sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import as_path
@@ -22,34 +21,27 @@ def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
     images of several sizes raises it, too.
     """
     path = as_path(path)
-    fields = {"image_size": 0, "resize": "area", "channels": 0, "folder_labels": False}
-    config = ml_collections.ConfigDict({"path": str(path), "split": "", **fields})
+    config = base().data
+    config.path, config.split, config.folder_labels = str(path), "", False
     if path.is_dir():
         source = folder.load(config)
-        files = source
+        files = [as_path(source.image_name(index)) for index in range(len(source))]
         source = dataclasses.replace(source, fingerprint_of=lambda: _content(files))
-        _warn_of_loss(source, path, say)
+        if lossy := [file.name for file in files if file.suffix.lower() in _LOSSY]:
+            say(
+                f"warning: {len(lossy)} files in {path} are lossy, like {lossy[0]}: "
+                "compression alone moves FID, by as much as methods differ"
+            )
     elif path.suffix == ".npz" and path.is_file():
-        source = npz.load(config)
+        source = sources.npz(config)
     else:
         raise UserError(f"{path} is neither a folder of images nor an .npz")
     return dataclasses.replace(source, name=str(path), split="all")
 
 
-def _content(source: Source) -> str:
+def _content(files: list[Path]) -> str:
     """A sha256 of all files: what is measured is read anyway, and no two sets are confused."""
     digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(hashlib.sha256(as_path(source.image_name(index)).read_bytes()).digest())
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _warn_of_loss(source: Source, path: Path, say: Callable[[str], None]) -> None:
-    lossy = [
-        n for n in map(source.image_name, range(len(source))) if Path(n).suffix.lower() in _LOSSY
-    ]
-    if lossy:
-        say(
-            f"warning: {len(lossy)} files in {path} are lossy, like {Path(lossy[0]).name}: "
-            "compression alone moves FID, by as much as methods differ"
-        )

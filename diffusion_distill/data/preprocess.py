@@ -46,11 +46,8 @@ def _converted(image: Image.Image, channels: int, path: str) -> Image.Image:
     if image.mode in _CHANNELS and channels in (0, _CHANNELS[image.mode]):
         return image
     if not channels or image.mode not in _AS_COLOUR:
-        raise UserError(
-            f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that ",
-            fields.CHANNELS,
-            "=3 turns into RGB",
-        )
+        must = f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that "
+        raise UserError(must, fields.CHANNELS, "=3 turns into RGB")
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
@@ -100,12 +97,9 @@ def antialias(image: np.ndarray, size: int) -> np.ndarray:
 
     The triangle filter is widened by the scale, so that no input pixel is left out.
     """
-    grey = image.shape[-1] == 1
-    resized = Image.fromarray(image[..., 0] if grey else image).resize(
-        (size, size), Image.Resampling.BILINEAR
-    )
-    out = np.asarray(resized)
-    return out[..., None] if grey else out
+    pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    resized = pillow.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(size, size, -1)
 
 
 RESIZES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"area": area, "antialias": antialias}
