@@ -7,14 +7,13 @@ Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
 https://www.cs.toronto.edu/~kriz/cifar.html describes the files.
 """
 
-import dataclasses
 import gzip
 import hashlib
 import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ml_collections
@@ -46,6 +45,8 @@ test_batch   67eb016db431130d61cd03c7ad570b013799c88c 40351d587109b95175f43aff81
 """.split()
 RECORDS_SHA1 = dict(zip(_SUMS[::3], _SUMS[1::3], strict=True))
 PICKLES_MD5 = dict(zip(_SUMS[::3], _SUMS[2::3], strict=True))
+ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+FOLDERS = {".bin": "cifar-10-batches-bin", "": "cifar-10-batches-py"}  # by their files' suffix
 LARGEST = 2**25  # bytes; a file that goes on beyond is not one of these, and is not read further
 
 
@@ -73,7 +74,7 @@ def download(out: Path, url: str = URL) -> Path:
     """
     if is_bucket(out):
         raise UserError(f"--out={out} is a bucket; download into a folder, then copy it there")
-    archive = Path(out) / BINARY.archive
+    archive = Path(out) / ARCHIVES[0]
     if download_file(url, archive, checksum=ARCHIVE_CHECKSUM, size=ARCHIVE_SIZE):
         try:
             _batches(archive, RECORDS_SHA1)
@@ -81,22 +82,6 @@ def download(out: Path, url: str = URL) -> Path:
             archive.unlink()
             raise
     return archive
-
-
-@dataclasses.dataclass(frozen=True)
-class _Version:
-    """One way in which the release is packed."""
-
-    archive: str
-    folder: str  # that the archive unpacks to
-    suffix: str  # of the batch files' names
-    algorithm: str
-    sums: dict[str, str]  # the checksum of each batch's file
-    records: Callable[[bytes], np.ndarray]  # a file's content -> uint8 [N, 1 + PIXELS]
-
-
-def _binary_records(content: bytes) -> np.ndarray:
-    return np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
 
 
 class _Stored:
@@ -131,84 +116,69 @@ def _pickled_records(content: bytes) -> np.ndarray:
     return records
 
 
-BINARY = _Version(
-    "cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", "sha1", RECORDS_SHA1, _binary_records
-)
-PYTHON = _Version(
-    "cifar-10-python.tar.gz", "cifar-10-batches-py", "", "md5", PICKLES_MD5, _pickled_records
-)
-VERSIONS = (BINARY, PYTHON)
-
-
 def _find(path: str) -> Path:
     """The folder with batch files, or the tar.gz, that config.data.path leads to."""
     found = as_path(path)
     get = f"this gets it: python -m diffusion_distill.data.prepare --dataset=cifar10 --out={found}"
     if not found.exists():
         raise UserError(fields.PATH, f": there is no {found}; {get}")
-    if found.is_file() or any(_has_batches(found, version) for version in VERSIONS):
+    if found.is_file() or any(_has_batches(found, suffix) for suffix in FOLDERS):
         return found
-    names = [version.folder for version in VERSIONS] + [version.archive for version in VERSIONS]
+    names = [*FOLDERS.values(), *ARCHIVES]
     for name in names:
         if (found / name).exists():
             return found / name
-    names += [f"data_batch_1{version.suffix}" for version in VERSIONS]
+    names += [f"data_batch_1{suffix}" for suffix in FOLDERS]
     raise UserError(fields.PATH, f": {found} holds none of {', '.join(names)}; {get}")
 
 
-def _has_batches(folder: Path, version: _Version) -> bool:
-    return any((folder / f"{name}{version.suffix}").exists() for name in version.sums)
+def _has_batches(folder: Path, suffix: str) -> bool:
+    return any((folder / f"{name}{suffix}").exists() for name in RECORDS_SHA1)
 
 
 def _batches(place: Path, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(images uint8 [N, 32, 32, 3], labels uint8 [N]) of each batch, in the order of `names`."""
     names = list(names)
     read = _folder_files if place.is_dir() else _archive_files
-    found = {
-        name: _checked_batch(file, version, name, content)
-        for file, version, name, content in read(place, names)
-    }
+    found = {name: _batch(file, name, content) for file, name, content in read(place, names)}
     for name in names:
         if name not in found:
             raise UserError(f"{place}: CIFAR-10's {name} is not in it")
     return [found[name] for name in names]
 
 
-def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, _Version, str, bytes]]:
-    """(what to call a file, its version, its batch, its content) of each batch in a folder."""
-    version = BINARY if _has_batches(folder, BINARY) else PYTHON
+def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, str, bytes]]:
+    """(what to call a file, its batch, its content) of each batch in a folder."""
+    suffix = ".bin" if _has_batches(folder, ".bin") else ""
     for name in names:
-        path = folder / f"{name}{version.suffix}"
+        path = folder / f"{name}{suffix}"
         if not path.exists():
             raise UserError(f"{path} is missing; the other files of CIFAR-10 are there")
         with opened(path) as file:
-            yield str(path), version, name, file.read(LARGEST)
+            yield str(path), name, file.read(LARGEST)
 
 
-def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, _Version, str, bytes]]:
+def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, str, bytes]]:
     """As `_folder_files`, of a tar.gz of either version and any name; nothing is unpacked."""
-    wanted = {
-        f"{version.folder}/{name}{version.suffix}": (version, name)
-        for version in VERSIONS
-        for name in names
-    }
+    wanted = {f"{FOLDERS[suffix]}/{name}{suffix}": name for suffix in FOLDERS for name in names}
     try:
         with opened(archive) as file, tarfile.open(fileobj=file, mode="r:gz") as tar:
             for member in tar:
                 if member.name in wanted and member.isfile():
                     content = tar.extractfile(member).read(LARGEST)
-                    yield f"{archive}: {member.name}", *wanted[member.name], content
+                    yield f"{archive}: {member.name}", wanted[member.name], content
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is damaged, or not a tar.gz: {error}") from error
 
 
-def _checked_batch(
-    file: str, version: _Version, name: str, content: bytes
-) -> tuple[np.ndarray, np.ndarray]:
+def _batch(file: str, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """(images, labels) of one file's content; `file` is what messages call it."""
-    _check(file, version.algorithm, content, version.sums[name])
-    records = version.records(content)
-    if version is not BINARY:
+    if file.endswith(".bin"):
+        _check(file, "sha1", content, RECORDS_SHA1[name])
+        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
+    else:
+        _check(file, "md5", content, PICKLES_MD5[name])
+        records = _pickled_records(content)
         _check(f"what was read from {file}", "sha1", records, RECORDS_SHA1[name])
     planes = np.split(records[:, 1:], 3, axis=1)  # stacking them is twice as fast as transposing
     return np.stack(planes, axis=-1).reshape(-1, 32, 32, 3), records[:, 0]

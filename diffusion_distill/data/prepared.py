@@ -125,7 +125,9 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     manifest = Manifest.read(folder)
     if is_bucket(folder):
         folder = local_copy(folder, manifest, cache or cache_folder())
-    labels = _labels(folder, manifest)
+    path, count = folder / LABELS, manifest.count
+    _check(path, manifest.labels_sha256)
+    labels, _ = checked_labels(np.load(path), count, manifest.num_classes, str(path))
     files = [_mapped(folder / name, count, manifest) for name, count, _ in manifest.files]
     if sum(file.nbytes for file in files) <= VERIFIED_AT_LOADING:
         verify(folder, manifest)
@@ -240,13 +242,6 @@ def _check(path: Path, expected: str) -> None:
         raise UserError(f"there is no {path}, which the manifest names") from None
     if found != expected:
         raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
-
-
-def _labels(folder: Path, manifest: Manifest) -> np.ndarray:
-    path = folder / LABELS
-    _check(path, manifest.labels_sha256)
-    labels = np.load(path, allow_pickle=False)
-    return checked_labels(labels, manifest.count, manifest.num_classes, str(path))[0]
 
 
 def _mapped(path: Path, count: int, manifest: Manifest) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""Data sources by name: what config.data.name may be.
+"""Data sources by name, what config.data.name may be, and anybody's images by path.
 
 To add one, write a function from a config's `data` section to a `Source` and name it in SOURCES;
 everything above works by index. See "Your own images" in docs/data.md.
 """
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
+from diffusion_distill.config import base
 from diffusion_distill.data import cifar10, fields, folder, prepared, tfds
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import Field, UserError
@@ -60,6 +63,7 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
 }
 _NEED_PATH = ("cifar10", "folder", "npz", "prepared")
 _RESIZE = ("folder", "tfds")
+_LOSSY = (".jpg", ".jpeg", ".webp")
 
 
 def load(
@@ -110,3 +114,36 @@ def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
     if config.name == "npz" or (is_folder and not (as_path(config.path) / split).is_dir()):
         alone = f"it is the split {config.split!r} alone"
         raise UserError(fields.PATH, f": {config.path} has no split {split!r}: {alone}")
+
+
+def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
+    """The images in a folder, at any depth, or in an .npz, as they are: nothing is resized.
+
+    `say` is told where files are lossy. Raises UserError where there is nothing at `path`; reading
+    images of several sizes raises it, too.
+    """
+    path = as_path(path)
+    config = base().data
+    config.path, config.split, config.folder_labels = str(path), "", False
+    if path.is_dir():
+        source = folder.load(config)
+        files = [as_path(source.image_name(index)) for index in range(len(source))]
+        source = dataclasses.replace(source, fingerprint_of=lambda: _content(files))
+        if lossy := [file.name for file in files if file.suffix.lower() in _LOSSY]:
+            say(
+                f"warning: {len(lossy)} files in {path} are lossy, like {lossy[0]}: "
+                "compression alone moves FID, by as much as methods differ"
+            )
+    elif path.suffix == ".npz" and path.is_file():
+        source = npz(config)
+    else:
+        raise UserError(f"{path} is neither a folder of images nor an .npz")
+    return dataclasses.replace(source, name=str(path), split="all")
+
+
+def _content(files: list[Path]) -> str:
+    """A sha256 of all files: what is measured is read anyway, and no two sets are confused."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

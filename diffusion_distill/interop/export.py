@@ -12,7 +12,6 @@ OUT/
 float32, nearly the same from bfloat16. Either is read as float32 arrays.
 """
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -28,7 +27,7 @@ from jax.sharding import Mesh
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.runs.network import Network, abstract_weights, as_params, flatten, from_stage
+from diffusion_distill.runs.network import Network, flatten, from_stage, with_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json, write_atomically
@@ -101,8 +100,7 @@ def read(path: str | Path, mesh: Mesh) -> Network:
         weights = _decode(content)
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
-    abstract = abstract_weights(network.config, network.image_shape, network.num_classes, mesh)
-    return dataclasses.replace(network, params=as_params(weights, abstract, str(path)))
+    return with_weights(network, weights, mesh, str(path))
 
 
 def _decode(content: bytes) -> dict[str, np.ndarray]:

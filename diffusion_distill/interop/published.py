@@ -18,12 +18,12 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 from absl import flags
-from flax import serialization
+from flax import serialization, traverse_util
 from jax.sharding import Mesh
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.runs.network import Network, abstract_weights, as_params
+from diffusion_distill.runs.network import Network, with_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import started_from
 from diffusion_distill.storage.buckets import as_path
@@ -100,24 +100,22 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
     image_shape = (side, side, published.image_channels)
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
-    abstract = abstract_weights(config, image_shape, published.num_classes, mesh)
-    params = as_params(published.weights, abstract, str(path))
-    return Network(config, image_shape, published.num_classes, published.fixed_steps, params)
+    network = Network(config, image_shape, published.num_classes, published.fixed_steps, {})
+    return with_weights(network, published.weights, mesh, str(path))
 
 
-def _weights(tree: dict, path: Path, above: str = "") -> dict[str, np.ndarray]:
+def _weights(tree: dict, path: Path) -> dict[str, np.ndarray]:
     """The leaves of a tree from a file, by name, once each is known to be an array of floats."""
     weights = {}
-    for key, value in tree.items():
-        name, dtype = f"{above}{key}", getattr(value, "dtype", type(value).__name__)
-        if isinstance(value, dict):
-            weights |= _weights(value, path, f"{name}/")
-        elif isinstance(value, np.ndarray) and (dtype.kind == "f" or dtype.name == "bfloat16"):
-            is_norm = above.rstrip("/").rpartition("/")[2].startswith("norm")
-            old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
-            weights[name] = value.reshape(-1) if old else value
-        else:
+    for keys, value in traverse_util.flatten_dict(tree).items():
+        names = [str(key) for key in keys]
+        name = "/".join(names)
+        dtype = getattr(value, "dtype", type(value).__name__)
+        if not isinstance(value, np.ndarray) or (dtype.kind != "f" and dtype.name != "bfloat16"):
             raise UserError(f"{path}: ema_params/{name} is {dtype}, not an array of floats")
+        is_norm = any(above.startswith("norm") for above in names[-2:-1])
+        old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
+        weights[name] = value.reshape(-1) if old else value
     return weights
 
 

@@ -8,15 +8,7 @@ from jax.sharding import Mesh
 from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export, published
-from diffusion_distill.runs.network import (
-    Network,
-    abstract_weights,
-    as_params,
-    check_meaning,
-    check_shapes,
-    from_stage,
-    shapes,
-)
+from diffusion_distill.runs.network import Network, check_same, from_stage, with_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.terminal.console import say
@@ -61,26 +53,19 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
     where = as_path(path)
     if where.is_file():
         file = published.read(where)
-        params = as_params(file.weights, ours.params, path)
-        return dataclasses.replace(ours, fixed_steps=file.fixed_steps, params=params)
+        theirs = dataclasses.replace(ours, fixed_steps=file.fixed_steps)
+        return with_weights(theirs, file.weights, mesh, path)
     if not where.is_dir():
         kinds = "workdir, stage's folder, exported folder or published file"
         raise UserError(f"config.distill.teacher is {path!r}; there is no such {kinds}")
-    is_export = export.is_export(where)
-    network = export.read(where, mesh) if is_export else _of_workdir(where, ours, mesh)
-    check_shapes(shapes(ours.params), shapes(network.params), path)
-    check_meaning(ours, network, path)
-    return network
-
-
-def _of_workdir(path: Path, ours: Network, mesh: Mesh) -> Network:
-    """The last finished stage of a workdir, or the stage whose folder `path` is."""
-    is_stage = not (path / "config.json").exists() and (path.parent / "config.json").exists()
-    run = Workdir.open(path.parent if is_stage else path)
-    stage = run.finished_stage(name=path.name if is_stage else None)
-    theirs = abstract_weights(run.config, run.image_shape, run.num_classes, mesh)
-    check_shapes(shapes(ours.params), shapes(theirs), str(path))  # before anything large is read
-    return from_stage(run, stage, mesh)
+    if export.is_export(where):
+        network = export.read(where, mesh)
+        check_same(ours, network, path)
+        return network
+    is_stage = not (where / "config.json").exists() and (where.parent / "config.json").exists()
+    run = Workdir.open(where.parent if is_stage else where)
+    stage = run.finished_stage(name=where.name if is_stage else None)  # else the last
+    return from_stage(run, stage, mesh, lambda theirs: check_same(ours, theirs, path))
 
 
 def copy(teacher: Teacher, ours: Network, run: Workdir, mesh: Mesh) -> dict:

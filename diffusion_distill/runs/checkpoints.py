@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from diffusion_distill.devices.distributed import from_main, is_main, on_main
 from diffusion_distill.errors import BucketError, CheckpointError, reason
-from diffusion_distill.storage.buckets import THREADS, is_bucket
+from diffusion_distill.storage.buckets import THREADS
 from diffusion_distill.storage.files import files_below, remove, sha256, write_atomically
 
 CHECKSUMS = "sha256.json"
@@ -242,7 +242,5 @@ def _checksums(path: Path, below: Path) -> dict[str, str]:
     files = {file.relative_to(path).as_posix(): file for file in files_below(below)}
     for name in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
         files.pop(name, None)
-    if not is_bucket(path):
-        return {name: sha256(file) for name, file in files.items()}
     with concurrent.futures.ThreadPoolExecutor(THREADS, "checksums") as pool:
         return dict(zip(files, pool.map(sha256, files.values()), strict=True))

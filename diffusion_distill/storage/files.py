@@ -1,4 +1,4 @@
-"""Small files of a workdir: written whole or not at all, whenever the program is stopped."""
+"""Small files, and arrays with a checksum: written whole or not at all. Nothing is unpickled."""
 
 import contextlib
 import fcntl
@@ -20,6 +20,7 @@ from diffusion_distill.storage import buckets
 from diffusion_distill.storage.buckets import is_bucket
 
 CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
+HEADER = "header"  # the entry of an npz that holds what is not an array, as JSON
 LOOKS_EVERY = 2.0  # seconds, while a lock is another process's
 
 
@@ -201,3 +202,42 @@ def read_npz(
         raise
     except Exception as error:  # of many kinds, by where the damage is
         raise UserError(f"{path} cannot be read as .npz: {error}") from None
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray], made_of: dict) -> None:
+    """Writes an npz of arrays of numbers, whole or not at all; its folder is made.
+
+    `made_of` says in plain JSON values what the arrays were computed from.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"made_of": made_of, "sha256": _digest(arrays)})
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, **{HEADER: np.array(header)})
+    write_atomically(path, buffer.getbuffer())
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, made_of) of a file that `save_arrays` wrote; of several processes the first reads.
+
+    Raises UserError where the file does not match its checksum, FileNotFoundError where there is
+    none.
+    """
+    try:
+        file = io.BytesIO(distributed.on_main(path.read_bytes)) if distributed.several() else None
+        arrays = read_npz(path, file)
+        header = json.loads(str(arrays.pop(HEADER)))
+        expected, made_of = header["sha256"], header["made_of"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if _digest(arrays) != expected:
+        raise UserError(f"{path} is damaged: its arrays do not match their SHA-256")
+    return arrays, made_of
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
