@@ -16,10 +16,9 @@ import hashlib
 import json
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
@@ -65,21 +64,17 @@ _OUT = flags.DEFINE_string("out", None, "A .jsonl that rows of results are added
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A stage of a run, and how it is sampled.
+    """A stage of a run, and how it is sampled."""
 
-    Attributes:
-        workdir: of the run.
-        num_steps, stage, sampler: see `load_sampler`.
-    """
-
-    workdir: str
+    workdir: str  # of the run
+    # see `load_sampler`
     num_steps: int | None = None
     stage: str | None = None
     sampler: str = "ddim"
 
 
 def measure_stage(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     chosen: Chosen,
     seeds: int = 1,
     reference: str | None = None,
@@ -132,7 +127,7 @@ def measure_stage(
 
 
 def measure_images(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     path: str,
     count: int | None = None,
     reference: str | None = None,
@@ -174,7 +169,7 @@ def measure_images(
 
 
 def _measurer(
-    config: ml_collections.ConfigDict, shape: tuple[int, int, int], real: Source | Reference
+    config: ConfigDict, shape: tuple[int, int, int], real: Source | Reference
 ) -> Measurer:
     """Compares images of this shape with real ones that are not the data of a run."""
     mesh = make_mesh()
@@ -242,7 +237,7 @@ def _refuse_with(other: str, *given: flags.FlagHolder) -> None:
             raise UserError(f"--{flag.name} means nothing with --{other}; leave one of them out")
 
 
-def _config() -> ml_collections.ConfigDict:
+def _config() -> ConfigDict:
     """The config of --workdir or --config, or the defaults, as the other flags change it."""
     if _WORKDIR.value and _CONFIG.value is not None:
         raise UserError("--workdir has a config of its own; give it or --config, not both")

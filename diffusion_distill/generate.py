@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import batches_of, to_uint8_on_device
 from diffusion_distill.devices import compiler
@@ -35,11 +35,7 @@ Labels = int | Sequence[int] | np.ndarray | None
 
 
 def make_sample_fn(
-    model: UNet,
-    config: ml_collections.ConfigDict,
-    sampler: str,
-    mesh: Mesh,
-    platform: str | None = None,
+    model: UNet, config: ConfigDict, sampler: str, mesh: Mesh, platform: str | None = None
 ) -> SampleFn:
     """The compiled sampler. Weights and num_steps are arguments: one compilation serves them all.
 
@@ -130,25 +126,17 @@ _to_uint8 = jax.jit(to_uint8_on_device)
 
 @dataclasses.dataclass(frozen=True)
 class SampleProgram:
-    """A compiled sampler: all weights of one network, and all numbers of steps, share it.
+    """A compiled sampler: all weights of one network, and all numbers of steps, share it."""
 
-    Attributes:
-        sample_fn: of `make_sample_fn`.
-        image_shape: (H, W, C) of the images.
-        num_classes: labels that the network knows; 0 where it has none.
-        mesh: the devices.
-        batch_size: images at once, at the most.
-    """
-
-    sample_fn: SampleFn
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    mesh: Mesh
-    batch_size: int
+    sample_fn: SampleFn  # of `make_sample_fn`
+    image_shape: tuple[int, int, int]  # (H, W, C) of the images
+    num_classes: int  # labels that the network knows; 0 where it has none
+    mesh: Mesh  # the devices
+    batch_size: int  # images at once, at the most
 
 
 def make_sample_program(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     image_shape: tuple[int, int, int],
     num_classes: int,
     sampler: str,

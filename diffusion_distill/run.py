@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import jax
-import ml_collections
 from clu import parameter_overview
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
@@ -49,18 +49,13 @@ from diffusion_distill.training.loop import Job, train
 from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.outlook import Outlook, outlook
 from diffusion_distill.training.recorder import Recorder
-from diffusion_distill.training.state import (
-    TrainState,
-    abstract_state,
-    init_student,
-    init_teacher,
-)
+from diffusion_distill.training.state import TrainState, abstract_state, init_student, init_teacher
 from diffusion_distill.training.step import Recipe
 from diffusion_distill.training.update import make_update
 from diffusion_distill.validate import validate
 
 
-def run_config(config: ml_collections.ConfigDict, workdir: str | Path) -> "Setup":
+def run_config(config: ConfigDict, workdir: str | Path) -> "Setup":
     """Runs a config in a workdir to its end, from where it stands.
 
     Raises:
@@ -75,28 +70,19 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path) -> "Setup
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a run is made of, once it is known to be possible.
+    """What a run is made of, once it is known to be possible."""
 
-    Attributes:
-        config: the run's; where a teacher from elsewhere is made for a number of steps, the chain
-            starts there.
-        workdir: where it is, or will be.
-        mesh: the devices.
-        source: what is trained on.
-        network: what is trained; its params are ShapeDtypeStructs.
-        teacher: whose weights the chain starts from; None where the run trains its own.
-        stages: by name, in order.
-        measurer: of its images.
-    """
-
-    config: ml_collections.ConfigDict
-    workdir: Workdir
-    mesh: Mesh
-    source: Source
-    network: Network
+    # the run's; where a teacher from elsewhere is made for a number of steps, the chain starts
+    # there
+    config: ConfigDict
+    workdir: Workdir  # where it is, or will be
+    mesh: Mesh  # the devices
+    source: Source  # what is trained on
+    network: Network  # what is trained; its params are ShapeDtypeStructs
+    # whose weights the chain starts from; None where the run trains its own
     teacher: teachers.Teacher | None
-    stages: dict[str, Stage]
-    measurer: Measurer
+    stages: dict[str, Stage]  # by name, in order
+    measurer: Measurer  # of its images
 
     def model(self, dropout: float = 0.0) -> UNet:
         """The network as a Flax module."""
@@ -112,7 +98,7 @@ class Setup:
         return self.workdir.fixed_steps(stage) if stage.teacher is None else None
 
 
-def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
+def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """What a run is made of. Finds out all that can be before anything is computed or written.
 
     Raises:
@@ -148,7 +134,7 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
     return Setup(config, folder, mesh, source, network, teacher, stages, measurer)
 
 
-def _check_labels(config: ml_collections.ConfigDict, source: Source) -> None:
+def _check_labels(config: ConfigDict, source: Source) -> None:
     if config.model.class_conditional and not source.num_classes:
         raise UserError(
             f"config.model.class_conditional is True, but {config.data.name} has no labels"
@@ -225,11 +211,7 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
 
 
 def train_stage(
-    setup: Setup,
-    programs: Programs,
-    stage: Stage,
-    stop: StopSignal,
-    run_left: RunLeft = no_run,
+    setup: Setup, programs: Programs, stage: Stage, stop: StopSignal, run_left: RunLeft = no_run
 ) -> tuple[dict, float]:
     """The averaged weights of a stage at its end, and the seconds that training it took.
 

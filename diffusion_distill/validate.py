@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill.config import base
 from diffusion_distill.errors import UserError
@@ -23,19 +23,12 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a field accepts.
+    """What a field accepts."""
 
-    Attributes:
-        type: of the value. A float may be any finite number; True and False are no numbers.
-        told: what is accepted, as docs/config.md says it.
-        must_be: the same, as it follows "it must be" in a message.
-        accepts: whether a value of that type is accepted.
-    """
-
-    type: type
-    told: str
-    must_be: str = ""
-    accepts: Callable[[Any], bool] = lambda value: True
+    type: type  # of the value. A float may be any finite number; True and False are no numbers.
+    told: str  # what is accepted, as docs/config.md says it
+    must_be: str = ""  # the same, as it follows "it must be" in a message
+    accepts: Callable[[Any], bool] = lambda value: True  # whether a value of that type is accepted
 
 
 def _in(values):
@@ -199,7 +192,7 @@ ROWS = {
 }
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: ConfigDict) -> None:
     """Checks every field's type and range, before anything is computed or written.
 
     Raises:
@@ -218,13 +211,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_together(config)
 
 
-def from_dict(fields: dict) -> ml_collections.ConfigDict:
+def from_dict(fields: dict) -> ConfigDict:
     """The config that `to_dict` (or its JSON) came from, validated.
 
     Raises:
         UserError: the fields are not those of a valid config.
     """
-    config = ml_collections.ConfigDict(
+    config = ConfigDict(
         {
             section: {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
             if isinstance(values, dict)
@@ -236,7 +229,7 @@ def from_dict(fields: dict) -> ml_collections.ConfigDict:
     return config
 
 
-def from_file(path: str) -> ml_collections.ConfigDict:
+def from_file(path: str) -> ConfigDict:
     """The config of a file in configs/, validated; "FILE.py:VARIANT" works as for --config.
 
     Raises:
@@ -259,7 +252,7 @@ def from_file(path: str) -> ml_collections.ConfigDict:
 
 def _check_names(path, fields, expected):
     """Every field is known, and none is missing."""
-    if not isinstance(fields, ml_collections.ConfigDict):
+    if not isinstance(fields, ConfigDict):
         raise UserError(f"{path} is {fields!r}; it must have the fields {_list(expected)}")
     for name in fields:
         if name not in expected:
@@ -267,7 +260,7 @@ def _check_names(path, fields, expected):
     for name, default in expected.items():
         if name not in fields:
             raise UserError(f"{path}.{name} is missing")
-        if isinstance(default, ml_collections.ConfigDict):
+        if isinstance(default, ConfigDict):
             _check_names(f"{path}.{name}", fields[name], default)
 
 

@@ -16,15 +16,11 @@ class Prediction(NamedTuple):
     """One belief about a noisy image z_t, seen as image, as noise and as velocity.
 
     The three are tied by z_t = alpha x + sigma eps and v = alpha eps - sigma x.
-
-    Attributes:
-        x: the noise-free image, [B, ...].
-        eps: the noise, [B, ...].
-        v: the velocity dz / dphi, [B, ...] (section 4, and appendix D, of Salimans & Ho 2022).
     """
 
-    x: jax.Array
-    eps: jax.Array
+    x: jax.Array  # the noise-free image, [B, ...]
+    eps: jax.Array  # the noise, [B, ...]
+    # the velocity dz / dphi, [B, ...] (section 4, and appendix D, of Salimans & Ho 2022)
     v: jax.Array
 
 
@@ -45,11 +41,7 @@ def q_sample(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
 
 
 def q_posterior(
-    x: jax.Array,
-    z_t: jax.Array,
-    logsnr_s: jax.Array,
-    logsnr_t: jax.Array,
-    variance: float = 0.0,
+    x: jax.Array, z_t: jax.Array, logsnr_s: jax.Array, logsnr_t: jax.Array, variance: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation of q(z_s | z_t, x) for s < t.
 

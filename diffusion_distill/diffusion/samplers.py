@@ -26,15 +26,10 @@ NoiseFn = Callable[[jax.Array], jax.Array]
 
 
 class SamplerState(NamedTuple):
-    """What a sampler carries from step to step.
+    """What a sampler carries from step to step."""
 
-    Attributes:
-        z: the images as they stand, [B, ...]: noise at the start, samples at the end.
-        x_hat: the x predicted one step earlier, [B, ...]; for multi-step samplers.
-    """
-
-    z: jax.Array
-    x_hat: jax.Array
+    z: jax.Array  # the images as they stand, [B, ...]: noise at the start, samples at the end
+    x_hat: jax.Array  # the x predicted one step earlier, [B, ...]; for multi-step samplers
 
 
 Step = Callable[[Denoiser, SamplerState, jax.Array, jax.Array, LogsnrFn, NoiseFn], SamplerState]

@@ -32,18 +32,13 @@ OnBatch = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class BlockStore:
-    """Blocks in files, one each.
+    """Blocks in files, one each."""
 
-    Attributes:
-        folder: made with the first block.
-        made_of: plain JSON values that tell these blocks from any others: blocks of other values
-            in the same folder are replaced.
-        say: where a damaged block is spoken of.
-    """
-
-    folder: Path
+    folder: Path  # made with the first block
+    # plain JSON values that tell these blocks from any others: blocks of other values in the same
+    # folder are replaced
     made_of: dict
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = print  # where a damaged block is spoken of
 
     def load(self, number: int) -> Arrays | None:
         """A block's arrays; None where it is missing, damaged, or of something else."""

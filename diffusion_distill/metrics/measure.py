@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
@@ -37,7 +37,7 @@ from diffusion_distill.terminal.progress import Progress, RunLeft, no_run
 from diffusion_distill.version import code_version
 
 
-def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNetwork:
+def feature_network(config: ConfigDict, mesh: Mesh) -> FeatureNetwork:
     """The feature network of config.eval, compiled for batches that are split over the mesh.
 
     Raises:
@@ -71,7 +71,7 @@ class Measurer:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: ConfigDict,
         mesh: Mesh,
         network: FeatureNetwork,
         image_shape: tuple[int, int, int],
@@ -205,7 +205,7 @@ class Measurer:
             )
 
 
-def for_run(config: ml_collections.ConfigDict, source: Source, mesh: Mesh) -> Measurer:
+def for_run(config: ConfigDict, source: Source, mesh: Mesh) -> Measurer:
     """What a run's stages are measured with.
 
     Args:
@@ -222,9 +222,7 @@ def for_run(config: ml_collections.ConfigDict, source: Source, mesh: Mesh) -> Me
     return Measurer(config, mesh, network, source.image_shape, reference, labelled)
 
 
-def config_reference(
-    config: ml_collections.ConfigDict, source: Source | None = None
-) -> Source | Reference:
+def config_reference(config: ConfigDict, source: Source | None = None) -> Source | Reference:
     """What config.eval compares with: another project's statistics, or all images of a split.
 
     Args:

@@ -14,17 +14,12 @@ CHUNK = 2**23  # numbers at once: 32 MiB as float32
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """For each of Q images, its K nearest ones of a set, the nearest first.
+    """For each of Q images, its K nearest ones of a set, the nearest first."""
 
-    Attributes:
-        indices: int [Q, K], of images of the set.
-        distances: float64 [Q, K], root mean square over pixels and channels, in levels of 0 to 255.
-        mirrored: bool [Q, K], whether it is the mirror image that is so near.
-    """
-
-    indices: np.ndarray
+    indices: np.ndarray  # int [Q, K], of images of the set
+    # float64 [Q, K], root mean square over pixels and channels, in levels of 0 to 255
     distances: np.ndarray
-    mirrored: np.ndarray
+    mirrored: np.ndarray  # bool [Q, K], whether it is the mirror image that is so near
 
 
 def searched(size: int, image_bytes: int) -> np.ndarray:

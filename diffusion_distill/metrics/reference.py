@@ -32,22 +32,14 @@ _MOMENTS = 0  # number in the store of the moments so far; features kept have th
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One set of real images, as distances need it.
+    """One set of real images, as distances need it."""
 
-    Attributes:
-        name: as metric names have it: a split, or "vs_NAME" for what is no split of the data set.
-        statistics: of the features of all its images.
-        features: float32 [M, D] of a fixed random subset, M at most KEPT; None where only
-            statistics are known.
-        count: images it is made of; None where that is not known.
-        made_of: plain JSON values that tell it from any other.
-    """
-
-    name: str
-    statistics: Statistics
+    name: str  # as metric names have it: a split, or "vs_NAME" for what is no split of the data set
+    statistics: Statistics  # of the features of all its images
+    # float32 [M, D] of a fixed random subset, M at most KEPT; None where only statistics are known
     features: np.ndarray | None
-    count: int | None
-    made_of: dict
+    count: int | None  # images it is made of; None where that is not known
+    made_of: dict  # plain JSON values that tell it from any other
 
     @functools.cached_property
     def radii(self) -> np.ndarray:

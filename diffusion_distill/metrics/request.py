@@ -14,39 +14,28 @@ from diffusion_distill.generate import Sampler
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A set of images to measure: a function of indices.
+    """A set of images to measure: a function of indices."""
 
-    Attributes:
-        images_fn: indices int [B] -> uint8 images [B, H, W, C], on the host or left on the devices.
-        count: of the images, N.
-        batch_size: images at once, as many as the feature network can take.
-        labels: what they were asked to show, [N]; None where nothing was.
-        made_of: plain JSON values that tell these images from any others.
-        only: one of the metrics in place of all, and no judge of labels.
-        notes: what one must know of the images, for the result's.
-    """
-
+    # indices int [B] -> uint8 images [B, H, W, C], on the host or left on the devices
     images_fn: Callable[[np.ndarray], jax.Array | np.ndarray]
-    count: int
-    batch_size: int
-    labels: np.ndarray | None = None
+    count: int  # of the images, N
+    batch_size: int  # images at once, as many as the feature network can take
+    labels: np.ndarray | None = None  # what they were asked to show, [N]; None where nothing was
+    # plain JSON values that tell these images from any others
     made_of: dict = dataclasses.field(default_factory=dict)
-    only: str | None = None
+    only: str | None = None  # one of the metrics in place of all, and no judge of labels
+    # what one must know of the images, for the result's
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What was measured of one set of images.
+    """What was measured of one set of images."""
 
-    Attributes:
-        values: by the metric's name, in the order asked for; a spread is under the name with
-            "_std". Label agreement is under "label_agreement".
-        notes: by the metric's name or what was asked for: why there is no value, or what one must
-            know of it.
-    """
-
+    # by the metric's name, in the order asked for; a spread is under the name with "_std". Label
+    # agreement is under "label_agreement".
     values: dict[str, float]
+    # by the metric's name or what was asked for: why there is no value, or what one must know of it
     notes: dict[str, str]
 
     @property

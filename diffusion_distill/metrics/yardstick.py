@@ -27,35 +27,23 @@ from diffusion_distill.metrics.request import Request, Result
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What one pass over a set of images leaves.
+    """What one pass over a set of images leaves."""
 
-    Attributes:
-        statistics: of the features.
-        arrays: features float32 [N, D]; logits [N, K] and uint8 images [N, H, W, C] where kept.
-    """
-
-    statistics: Statistics
+    statistics: Statistics  # of the features
+    # features float32 [N, D]; logits [N, K] and uint8 images [N, H, W, C] where kept
     arrays: Arrays
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric that can be asked for.
+    """A metric that can be asked for."""
 
-    Attributes:
-        compute: (sample, reference) -> {label: value}; a label with "_std" is the spread of that
-            without.
-        needs_features: features of the reference, not its statistics alone.
-        needs_logits: of a classifier.
-        has_reference: whether it compares with one.
-        least: images, on either side.
-    """
-
+    # (sample, reference) -> {label: value}; a label with "_std" is the spread of that without
     compute: Callable[[Sample, Reference], dict[str, float]]
-    needs_features: bool = False
-    needs_logits: bool = False
-    has_reference: bool = True
-    least: int = 2
+    needs_features: bool = False  # features of the reference, not its statistics alone
+    needs_logits: bool = False  # of a classifier
+    has_reference: bool = True  # whether it compares with one
+    least: int = 2  # images, on either side
 
 
 def _fd(sample, reference):
@@ -92,22 +80,14 @@ METRICS: dict[str, Metric] = {
 
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
-    """What images are measured by.
+    """What images are measured by."""
 
-    Attributes:
-        network: turns images into features.
-        reference: what they are compared with; its features come from the same network.
-        metrics: names in METRICS, in order.
-        allow_biased: whether a Frechet distance of too few images may be measured; its name then
-            says so.
-        judge: of labels, where the images have some.
-    """
-
-    network: FeatureNetwork
-    reference: Reference
-    metrics: tuple[str, ...] = ("fd",)
+    network: FeatureNetwork  # turns images into features
+    reference: Reference  # what they are compared with; its features come from the same network
+    metrics: tuple[str, ...] = ("fd",)  # names in METRICS, in order
+    # whether a Frechet distance of too few images may be measured; its name then says so
     allow_biased: bool = False
-    judge: LabelJudge | None = None
+    judge: LabelJudge | None = None  # of labels, where the images have some
 
     def measure(
         self,

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import with_shardings
 from diffusion_distill.diffusion.process import Denoiser, output_channels, predict
@@ -14,7 +14,7 @@ from diffusion_distill.models.unet import UNet
 
 
 def build_unet(
-    config: ml_collections.ConfigDict, image_channels: int, num_classes: int, dropout: float = 0.0
+    config: ConfigDict, image_channels: int, num_classes: int, dropout: float = 0.0
 ) -> UNet:
     """The U-Net of config.model for images of `image_channels`.
 
@@ -82,18 +82,14 @@ def make_denoiser(model: UNet, params, labels, config, dropout_keys=None) -> Den
 
     def denoiser(z, logsnr):
         output = model.apply(
-            {"params": params},
-            z,
-            logsnr,
-            labels if model.num_classes else None,
-            dropout_keys,
+            {"params": params}, z, logsnr, labels if model.num_classes else None, dropout_keys
         )
         return predict(output, z, logsnr, config.diffusion.parameterization)
 
     return denoiser
 
 
-def make_schedule(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
+def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """The config's schedule: time in [0, 1] -> logSNR."""
     low, high = config.diffusion.logsnr_min, config.diffusion.logsnr_max
     return lambda t: cosine_logsnr(t, low, high)

@@ -120,47 +120,30 @@ class Resample(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net: (z, logsnr, labels) -> output of `out_channels` channels, float32.
+    """The U-Net: (z, logsnr, labels) -> output of `out_channels` channels, float32."""
 
-    Attributes:
-        out_channels: channels of the output: those of the image, or twice as many for "both".
-        channels: channels at the highest resolution.
-        channel_multipliers: for each resolution, highest first, its channels over `channels`.
-            Resolution halves from each to the next.
-        num_blocks: residual blocks at each resolution on the way down; one more on the way up.
-        emb_channels: width of the embedding of time and label.
-        attention_resolutions: image heights at which attention follows each block.
-        num_heads: heads of attention; or
-        head_dim: channels of a head. Exactly one of the two is given.
-        num_classes: number of labels; 0 for a network without labels.
-        num_groups: groups of GroupNorm; every channel count must be a multiple.
-        dropout: rate, when called with dropout_keys.
-        resample_blocks: whether resampling is done by residual blocks, as in the paper, or by
-            plain convolutions.
-        time_input: one of TIME_INPUTS.
-        logsnr_min, logsnr_max: the range that time_input "linear" maps to [0, 1].
-        dtype: what to compute in.
-        remat: recompute activations of the blocks in the backward pass, to save memory.
-        fused_attention: attention by one kernel, where there is one (`attention_implementation`).
-    """
-
-    out_channels: int
-    channels: int
+    out_channels: int  # channels of the output: those of the image, or twice as many for "both"
+    channels: int  # channels at the highest resolution
+    # channels over `channels` at each resolution, highest first; each is half of the one before
     channel_multipliers: tuple[int, ...]
-    num_blocks: int
-    emb_channels: int
+    num_blocks: int  # residual blocks at each resolution on the way down; one more on the way up
+    emb_channels: int  # width of the embedding of time and label
+    # image heights at which attention follows each block
     attention_resolutions: tuple[int, ...] = ()
-    num_heads: int | None = 1
-    head_dim: int | None = None
-    num_classes: int = 0
-    num_groups: int = 32
-    dropout: float = 0.0
+    num_heads: int | None = 1  # heads of attention; None where head_dim is given
+    head_dim: int | None = None  # channels of a head; None where num_heads is given
+    num_classes: int = 0  # number of labels; 0 for a network without labels
+    num_groups: int = 32  # groups of GroupNorm; every channel count must be a multiple
+    dropout: float = 0.0  # rate, when called with dropout_keys
+    # whether resampling is done by residual blocks, as in the paper, or by plain convolutions
     resample_blocks: bool = True
-    time_input: str = "arctan"
+    time_input: str = "arctan"  # one of TIME_INPUTS
+    # the range that time_input "linear" maps to [0, 1]
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
-    dtype: Any = jnp.float32
-    remat: bool = False
+    dtype: Any = jnp.float32  # what to compute in
+    remat: bool = False  # recompute activations of the blocks in the backward pass, to save memory
+    # attention by one kernel, where there is one (`attention_implementation`)
     fused_attention: bool = True
 
     @nn.compact

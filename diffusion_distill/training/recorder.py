@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_distill.config import to_dict
 from diffusion_distill.devices import distributed
@@ -30,7 +30,7 @@ class Recorder:
     def __init__(
         self,
         stage: Stage,
-        config: ml_collections.ConfigDict,
+        config: ConfigDict,
         workdir: Path,
         start: int,
         seconds: float = 0.0,
