@@ -66,8 +66,7 @@ _OUT = flags.DEFINE_string("out", None, "A .jsonl that rows of results are added
 class Chosen:
     """A stage of a run, and how it is sampled."""
 
-    workdir: str  # of the run
-    # see `load_sampler`
+    workdir: str  # of the run; for the others see `load_sampler`
     num_steps: int | None = None
     stage: str | None = None
     sampler: str = "ddim"
@@ -81,14 +80,11 @@ def measure_stage(
     blocks_dir: str | None = None,
     out: str | None = None,
 ) -> list[dict]:
-    """The rows of results of a stage, one for each seed; prints them.
+    """The rows of results of a stage, one for each seed from config.eval.seed on; prints them.
 
     Args:
         config: of the run, its eval as is wanted.
-        chosen: what to measure.
-        seeds: so many, one after another from config.eval.seed on.
-        reference: path of images, or of their statistics, to compare with; None for those that
-            config names.
+        reference: path of images, or of their statistics; None for what config names.
         blocks_dir: what a stopped evaluation goes on from; None for a folder in the workdir.
         out: a .jsonl that rows are added to; None for the workdir's evaluations.jsonl.
 
@@ -140,9 +136,7 @@ def measure_images(
         config: its eval says how; its data is compared with where there is no reference.
         path: of a folder of images, or of an .npz.
         count: images to measure; None for all.
-        reference: as for `measure_stage`.
-        blocks_dir: as for `measure_stage`; None for a folder in the cache.
-        out: a .jsonl that the row is added to, if any.
+        reference, blocks_dir, out: as for `measure_stage`; None for a folder in the cache, no file.
 
     Raises:
         UserError: something cannot be measured, or is not there.
@@ -168,9 +162,7 @@ def measure_images(
     return rows
 
 
-def _measurer(
-    config: ConfigDict, shape: tuple[int, int, int], real: Source | Reference
-) -> Measurer:
+def _measurer(config: ConfigDict, shape: tuple, real: Source | Reference) -> Measurer:
     """Compares images of this shape with real ones that are not the data of a run."""
     mesh = make_mesh()
     return Measurer(config, mesh, feature_network(config, mesh), shape, real)
@@ -256,14 +248,11 @@ def _config() -> ConfigDict:
     evaluation.baseline_images = 0  # there are no baselines here
     if _NUM_IMAGES.value is not None:
         evaluation.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
-    if _SEED.value is not None:
-        evaluation.seed = _SEED.value
-    if _FEATURES.value is not None:
-        evaluation.features = _FEATURES.value
     if _METRICS.value is not None:
         evaluation.metrics = tuple(_METRICS.value)
-    if _SPLIT.value is not None:
-        evaluation.split = _SPLIT.value
+    for flag in (_SEED, _FEATURES, _SPLIT):
+        if flag.value is not None:
+            evaluation[flag.name] = flag.value
     evaluation.allow_biased |= _ALLOW_BIASED.value
     return config
 

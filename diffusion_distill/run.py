@@ -56,12 +56,7 @@ from diffusion_distill.validate import validate
 
 
 def run_config(config: ConfigDict, workdir: str | Path) -> "Setup":
-    """Runs a config in a workdir to its end, from where it stands.
-
-    Raises:
-        UserError: see `check`, `run_chain`.
-        Stopped, CheckpointError, NonFiniteError: see `run_chain`.
-    """
+    """Runs a config in a workdir to its end, from where it stands; see `check` and `run_chain`."""
     setup = check(config, workdir)
     compiler.keep_programs(setup.config.runtime.cache_dir)
     run_chain(setup, Programs(setup), StopSignal())
@@ -72,9 +67,7 @@ def run_config(config: ConfigDict, workdir: str | Path) -> "Setup":
 class Setup:
     """What a run is made of, once it is known to be possible."""
 
-    # the run's; where a teacher from elsewhere is made for a number of steps, the chain starts
-    # there
-    config: ConfigDict
+    config: ConfigDict  # the run's; the chain starts at the steps that its teacher is made for
     workdir: Workdir  # where it is, or will be
     mesh: Mesh  # the devices
     source: Source  # what is trained on

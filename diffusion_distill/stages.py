@@ -64,13 +64,12 @@ def plan(config: ConfigDict) -> list[Stage]:
 
 
 def started_from(config: ConfigDict, teacher: str, fixed_steps: int | None) -> ConfigDict:
-    """The config of a run whose chain starts from a teacher that was trained elsewhere.
+    """The config, a copy, of a run whose chain starts from a teacher that was trained elsewhere.
 
     Args:
-        config: as the user gave it; stays as it is.
-        teacher: where the teacher's weights are, for `distill.teacher`.
-        fixed_steps: the only number of sampling steps that it takes: believed, whatever
-            `distill.start_steps` says. None for a teacher that takes any.
+        teacher: where its weights are, for `distill.teacher`.
+        fixed_steps: the only number of sampling steps that it takes, whatever
+            `distill.start_steps` says; None for a teacher that takes any.
 
     Raises:
         UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`.

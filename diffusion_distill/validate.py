@@ -217,14 +217,13 @@ def from_dict(fields: dict) -> ConfigDict:
     Raises:
         UserError: the fields are not those of a valid config.
     """
-    config = ConfigDict(
-        {
-            section: {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-            if isinstance(values, dict)
-            else values
-            for section, values in fields.items()
-        }
-    )
+
+    def with_tuples(value):
+        if isinstance(value, dict):
+            return {name: with_tuples(inner) for name, inner in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    config = ConfigDict(with_tuples(fields))
     validate(config)
     return config
 

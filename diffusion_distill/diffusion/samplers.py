@@ -159,18 +159,12 @@ def sample(
     logsnr_fn: LogsnrFn,
     noise_fn: NoiseFn,
 ) -> jax.Array:
-    """Images from noise z at t = 1, with the loop in the compiled program.
+    """Images [B, ...] from standard normal noise z at t = 1, the loop in the compiled program.
 
     Args:
         step: one of SAMPLERS, or a partial of one.
-        denoiser: (z [B, ...], logsnr [B]) -> Prediction.
-        z: standard normal noise, [B, ...].
         num_steps: how many steps; may be traced.
-        logsnr_fn: the schedule.
         noise_fn: from i to standard normal noise of z's shape; called by stochastic samplers.
-
-    Returns:
-        x_hat of the last step, [B, ...].
     """
 
     def body(count, state):

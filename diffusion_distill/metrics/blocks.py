@@ -41,11 +41,11 @@ class BlockStore:
     say: Callable[[str], None] = print  # where a damaged block is spoken of
 
     def load(self, number: int) -> Arrays | None:
-        """A block's arrays; None where it is missing, damaged, or of something else."""
+        """A block's arrays; see `read`."""
         return self.read(self._path(number))
 
     def read(self, path: Path) -> Arrays | None:
-        """The same of any file of arrays."""
+        """A file's arrays; None where it is missing, damaged, or of something else."""
         try:
             arrays, made_of = load_arrays(path)
         except FileNotFoundError:
@@ -82,10 +82,7 @@ def in_blocks(
 
     Args:
         batch_fn: what makes a batch; the last one is filled up with the last image.
-        count: images in all.
-        batch_size: images in a batch.
         store: blocks that it has are taken from there, and the others are kept there.
-        on_batch: see `OnBatch`.
         start: the first image; a multiple of BLOCK, or count.
     """
     rest = None

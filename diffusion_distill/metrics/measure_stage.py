@@ -58,10 +58,7 @@ def stage_row(
     itself a student is measured at its own number of steps, and has no baselines.
 
     Args:
-        measurer: of the run.
-        stage: the teacher, or a student.
         all_steps: of all stages: those at which the teacher's baselines are measured.
-        sampler_of: its samplers.
         folder: of this stage alone: where blocks of features, and results, are kept until the row
             is written, and where what was stopped goes on from.
         fixed_steps: the only number of steps that the teacher takes; None where any will do.
@@ -74,11 +71,8 @@ def stage_row(
     weights = sampler_of(own.sampler, own.num_steps).fingerprint()
 
     def measure(setting: Setting) -> Result:
-        made_of = {
-            "weights": weights,
-            "sampler": setting.sampler,
-            "ancestral_variance": evaluation.ancestral_variance,
-        }
+        made_of = {"weights": weights, "sampler": setting.sampler}
+        made_of |= {"ancestral_variance": evaluation.ancestral_variance}
         sampler = sampler_of(setting.sampler, setting.num_steps)
         request = of_sampler(sampler, setting.count, evaluation.seed, made_of, setting.only)
         return measurer.measure(request, folder / setting.folder, f"{stage.name}: {setting}")

@@ -47,7 +47,6 @@ def nearest(
         images: uint8 [Q, H, W, C].
         read: indices int [n] -> uint8 [n, H, W, C], images of the set.
         among: int [M], those to search.
-        count: K.
         mirror: whether mirror images count, as where training mirrors at random.
         own: int [Q], an index for each image that is left out: its own, where it is of the set.
     """
@@ -63,8 +62,8 @@ def nearest(
         squares = squares.reshape(len(queries), len(images), -1)
         if own is not None:
             squares[:, own[:, None] == indices] = np.inf
-        here = np.stack([squares.min(0), np.broadcast_to(indices, squares.shape[1:]),
-                         squares.argmin(0)])  # fmt: skip
+        there = np.broadcast_to(indices, squares.shape[1:])
+        here = np.stack([squares.min(0), there, squares.argmin(0)])
         best = np.concatenate([best, here], 2)
         kept = np.argsort(best[0], 1, kind="stable")[:, :count]
         best = np.take_along_axis(best, kept[None], 2)

@@ -63,15 +63,8 @@ def reference_of(
     """The reference of all images of a source: from the cache, or computed and put there.
 
     It is taken from the cache only where everything that it was computed from is the same, and its
-    arrays match their checksum. Where computing it was stopped, it goes on.
-
-    Args:
-        source: at least 2 images.
-        network: what features are; its `apply` takes batches of batch_size.
-        batch_size: images at once.
-        cache_dir: folder of the cache; a source without a fingerprint is not cached.
-        say: where progress is spoken of.
-        on_batch: see `OnBatch`.
+    arrays match their checksum; a source without a fingerprint is not cached. Where computing it
+    was stopped, it goes on.
 
     Raises:
         UserError: there are too few images, or another process computes the same reference.

@@ -1,6 +1,7 @@
 """What is to be measured, and what came of it: the same for samplers and for sets of images."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -53,25 +54,16 @@ def of_sampler(
 ) -> Request:
     """Images 0 to count - 1 that a sampler makes from a seed.
 
-    Args:
-        sampler: of any weights.
-        count, seed: as in a call of the sampler.
-        made_of: tells its weights, and how it samples, from any others.
-        only: see `Request`.
+    `made_of` tells its weights, and how it samples, from any others; for `only` see `Request`.
 
     Raises:
         UserError: count or seed is out of range.
     """
     labels = sampler.check(seed, count)
-    return Request(
-        images_fn=lambda indices: sampler.on_devices(seed, indices, labels),
-        count=count,
-        batch_size=sampler.batch_size(count),
-        labels=labels,
-        made_of=made_of
-        | {"num_steps": sampler.num_steps, "seed": seed, "count": count, "only": only or ""},
-        only=only,
-    )
+    images_fn = functools.partial(sampler.on_devices, seed, labels=labels)
+    made_of = made_of | {"num_steps": sampler.num_steps, "seed": seed, "count": count}
+    made_of |= {"only": only or ""}
+    return Request(images_fn, count, sampler.batch_size(count), labels, made_of, only)
 
 
 def of_images(source: Source, count: int, batch_size: int) -> Request:

@@ -6,17 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics import frechet
 from diffusion_distill.metrics.blocks import Arrays, BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.classifier import LabelJudge
 from diffusion_distill.metrics.features import FeatureNetwork
-from diffusion_distill.metrics.frechet import (
-    Statistics,
-    frechet_distance,
-    merge,
-    moments,
-    rank,
-    to_statistics,
-)
+from diffusion_distill.metrics.frechet import Statistics
 from diffusion_distill.metrics.inception_score import SPLITS, inception_score
 from diffusion_distill.metrics.kid import kernel_distance
 from diffusion_distill.metrics.names import check_count, is_biased, metric_name
@@ -47,7 +41,7 @@ class Metric:
 
 
 def _fd(sample, reference):
-    return {"fd": frechet_distance(sample.statistics, reference.statistics)}
+    return {"fd": frechet.frechet_distance(sample.statistics, reference.statistics)}
 
 
 def _kid(sample, reference):
@@ -56,10 +50,9 @@ def _kid(sample, reference):
 
 
 def _precision_recall(sample, reference):
-    precision, recall = precision_recall(
-        sample.arrays["features"], reference.features, reference.radii
-    )
-    return {"precision": precision, "recall": recall}
+    features = sample.arrays["features"]
+    values = precision_recall(features, reference.features, reference.radii)
+    return dict(zip(("precision", "recall"), values, strict=True))
 
 
 def _inception_score(sample, reference):
@@ -97,10 +90,7 @@ class Yardstick:
     ) -> Result:
         """All metrics of a set of images, from one pass over it.
 
-        Args:
-            request: what to measure.
-            store: where blocks are kept for a measurement that is stopped and goes on.
-            on_batch: see `OnBatch`.
+        `store` keeps blocks for a measurement that is stopped and goes on.
 
         Raises:
             UserError: there are too few images on either side, the reference's features are of
@@ -175,13 +165,11 @@ class Yardstick:
         return ""
 
     def _singular(self, sample: Sample, count: int) -> dict[str, str]:
-        ranks = [rank(sample.statistics), rank(self.reference.statistics)]
+        ranks = [frechet.rank(s.statistics) for s in (sample, self.reference)]
         if min(ranks) == self.reference.size:
             return {}
-        return {
-            self.name("fd", count): f"covariances of rank {ranks[0]} (images) and {ranks[1]} "
-            f"(reference) in {self.reference.size} dimensions: singular"
-        }
+        both = f"covariances of rank {ranks[0]} (images) and {ranks[1]} (reference)"
+        return {self.name("fd", count): f"{both} in {self.reference.size} dimensions: singular"}
 
 
 def check_size(size: int, reference: Reference) -> None:
@@ -198,10 +186,10 @@ def _gather(blocks: Iterable[Arrays], keep: Sequence[str], reference: Reference)
     total, kept = None, {}
     for block in blocks:
         check_size(block["features"].shape[1], reference)
-        new = moments(block["features"])
-        total = new if total is None else merge(total, new)
+        new = frechet.moments(block["features"])
+        total = new if total is None else frechet.merge(total, new)
         for name in keep:
             if name in block:
                 kept.setdefault(name, []).append(block[name])
     arrays = {name: np.concatenate(pieces) for name, pieces in kept.items()}
-    return Sample(to_statistics(total), arrays)
+    return Sample(frechet.to_statistics(total), arrays)

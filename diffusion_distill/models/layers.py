@@ -20,12 +20,9 @@ from jax.interpreters import ad, batching, mlir
 
 
 def _identity(name: str, transpose: Callable, cpu: Callable | None = None) -> Primitive:
-    """A primitive of one array that gives it back.
+    """A primitive that gives an array back; in programs for CPUs it is `cpu`.
 
-    Args:
-        name: of the primitive.
-        transpose: what the gradient goes through on its way back.
-        cpu: what it is in programs for CPUs; None for nothing.
+    The gradient goes through `transpose` on its way back.
     """
     primitive = Primitive(name)
     primitive.def_impl(lambda x: x)
@@ -84,11 +81,7 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None
     ) -> jax.Array:
-        """The normalised images, of x's shape and dtype.
-
-        Args:
-            x: [B, H, W, C].
-            scale, shift: [B, C]; what is normalised is multiplied by 1 + scale, and shift added.
+        """x, normalised, times 1 + scale [B, C], plus shift [B, C]; of x's shape and dtype.
 
         Raises:
             ValueError: the channels do not divide into the groups.

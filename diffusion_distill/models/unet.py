@@ -29,9 +29,7 @@ TIME_INPUTS: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
 def timestep_embedding(time: jax.Array, channels: int) -> jax.Array:
     """sin, then cos, of 1000 time at channels / 2 frequencies from 1 to 1 / 10000: [B, channels].
 
-    Args:
-        time: in [0, 1], [B].
-        channels: how many features; an odd one is filled up with a zero.
+    time is in [0, 1], [B]. An odd number of channels is filled up with a zero.
     """
     half = channels // 2
     frequencies = jnp.exp(-math.log(10000.0) / max(half - 1, 1) * jnp.arange(half))
@@ -89,13 +87,8 @@ class ResnetBlock(nn.Module):
 def dropout(h: jax.Array, rate: float, keys: jax.Array, layer: str) -> jax.Array:
     """Zeros each value with probability `rate`, and scales the others by 1 / (1 - rate).
 
-    What is zeroed in an example is a function of its own key and the layer alone, so that it is
-    the same however a batch is split over devices or in time.
-
-    Args:
-        h: [B, ...].
-        keys: [B].
-        layer: its name, which tells its draws from those of other layers.
+    What is zeroed in an example of h [B, ...] is a function of its own key, of keys [B], and the
+    layer's name alone: the same however a batch is split over devices or in time.
     """
     number = zlib.crc32(layer.encode())
 
@@ -154,16 +147,13 @@ class UNet(nn.Module):
         labels: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """The network's output for noisy images.
+        """The network's output for noisy images, float32 [B, H, W, out_channels].
 
         Args:
             z: noisy images, [B, H, W, C]; H and W divisible by 2 for each halving.
             logsnr: their logSNR in nats, [B].
             labels: int32 [B] in 0..num_classes - 1; None where num_classes is 0.
             dropout_keys: one for each example, [B], where dropout acts; None where it does not.
-
-        Returns:
-            [B, H, W, out_channels], float32.
 
         Raises:
             ValueError: a shape, a channel count or the labels do not fit.
@@ -240,9 +230,7 @@ class UNet(nn.Module):
             raise ValueError(f"logsnr has shape {logsnr.shape}, expected {(batch,)}")
         if self.num_classes and (labels is None or labels.shape != (batch,)):
             shape = None if labels is None else labels.shape
-            raise ValueError(
-                f"a network of {self.num_classes} labels needs labels of shape {(batch,)}, "
-                f"not {shape}"
-            )
+            known = f"a network of {self.num_classes} labels"
+            raise ValueError(f"{known} needs labels of shape {(batch,)}, not {shape}")
         if not self.num_classes and labels is not None:
             raise ValueError("labels were given to a network that has none (num_classes is 0)")

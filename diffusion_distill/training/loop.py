@@ -70,13 +70,8 @@ def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> 
     The device is never waited for inside the loop but for metrics, one call late.
 
     Args:
-        job: what is trained.
         state: where the stage stands; donated.
-        recorder: takes in metrics and saves; closed at the end.
-        stop: looked at after each call.
-
-    Returns:
-        The state at the end, which is saved.
+        recorder: closed at the end.
 
     Raises:
         Stopped: `stop` was set; the state was saved first.

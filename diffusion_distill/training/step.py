@@ -76,12 +76,8 @@ def train_step(
     """One update by the whole batch at once. A pure function.
 
     Args:
-        recipe: what the step is made of.
-        state: of the stage, before the update.
         teacher_params: averaged weights of the stage that it learns from; None for the teacher.
-        batch: B images and labels.
         key: of the stage's randomness; the state's step is folded in.
-        this_round: see `Round`.
 
     Returns:
         The state after it, and metrics, float32 []: loss, grad_norm (before clipping), update_norm
@@ -131,9 +127,8 @@ def loss(
         weights = recipe.gathered(teacher_params)
         teacher = make_denoiser(recipe.model, weights, examples.labels, config)
         x = distillation_target(teacher, z, examples.i, this_round.num_steps, schedule)
-    denoiser = make_denoiser(
-        recipe.model, recipe.gathered(params), examples.labels, config, examples.dropout_keys
-    )
+    weights, keys = recipe.gathered(params), examples.dropout_keys
+    denoiser = make_denoiser(recipe.model, weights, examples.labels, config, keys)
     weighting = WEIGHTINGS[config.diffusion.weighting]
     losses = weighting(from_x(x, z, logsnr), denoiser(z, logsnr))
     return losses.mean(), losses
@@ -176,13 +171,9 @@ def apply(
 
 
 def loss_by_quarter(losses: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
-    """Mean loss over the examples whose t lies in each quarter of [0, 1]; t = 1 is in the last.
+    """loss_q1 to loss_q4: the mean of losses [B] with t [B] in each quarter of [0, 1].
 
-    Args:
-        losses, t: [B].
-
-    Returns:
-        loss_q1 to loss_q4; NaN, "no value", for a quarter without an example.
+    t = 1 is in the last. NaN, "no value", for a quarter without an example.
     """
     quarter = jnp.minimum(jnp.floor(t * 4.0), 3.0)
     result = {}
