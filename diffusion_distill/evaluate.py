@@ -30,7 +30,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.metrics.measure import Measurer, config_reference, feature_network, for_run
 from diffusion_distill.metrics.names import value_text
-from diffusion_distill.metrics.reference import Reference, check_sizes, images_or_statistics
+from diffusion_distill.metrics.reference import Reference, check_image_shapes, images_or_statistics
 from diffusion_distill.metrics.request import Result, of_images, of_sampler
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
@@ -151,7 +151,7 @@ def measure_images(
     folder = _blocks_folder(blocks_dir or cache / "evaluating", images.fingerprint)
     with locked(folder / ".lock"):
         request = of_images(images, count, measurer.batch_size(count))
-        check_sizes(images, real)
+        check_image_shapes(images, real)
         result = measurer.measure(request, folder / "images", path)
         show(result, f"of {path}")
         row = {"images": path, "fingerprint": images.fingerprint}

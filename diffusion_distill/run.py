@@ -232,11 +232,9 @@ def train_stage(
     if teacher_params is not None:
         teacher_params = programs.cast(teacher_params)  # frees those of float32
     workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
-    update, feed = programs.update(stage), programs.feed
-    job = Job(stage, setup.config, setup.mesh, update, teacher_params, feed)
-    recorder = Recorder(
-        stage, setup.config, workdir.path, int(fetch(state.step)), seconds, run_left
-    )
+    update, step = programs.update(stage), int(fetch(state.step))
+    job = Job(stage, setup.config, setup.mesh, update, teacher_params, programs.feed)
+    recorder = Recorder(stage, setup.config, workdir.path, step, seconds, run_left)
     state = train(job, state, recorder, stop)
     return state.ema_params, recorder.seconds
 

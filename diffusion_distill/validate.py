@@ -43,16 +43,6 @@ def _codes(values):
     return ", ".join(f"`{value}`" for value in values)
 
 
-def text() -> Row:
-    """Any text."""
-    return Row(str, "text")
-
-
-def flag() -> Row:
-    """True or False."""
-    return Row(bool, "`True`, `False`")
-
-
 def one_of(*values: str | int) -> Row:
     """One of these names, or of these numbers."""
     return Row(type(values[0]), f"one of {_codes(values)}", f"one of {_list(values)}", _in(values))
@@ -76,18 +66,6 @@ def integer(low: int, high: int | None = None) -> Row:
     return Row(int, told, f"an {told}", lambda value: low <= value <= high)
 
 
-def integer_or_0(low: int, means: str) -> Row:
-    """An integer of at least `low`; 0 stands for what `means` says."""
-    must_be = f"at least {low}, or 0 for {means}"
-    return Row(int, f"integer from {low}, or 0", must_be, lambda v: v >= low or v == 0)
-
-
-def power_of_2() -> Row:
-    """1, 2, 4, 8, ..."""
-    told = "power of 2"
-    return Row(int, told, f"a {told}", lambda value: value >= 1 and value & (value - 1) == 0)
-
-
 def integers(low: int | None = None) -> Row:
     """A tuple of any integers; of one or more of at least `low`, where that is given."""
 
@@ -108,21 +86,27 @@ def number(low: float = -math.inf, high: float = math.inf, below: float = math.i
     return Row(float, told, must_be, lambda value: low <= value <= high and value < below)
 
 
+_TEXT = Row(str, "text")
+_FLAG = Row(bool, "`True`, `False`")
+_POWER_OF_2 = Row(int, "power of 2", "a power of 2", lambda v: v >= 1 and v & (v - 1) == 0)
 _FRACTION = number(0, below=1)
 _SEED = integer(0, 2**31 - 1)
+_BASELINE_IMAGES = Row(
+    int, "integer from 2, or 0", "at least 2, or 0 for eval.num_images", lambda v: v >= 2 or v == 0
+)
 _LR_SCHEDULE = one_of("constant", "linear")
 
 ROWS = {
     "seed": _SEED,
     "data.name": one_of("cifar10", "digits", "folder", "npz", "prepared", "tfds"),
-    "data.path": text(),
-    "data.split": text(),
+    "data.path": _TEXT,
+    "data.split": _TEXT,
     "data.image_size": integer(0),
     "data.resize": one_of("area", "antialias"),
     "data.channels": one_of(0, 1, 3),
-    "data.folder_labels": flag(),
-    "data.tfds_name": text(),
-    "data.random_flip": flag(),
+    "data.folder_labels": _FLAG,
+    "data.tfds_name": _TEXT,
+    "data.random_flip": _FLAG,
     "diffusion.parameterization": one_of("x", "eps", "v", "both"),
     "diffusion.weighting": one_of("constant", "snr", "truncated_snr", "snr_plus_one"),
     "diffusion.logsnr_min": number(),
@@ -135,8 +119,8 @@ ROWS = {
     "model.num_heads": integer(0),
     "model.head_dim": integer(0),
     "model.num_groups": integer(1),
-    "model.class_conditional": flag(),
-    "model.resample_blocks": flag(),
+    "model.class_conditional": _FLAG,
+    "model.resample_blocks": _FLAG,
     "model.time_input": one_of("arctan", "linear", "sigmoid"),
     "model.dtype": one_of(*DTYPES),
     "train.batch_size": integer(1),
@@ -153,9 +137,9 @@ ROWS = {
     "teacher.weight_decay": number(0),
     "teacher.ema_decay": _FRACTION,
     "teacher.dropout": _FRACTION,
-    "distill.teacher": text(),
-    "distill.start_steps": power_of_2(),
-    "distill.end_steps": power_of_2(),
+    "distill.teacher": _TEXT,
+    "distill.start_steps": _POWER_OF_2,
+    "distill.end_steps": _POWER_OF_2,
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
     "distill.learning_rate": number(0),
@@ -168,25 +152,25 @@ ROWS = {
     "eval.num_images": integer(2),
     "eval.seed": _SEED,
     "eval.features": one_of("pixels", "thumbnails", "inception"),
-    "eval.split": text(),
-    "eval.reference": text(),
-    "eval.allow_biased": flag(),
+    "eval.split": _TEXT,
+    "eval.reference": _TEXT,
+    "eval.allow_biased": _FLAG,
     "eval.max_steps": integer(1),
     "eval.baselines": names(("ddim", "ancestral", "dpmpp_2m", "heun")),
-    "eval.baseline_images": integer_or_0(2, means="eval.num_images"),
+    "eval.baseline_images": _BASELINE_IMAGES,
     "eval.ancestral_variance": number(0, high=1),
-    "eval.label_agreement": flag(),
+    "eval.label_agreement": _FLAG,
     "eval.grid_images": integer(1),
     "runtime.data_on_device": one_of("auto", "always", "never"),
     "runtime.fsdp": integer(1),
     "runtime.accumulation": integer(1),
-    "runtime.remat": flag(),
-    "runtime.fused_attention": flag(),
+    "runtime.remat": _FLAG,
+    "runtime.fused_attention": _FLAG,
     "runtime.updates_per_call": integer(0),
     "runtime.sampler_loop": one_of("auto", "inside", "outside"),
     "runtime.sampler_batch_size": integer(1),
-    "runtime.feature_weights": text(),
-    "runtime.cache_dir": text(),
+    "runtime.feature_weights": _TEXT,
+    "runtime.cache_dir": _TEXT,
     "runtime.log_every_seconds": number(0),
     "runtime.log_every_updates": integer(1),
 }

@@ -24,17 +24,21 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import everywhere, on_main
 from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch
 from diffusion_distill.metrics.classifier import LabelJudge
-from diffusion_distill.metrics.features import FEATURES, FeatureNetwork
+from diffusion_distill.metrics.features import FeatureNetwork, pixels, thumbnails
 from diffusion_distill.metrics.names import check_count
 from diffusion_distill.metrics.reference import Reference, reference_from_file, reference_of
 from diffusion_distill.metrics.request import Request, Result
-from diffusion_distill.metrics.yardstick import METRICS, Yardstick, check_size
+from diffusion_distill.metrics.yardstick import METRICS, Yardstick, check_feature_size
 from diffusion_distill.storage.files import cache_folder, read_json, write_atomically
 from diffusion_distill.terminal.console import say
 from diffusion_distill.terminal.progress import Progress, RunLeft, no_run
 from diffusion_distill.version import code_version
+
+# Each: the path of its weights ("" for where they usually are) -> the network.
+FEATURES = {"pixels": pixels, "thumbnails": thumbnails, "inception": inception.load}
 
 
 def feature_network(config: ConfigDict, mesh: Mesh) -> FeatureNetwork:
@@ -172,7 +176,7 @@ class Measurer:
             shape = "x".join(map(str, image_shape))
             raise UserError(f"{name} takes no images of {shape}: {error}") from None
         if isinstance(real, Reference):
-            check_size(features.shape[1], real)
+            check_feature_size(features.shape[1], real)
         elif "fd" in evaluation.metrics:
             what = f"the number of images of {real.name}, {real.split},"
             check_count(name, len(real), evaluation.allow_biased, what)

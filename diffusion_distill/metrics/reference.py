@@ -127,7 +127,7 @@ def images_or_statistics(path: str | Path) -> Source | Reference:
     return dataclasses.replace(load_images(path), split=_vs_name(path))
 
 
-def check_sizes(images: Source, reference: Source | Reference) -> None:
+def check_image_shapes(images: Source, reference: Source | Reference) -> None:
     """Raises UserError where images have another shape than the reference's, if that is known."""
     if isinstance(reference, Source) and images.image_shape != reference.image_shape:
         a, b = ("x".join(map(str, s.image_shape)) for s in (images, reference))

@@ -172,7 +172,7 @@ class Yardstick:
         return {self.name("fd", count): f"{both} in {self.reference.size} dimensions: singular"}
 
 
-def check_size(size: int, reference: Reference) -> None:
+def check_feature_size(size: int, reference: Reference) -> None:
     """Raises UserError where features of this size cannot be compared with a reference's."""
     if size != reference.size:
         raise UserError(
@@ -185,7 +185,7 @@ def _gather(blocks: Iterable[Arrays], keep: Sequence[str], reference: Reference)
     """Accumulates blocks in order; what is in `keep` is kept."""
     total, kept = None, {}
     for block in blocks:
-        check_size(block["features"].shape[1], reference)
+        check_feature_size(block["features"].shape[1], reference)
         new = frechet.moments(block["features"])
         total = new if total is None else frechet.merge(total, new)
         for name in keep:

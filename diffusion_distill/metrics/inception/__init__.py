@@ -8,7 +8,7 @@ import hashlib
 import jax
 import jax.numpy as jnp
 
-from diffusion_distill.metrics.feature_network import FeatureNetwork
+from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.inception.network import Inception, network_input
 from diffusion_distill.metrics.inception.weights import NETWORK_SHA256, read, usual_place
 
