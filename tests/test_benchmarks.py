@@ -15,7 +15,9 @@ from diffusion_distill.storage.files import read_rows
 from diffusion_distill.validate import from_file
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if "digits" not in p.stem)
+# Of the others tests/test_configs.py says that they run no more: a teacher's config is its chain's
+# without the rounds, and bedroom's is church's with another path.
+NAMES = ("cifar10_distill", "cifar10_hour", "imagenet64_distill", "lsun_church128_distill")
 
 
 @pytest.fixture(scope="session")
@@ -53,10 +55,7 @@ def test_the_tiny_variant_runs_its_whole_chain(name, request, tmp_path):
     run_config(config, tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "results.jsonl")
     assert [row["stage"] for row in rows] == [stage.name for stage in plan(config)]
-    if name.endswith("_teacher"):
-        assert len(rows) == 1
-    else:
-        assert [row["num_steps"] for row in rows] == [4, 2, 1]
+    assert [row["num_steps"] for row in rows] == [4, 2, 1]
     for row in rows:
         assert np.isfinite(row["fd_thumbnails64_train"])
     size = config.data.image_size
