@@ -114,6 +114,14 @@ def test_a_teacher_config_is_its_distill_config_without_the_rounds(name, variant
     assert [stage.name for stage in plan(teacher)] == ["teacher"]
 
 
+@pytest.mark.parametrize("kind", ["teacher", "distill:tiny"])
+def test_the_bedrooms_config_is_the_churches_with_another_path(kind):
+    kind, _, variant = kind.partition(":")
+    bedroom, church = (load(f"lsun_{name}128_{kind}", variant) for name in ("bedroom", "church"))
+    lines = differences(to_dict(bedroom), to_dict(church))
+    assert [line.split(":")[0] for line in lines] == ["data.path"]
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_fast_has_fewer_rounds_of_ten_thousand_updates(name):
     stages = plan(load(f"{name}_distill", "fast"))
