@@ -12,30 +12,19 @@ from diffusion_distill.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a data set: images of one size, read by index.
+    """One split of a data set: images of one size, read by index."""
 
-    Attributes:
-        name: of the data set, as messages and metrics have it: "cifar10".
-        split: "train" or "test", or whatever the data set calls it.
-        image_shape: (H, W, C).
-        labels: int32 [N] in 0..num_classes - 1; all 0 where there are none.
-        num_classes: how many labels there are; 0 for data without labels.
-        read: indices int [n] -> uint8 [n, H, W, C]; may be called from several threads at once.
-            Where an image cannot be read it raises UserError, which names it.
-        preprocessing: what was done to the images after they were published; "" for nothing.
-        fingerprint_of: () -> what tells the content from any other's; see `fingerprint`.
-        image_name: index -> what a person would call the image, mostly a file's path.
-    """
-
-    name: str
-    split: str
-    image_shape: tuple[int, int, int]
-    labels: np.ndarray
-    num_classes: int
+    name: str  # of the data set, as messages and metrics have it: "cifar10"
+    split: str  # "train" or "test", or whatever the data set calls it
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    labels: np.ndarray  # int32 [N] in 0..num_classes - 1; all 0 where there are none
+    num_classes: int  # 0 for data without labels
+    # Indices int [n] -> uint8 [n, H, W, C]; may be called from several threads at once. Where an
+    # image cannot be read it raises UserError, which names it.
     read: Callable[[np.ndarray], np.ndarray]
-    preprocessing: str = ""
-    fingerprint_of: Callable[[], str] = lambda: ""
-    image_name: Callable[[int], str] = "image {}".format
+    preprocessing: str = ""  # what was done to the images after they were published
+    fingerprint_of: Callable[[], str] = lambda: ""  # see `fingerprint`
+    image_name: Callable[[int], str] = "image {}".format  # for a person: mostly a file's path
 
     def __len__(self) -> int:
         return len(self.labels)

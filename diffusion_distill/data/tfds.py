@@ -100,14 +100,12 @@ def _labels(
             except UserError:
                 return 0
 
-    def labels_of(indices: range) -> list[int]:
-        return [label(index) for index in indices]
-
     # In parts, because whatever the pool is given it keeps all of, from the start.
     parts = [range(n, min(n + PART, count)) for n in range(0, count, PART)]
     labels, progress = np.zeros(count, np.int32), Progress(f"labels of {name}", count, "records")
     with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part, values in zip(parts, pool.map(labels_of, parts), strict=True):
+        found = pool.map(lambda part: [label(index) for index in part], parts)
+        for part, values in zip(parts, found, strict=True):
             labels[part.start : part.stop] = values
             progress.add(len(part))
     return labels

@@ -22,16 +22,10 @@ FILE_BYTES = 2**27  # of images in one file: what is in memory at once, and what
 def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYTES) -> Manifest:
     """Writes a source as a prepared split, going on where an earlier call was stopped.
 
-    Args:
-        source: what to write. An image whose reading raises UserError is left out, and named.
-        folder: of the split.
-        origin: where it comes from, to be kept in the manifest; a folder that was begun with
-            other settings, or from other images, is refused. Its "path" may be another.
-        file_bytes: of images in one file, about.
-
-    Raises:
-        UserError: the folder holds another set, or half of the images cannot be read: of all, or
-            of the first thousand and more.
+    An image whose reading raises UserError is left out, and named. `origin` says where the source
+    comes from, and is kept in the manifest: a folder that was begun with another ("path" apart), or
+    from other images, is refused. About `file_bytes` of images are in a file. Raises UserError
+    there, and where half of the images cannot be read: of all, or of the first thousand and more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = max(1, file_bytes // int(np.prod(source.image_shape)))

@@ -44,17 +44,10 @@ def initialize(
     """Joins the other processes of this start, if there are any. Before anything else of JAX.
 
     Without arguments they are found by themselves on a Cloud TPU and under Slurm or Open MPI;
-    elsewhere the process is alone.
-
-    Args:
-        coordinator: "host:port" of process 0, on a free port.
-        num_processes: in all.
-        process_id: of this one, from 0 on.
-        heartbeat_timeout: seconds of silence after which a process counts as dead, and ends all.
-        preemption: whether SIGTERM is a notice that `reached_preemption` tells all processes of.
-
-    Raises:
-        UserError: the arguments are not complete, or the others could not be reached.
+    elsewhere the process is alone. `coordinator` is "host:port" of process 0, on a free port; a
+    process that is silent for `heartbeat_timeout` seconds counts as dead, and ends the others; with
+    `preemption` SIGTERM is a notice that `reached_preemption` tells all processes of. Raises
+    UserError where the arguments are not complete, or the others could not be reached.
     """
     found = {"coordinator_address": coordinator, "num_processes": num_processes}
     found |= {"process_id": process_id}

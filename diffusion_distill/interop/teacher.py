@@ -16,15 +16,12 @@ from diffusion_distill.terminal.console import say
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A teacher that a run does not train itself.
+    """A teacher that a run does not train itself."""
 
-    Attributes:
-        path: where its weights are, or were when the run began: config.distill.teacher.
-        fixed_steps: the only number of sampling steps that it takes; None for any, or not known.
-    """
-
-    path: str
-    fixed_steps: int | None
+    path: str  # where its weights are, or were when the run began: config.distill.teacher
+    fixed_steps: (
+        int | None
+    )  # the only number of sampling steps that it takes; None: any, or unknown
 
 
 def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:

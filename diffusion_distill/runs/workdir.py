@@ -45,21 +45,14 @@ def existing(path: str | Path, names: tuple[str, ...] = ("config.json",)) -> Pat
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A run's folder.
-
-    Attributes:
-        path: the folder.
-        config: the run's config, as this start wants it.
-        image_shape: (H, W, C) of the run's images.
-        num_classes: labels that the run's network knows; 0 for none.
-        teacher_fixed_steps: the only number of sampling steps that its teacher takes, where
-            config.distill.teacher names a student; None for a teacher that takes any.
-    """
+    """A run's folder."""
 
     path: Path
-    config: ml_collections.ConfigDict
-    image_shape: tuple[int, int, int]
-    num_classes: int
+    config: ml_collections.ConfigDict  # as this start wants it
+    image_shape: tuple[int, int, int]  # (H, W, C) of the run's images
+    num_classes: int  # labels that the run's network knows; 0 for none
+    # The only number of sampling steps that its teacher takes, where config.distill.teacher names
+    # a student; None for a teacher that takes any.
     teacher_fixed_steps: int | None = None
 
     @classmethod
