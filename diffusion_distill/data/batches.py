@@ -67,5 +67,5 @@ def to_network(images: jax.Array, key: jax.Array, random_flip: bool) -> jax.Arra
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
-    """float images in [-1, 1] -> uint8 by rounding, values outside clipped; inside programs, too."""
+    """float images in [-1, 1] -> uint8 by rounding, values outside clipped."""
     return jnp.clip(jnp.round((x.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -39,14 +39,10 @@ def load(config: ml_collections.ConfigDict) -> Source:
     def one(index: int) -> np.ndarray:
         image = preprocess.to_square(preprocess.decode(files[index], channels), size, resize)
         if image.shape != shape:
-            raise UserError(
-                f"{files[index]} is {'x'.join(map(str, image.shape))}, where {alike} is "
-                f"{'x'.join(map(str, shape))} (height, width, channels); set ",
-                fields.IMAGE_SIZE,
-                " and ",
-                fields.CHANNELS,
-                " to make them alike",
-            )
+            found, usual = ("x".join(map(str, s)) for s in (image.shape, shape))
+            sizes = f"is {found}, where {alike} is {usual} (height, width, channels)"
+            way_out = ("; set ", fields.IMAGE_SIZE, " and ", fields.CHANNELS, " to make them alike")
+            raise UserError(f"{files[index]} {sizes}", *way_out)
         return image
 
     return Source(
@@ -129,11 +125,9 @@ def _scan(root: Path, folder_labels: bool) -> tuple[list[str], np.ndarray, int]:
     else:
         below, loose = _labelled(root)
         if loose:
-            raise UserError(
-                f"{root} has images beside its subfolders, {min(loose)} for one; with ",
-                fields.FOLDER_LABELS,
-                " each must be in a subfolder, whose place is its label",
-            )
+            beside = f"{root} has images beside its subfolders, {min(loose)} for one; with "
+            must = " each must be in a subfolder, whose place is its label"
+            raise UserError(beside, fields.FOLDER_LABELS, must)
         for name, images in below.items():
             if not images:
                 raise UserError(f"{root / name} has no images: a label would have none")

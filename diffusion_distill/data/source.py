@@ -60,10 +60,8 @@ def from_arrays(
     None. Raises UserError, with `name` in it, where an array has another shape, type or range.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise UserError(
-            f"{name}: images are {images.dtype} {list(images.shape)}; they must be uint8 "
-            "[N, H, W, C]"
-        )
+        found = f"{images.dtype} {list(images.shape)}"
+        raise UserError(f"{name}: images are {found}; they must be uint8 [N, H, W, C]")
     if labels is None:
         labels, num_classes = np.zeros(len(images), np.int32), 0
     labels, num_classes = checked_labels(labels, len(images), num_classes, name)
@@ -93,14 +91,11 @@ def checked_labels(
     Raises UserError where they are not integers, not one an image, or out of range.
     """
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
-        raise UserError(
-            f"{name}: labels are {labels.dtype} {list(labels.shape)}; they must be integers, one "
-            f"for each of the {count} images"
-        )
+        found, must = f"{labels.dtype} {list(labels.shape)}", "they must be integers, one for each"
+        raise UserError(f"{name}: labels are {found}; {must} of the {count} images")
     limit = int(labels.max()) + 1 if num_classes is None else num_classes
     wrong = np.flatnonzero((labels < 0) | (labels >= max(limit, 1)))
     if wrong.size:
-        raise UserError(
-            f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is out of range 0 to {limit - 1}"
-        )
+        found = f"label {labels[wrong[0]]} of image {wrong[0]}"
+        raise UserError(f"{name}: {found} is out of range 0 to {limit - 1}")
     return labels.astype(np.int32), limit

@@ -54,13 +54,9 @@ def load(config: ml_collections.ConfigDict) -> Source:
     def one(index: int) -> np.ndarray:
         image = prepared(index)
         if image.shape != shape:
-            raise UserError(
-                f"{name}: image {index} is {'x'.join(map(str, image.shape))}, where image 0 is "
-                f"{'x'.join(map(str, shape))}; set ",
-                fields.IMAGE_SIZE,
-                " and ",
-                fields.CHANNELS,
-            )
+            found, first = ("x".join(map(str, s)) for s in (image.shape, shape))
+            differs = f"{name}: image {index} is {found}, where image 0 is {first}; set "
+            raise UserError(differs, fields.IMAGE_SIZE, " and ", fields.CHANNELS)
         return image
 
     labels = np.zeros(len(records), np.int32)
@@ -118,11 +114,9 @@ def _open(name: str, path: str, split: str):
     if not name:
         raise UserError(fields.TFDS_NAME, " is ''; it must name a data set, such as cifar10")
     if is_bucket(path):
-        raise UserError(
-            fields.PATH,
-            f" is {path}; TensorFlow Datasets' own must be in a folder: make a prepared set of it, "
-            "which may be in a bucket: python -m diffusion_distill.data.prepare",
-        )
+        make = "make a prepared set of it, which may be in a bucket: python -m diffusion_distill."
+        must = f"TensorFlow Datasets' own must be in a folder: {make}data.prepare"
+        raise UserError(fields.PATH, f" is {path}; {must}")
     try:
         builder = tfds.builder(name, data_dir=path or None)
         splits = list(builder.info.splits)

@@ -57,10 +57,8 @@ def initialize(
     if given and len(given) < len(found):
         raise UserError("--coordinator, --num_processes and --process_id must be given together")
     if given and not 0 <= process_id < num_processes:
-        raise UserError(
-            f"--process_id is {process_id}; it must be from 0 to --num_processes less 1, "
-            f"{num_processes - 1}"
-        )
+        must = f"it must be from 0 to --num_processes less 1, {num_processes - 1}"
+        raise UserError(f"--process_id is {process_id}; {must}")
     jax.config.update("jax_enable_preemption_service", preemption)
     try:
         jax.distributed.initialize(

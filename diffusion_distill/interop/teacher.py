@@ -19,9 +19,7 @@ class Teacher:
     """A teacher that a run does not train itself."""
 
     path: str  # where its weights are, or were when the run began: config.distill.teacher
-    fixed_steps: (
-        int | None
-    )  # the only number of sampling steps that it takes; None: any, or unknown
+    fixed_steps: int | None  # the only number of sampling steps that it takes; None for any
 
 
 def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:

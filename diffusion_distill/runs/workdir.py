@@ -91,9 +91,8 @@ class Workdir:
         """Makes the folder, and notes in it what the run is. Raises UserError as `check` does."""
         self.check()
         self.path.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(
-            self.path / "config.json", json.dumps(_fields(self), indent=1) + "\n"
-        )
+        content = json.dumps(_fields(self), indent=1) + "\n"
+        files.write_atomically(self.path / "config.json", content)
         files.write_rows(self.path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
 
     @from_main

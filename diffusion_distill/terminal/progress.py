@@ -65,12 +65,10 @@ class Progress:
             highlight=False,
             soft_wrap=True,  # the terminal wraps lines, so that they are copied as they were said
         )
-        sentence = rich.progress.TextColumn(
-            "{task.description}", markup=False, table_column=Column()
-        )
+        text = rich.progress.TextColumn("{task.description}", markup=False, table_column=Column())
         self._bar = _Bar(
             rich.progress.BarColumn(12),
-            sentence,
+            text,
             console=self._console,
             auto_refresh=False,
             speed_estimate_period=math.inf,  # the speed is that of the last thousand updates
@@ -122,13 +120,10 @@ class Progress:
         last = done >= self._total
         if self._above is not None and (last or now - self._drawn >= EVERY):
             self._draw(self._sentence(fact))
-        if say_last if last else self._is_due(now):
+        is_known, is_due = self._task.speed is not None, now - self._said >= self._every
+        if say_last if last else self._above is None and is_known and is_due:
             say(self._sentence(fact))
             self._said = now
-
-    def _is_due(self, now: float) -> bool:
-        drawn, soon = self._above is not None, now - self._said < self._every
-        return not (drawn or soon or self._task.speed is None)
 
     def _sentence(self, fact: str = "") -> str:
         done, total, speed = self._task.completed, self._total, self._task.speed or 0.0

@@ -8,6 +8,7 @@ import pytest
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import (
+    Batch,
     batch_indices,
     gather,
     to_network,
