@@ -41,8 +41,7 @@ def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYT
             return manifest
         _begin(folder, origin)
         progress = Progress("prepare", len(source), "images")
-        parts = []
-        tried = _Tried(progress, len(source))
+        parts, tried = [], _Tried(progress, len(source))
         with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
             try:
                 for number, first in enumerate(range(0, len(source), size)):
@@ -71,10 +70,9 @@ class _Tried:
         if many and 2 * len(self._unreadable) >= self._count:
             name, reason = self._unreadable[0]
             so_far = "" if self._count == self._total else f" tried so far, of {self._total},"
-            raise UserError(
-                f"{len(self._unreadable)} of {self._count} images{so_far} could not be read, and "
-                f"no set is made of the rest; the first: {name}: {reason}"
-            )
+            many = f"{len(self._unreadable)} of {self._count} images{so_far} could not be read"
+            rest = "no set is made of the rest"
+            raise UserError(f"{many}, and {rest}; the first: {name}: {reason}")
 
 
 def _differences(old: dict, new: dict) -> str:

@@ -67,10 +67,9 @@ def read(path: str | Path) -> Published:
         fields = serialization.msgpack_restore(content)
     except Exception as error:  # of any kind: the bytes may be of anything
         why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path} is not a published checkpoint, or is damaged or cut off: its "
-            f"{len(content):,} bytes are no message of Flax's ({why})"
-        ) from error
+        found = f"its {len(content):,} bytes are no message of Flax's ({why})"
+        what = f"{path} is not a published checkpoint, or is damaged or cut off"
+        raise UserError(f"{what}: {found}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("ema_params"), dict):
         found = ", ".join(map(str, fields)) if isinstance(fields, dict) else type(fields).__name__
         raise UserError(f"{path} has no ema_params, the averaged weights; it has {found}")
@@ -79,10 +78,9 @@ def read(path: str | Path) -> Published:
         params = params["params"]
     weights = _weights(params, path)
     if "conv_in/kernel" not in weights or weights["conv_in/kernel"].ndim != 4:
-        raise UserError(
-            f"{path} does not hold the weights of this U-Net: conv_in/kernel, of shape "
-            f"[3, 3, C, channels], is not in ema_params; there are {', '.join(list(params)[:3])}"
-        )
+        missing = "conv_in/kernel, of shape [3, 3, C, channels], is not in ema_params"
+        what = f"{path} does not hold the weights of this U-Net: {missing}"
+        raise UserError(f"{what}; there are {', '.join(list(params)[:3])}")
     return Published(weights, _fixed_steps(fields.get("num_sample_steps"), path))
 
 

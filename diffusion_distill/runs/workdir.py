@@ -79,9 +79,9 @@ class Workdir:
         if (path / "config.json").exists():
             lines = differences(_fields(Workdir.open(path)), _fields(self))
             if lines:
+                way_out = "Choose another --workdir, or the config that it was started with"
                 raise UserError(
-                    f"{path} holds a run of another config: {'; '.join(lines)}. Choose another "
-                    "--workdir, or the config that it was started with"
+                    f"{path} holds a run of another config: {'; '.join(lines)}. {way_out}"
                 )
         elif path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
@@ -108,10 +108,8 @@ class Workdir:
         needed = (self.config.train.checkpoints_kept + 1) * state_bytes - there
         free = shutil.disk_usage(self.path).free
         if free < needed:
-            raise UserError(
-                f"{self.path} has {free / 1e6:,.0f} MB free; the checkpoints of {stage.name} need "
-                f"{needed / 1e6:,.0f} MB"
-            )
+            need = f"the checkpoints of {stage.name} need {needed / 1e6:,.0f} MB"
+            raise UserError(f"{self.path} has {free / 1e6:,.0f} MB free; {need}")
 
     @from_main
     def is_finished(self, stage: Stage) -> bool:

@@ -185,10 +185,8 @@ def read_npz(
     Only those of `names` that are in it, where names are given. Raises UserError where the file is
     damaged, or holds what would have to be unpickled; FileNotFoundError where there is none.
     """
-    if file is None and is_bucket(path):
-        file = opened(path)
     try:
-        with np.load(path if file is None else file, allow_pickle=False) as npz:
+        with file or opened(path) as content, np.load(content, allow_pickle=False) as npz:
             wanted = npz.files if names is None else [n for n in npz.files if n in names]
             return {name: npz[name] for name in wanted}
     except OSError:

@@ -38,23 +38,14 @@ class Progress:
 
     def __init__(
         self,
-        label: str,
-        total: int,
-        unit: str,
-        every_seconds: float = 5.0,
-        images: int = 0,
-        run_left: RunLeft = no_run,
+        label: str,  # what the sentence begins with
+        total: int,  # of the work, in units
+        unit: str,  # their name in the plural; or "step", for "step 45 of 600"
+        every_seconds: float = 5.0,  # between two lines, at least
+        images: int = 0,  # in each unit, where the speed is that of images
+        run_left: RunLeft = no_run,  # asked whenever something is shown
     ):
-        """Nothing is shown yet.
-
-        Args:
-            label: what the sentence begins with.
-            total: of the work, in units.
-            unit: their name in the plural; or "step", for "step 45 of 600".
-            every_seconds: between two lines, at least.
-            images: in each unit, where the speed is that of images.
-            run_left: asked whenever something is shown, where the work is a part of a run.
-        """
+        """Nothing is shown yet."""
         self._label, self._total, self._unit = label, total, unit
         self._every, self._images, self._run_left = every_seconds, images, run_left
         self._console = _Console(
