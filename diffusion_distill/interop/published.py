@@ -93,8 +93,9 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
     published = read(path)
     side = config.data.image_size
     if side < 1:
-        where = f"{path} does not say how large its images are: set config.data.image_size to"
-        raise UserError(f"config.data.image_size is {side}; {where} the pixels of a side")
+        way_out = "set config.data.image_size to the pixels of a side"
+        problem = f"{path} does not say how large its images are: {way_out}"
+        raise UserError(f"config.data.image_size is {side}; {problem}")
     image_shape = (side, side, published.image_channels)
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
@@ -106,13 +107,11 @@ def _weights(tree: dict, path: Path) -> dict[str, np.ndarray]:
     """The leaves of a tree from a file, by name, once each is known to be an array of floats."""
     weights = {}
     for keys, value in traverse_util.flatten_dict(tree).items():
-        names = [str(key) for key in keys]
-        name = "/".join(names)
+        name, above = "/".join(map(str, keys)), str(keys[-2]) if len(keys) > 1 else ""
         dtype = getattr(value, "dtype", type(value).__name__)
         if not isinstance(value, np.ndarray) or (dtype.kind != "f" and dtype.name != "bfloat16"):
             raise UserError(f"{path}: ema_params/{name} is {dtype}, not an array of floats")
-        is_norm = any(above.startswith("norm") for above in names[-2:-1])
-        old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
+        old = above.startswith("norm") and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
         weights[name] = value.reshape(-1) if old else value
     return weights
 

@@ -39,11 +39,12 @@ def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
 
 
 def load(path: str, ours: Network, mesh: Mesh) -> Network:
-    """The network of the teacher at `path`: a workdir, a stage's folder, an export or published.
+    """The network of the teacher that is at `path`.
 
-    Raises UserError where it is none of these, is damaged or unfinished, or its network is another
-    than the run's (the first names and shapes that differ, or the fields); CheckpointError where
-    the checkpoint in its workdir is damaged.
+    That is a workdir, a stage's folder in one, an exported folder, or a published file. Raises
+    UserError where it is none of these, is damaged or unfinished, or its network is another than
+    the run's (the first names and shapes that differ, or the fields); CheckpointError where the
+    checkpoint in its workdir is damaged.
     """
     where = as_path(path)
     if where.is_file():
