@@ -114,9 +114,11 @@ def _open(name: str, path: str, split: str):
     if not name:
         raise UserError(fields.TFDS_NAME, " is ''; it must name a data set, such as cifar10")
     if is_bucket(path):
-        make = "make a prepared set of it, which may be in a bucket: python -m diffusion_distill."
-        must = f"TensorFlow Datasets' own must be in a folder: {make}data.prepare"
-        raise UserError(fields.PATH, f" is {path}; {must}")
+        must = (
+            "TensorFlow Datasets' own must be in a folder: make a prepared set of it, which may be"
+        )
+        where = "in a bucket: python -m diffusion_distill.data.prepare"
+        raise UserError(fields.PATH, f" is {path}; {must} {where}")
     try:
         builder = tfds.builder(name, data_dir=path or None)
         splits = list(builder.info.splits)

@@ -70,9 +70,9 @@ class _Tried:
         if many and 2 * len(self._unreadable) >= self._count:
             name, reason = self._unreadable[0]
             so_far = "" if self._count == self._total else f" tried so far, of {self._total},"
-            many = f"{len(self._unreadable)} of {self._count} images{so_far} could not be read"
+            bad = f"{len(self._unreadable)} of {self._count} images{so_far} could not be read"
             rest = "no set is made of the rest"
-            raise UserError(f"{many}, and {rest}; the first: {name}: {reason}")
+            raise UserError(f"{bad}, and {rest}; the first: {name}: {reason}")
 
 
 def _differences(old: dict, new: dict) -> str:

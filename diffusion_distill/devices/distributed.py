@@ -133,7 +133,7 @@ def on_main(work: Callable):
 
 
 def from_main(function: Callable):
-    """A decorator: a call gives what it gives in process 0, a value for `on_main`, in every process."""
+    """A decorator: a call gives, in every process, what it gives in process 0; see `on_main`."""
     return functools.wraps(function)(lambda *args: on_main(lambda: function(*args)))
 
 
