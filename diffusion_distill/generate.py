@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_distill.data.batches import batches_of, to_uint8_on_device
+from diffusion_distill.data.batches import batches_of, to_uint8
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
@@ -107,7 +107,7 @@ def _starts(image_shape: tuple[int, int, int], mesh: Mesh) -> Callable:
     return jax.jit(start, in_shardings=replicated(mesh), out_shardings=batched(mesh))
 
 
-_to_uint8 = jax.jit(to_uint8_on_device)
+_to_uint8 = jax.jit(to_uint8)
 
 
 @dataclasses.dataclass(frozen=True)

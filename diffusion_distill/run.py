@@ -214,7 +214,7 @@ def train_stage(
     directory, abstract = checkpoints.folder(workdir.path, stage.name), setup.abstract(stage)
     with contextlib.suppress(CheckpointError):  # not at its end: newest_whole says why
         params = checkpoints.load_ema_params(directory, stage.updates, abstract.ema_params)
-        return params, checkpoints.load_meta(directory, stage.updates)["seconds"]
+        return params, checkpoints.verify(directory, stage.updates, "meta").meta()["seconds"]
     whole = checkpoints.newest_whole(directory, say)
     if stage.updates == 0:
         return teachers.copy(setup.teacher, setup.network, workdir, setup.mesh), 0.0

@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.data.source import Source
-
 
 class Batch(NamedTuple):
-    """Training images: uint8 [B, H, W, C] and labels int32 [B]."""
+    """Training images: uint8 [B, H, W, C] and labels int32 [B]; of a resident set, all of them."""
 
     images: jax.Array
     labels: jax.Array
@@ -54,11 +52,6 @@ def subset(count: int, size: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
 
 
-def resident(source: Source) -> Batch:
-    """All images and labels, to live on the device as uint8: batches are then gathered there."""
-    return Batch(source.images(), source.labels)
-
-
 def gather(data: Batch, indices: jax.Array) -> Batch:
     """The images and labels at indices [B] of a resident data set, inside the step."""
     return Batch(data.images[indices], data.labels[indices])
@@ -73,11 +66,6 @@ def to_network(images: jax.Array, key: jax.Array, random_flip: bool) -> jax.Arra
     return jnp.where(flip, x[:, :, ::-1, :], x)
 
 
-def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
+def to_uint8(x: jax.Array) -> jax.Array:
     """float images in [-1, 1] -> uint8 by rounding, values outside clipped."""
-    return np.clip(np.round((np.asarray(x, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
-
-
-def to_uint8_on_device(x: jax.Array) -> jax.Array:
-    """`to_uint8` inside a compiled program: the same levels, to the bit."""
     return jnp.clip(jnp.round((x.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -27,19 +27,12 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what no new attem
 
 
 def download_file(url: str, path: Path, *, checksum: str, size: int) -> bool:
-    """Downloads a file to `path`, unless it is there and right; returns whether it downloaded.
+    """Downloads a file of `size` bytes to `path`, unless it is there and right; whether it did.
 
-    Where the connection drops, or the server is busy, it begins anew, a few times.
-
-    Args:
-        url: http or https.
-        path: of the file; its folder is made.
-        checksum: of the file, as "md5:..." or "sha256:..." (any of hashlib's names).
-        size: of the file, in bytes.
-
-    Raises:
-        UserError: the address cannot be reached or has no such file, the disk is full, the file
-            has another size or checksum, or another process downloads it; one line with the url.
+    `checksum` is "md5:..." or "sha256:..." (any of hashlib's names). Where the connection drops, or
+    the server is busy, it begins anew, a few times. Raises UserError, one line with the url, where
+    the address cannot be reached or has no such file, the disk is full, the file has another size
+    or checksum, or another process downloads it.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: only http and https addresses can be downloaded")

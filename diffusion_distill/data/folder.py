@@ -39,14 +39,10 @@ def load(config: ml_collections.ConfigDict) -> Source:
     def one(index: int) -> np.ndarray:
         image = preprocess.to_square(preprocess.decode(files[index], channels), size, resize)
         if image.shape != shape:
-            raise UserError(
-                f"{files[index]} is {'x'.join(map(str, image.shape))}, where {alike} is "
-                f"{'x'.join(map(str, shape))} (height, width, channels); set ",
-                fields.IMAGE_SIZE,
-                " and ",
-                fields.CHANNELS,
-                " to make them alike",
-            )
+            found, usual = ("x".join(map(str, s)) for s in (image.shape, shape))
+            sizes = f"is {found}, where {alike} is {usual} (height, width, channels)"
+            way_out = ("; set ", fields.IMAGE_SIZE, " and ", fields.CHANNELS, " to make them alike")
+            raise UserError(f"{files[index]} {sizes}", *way_out)
         return image
 
     return Source(
@@ -125,31 +121,29 @@ def _scan(root: Path, folder_labels: bool) -> tuple[list[str], np.ndarray, int]:
         raise UserError(f"there is no folder {root}")
     if not folder_labels:
         files = _images_below(root)
-        labels, names = np.zeros(len(files), np.int32), []
+        labels, below = np.zeros(len(files), np.int32), {}
     else:
-        names, loose, below = _labelled(root)
+        below, loose = _labelled(root)
         if loose:
-            raise UserError(
-                f"{root} has images beside its subfolders, {min(loose)} for one; with ",
-                fields.FOLDER_LABELS,
-                " each must be in a subfolder, whose place is its label",
-            )
-        empty = [name for name, images in zip(names, below, strict=True) if not images]
-        if empty:
-            raise UserError(f"{root / empty[0]} has no images: a label would have none")
-        files = [file for images in below for file in images]
-        labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(b) for b in below])
+            beside = f"{root} has images beside its subfolders, {min(loose)} for one; with "
+            must = " each must be in a subfolder, whose place is its label"
+            raise UserError(beside, fields.FOLDER_LABELS, must)
+        for name, images in below.items():
+            if not images:
+                raise UserError(f"{root / name} has no images: a label would have none")
+        files = [file for images in below.values() for file in images]
+        labels = np.repeat(np.arange(len(below), dtype=np.int32), [*map(len, below.values())])
     if not files:
         raise UserError(f"{root} has no images ({', '.join(EXTENSIONS)})")
-    return files, labels, len(names)
+    return files, labels, len(below)
 
 
-def _labelled(root: Path) -> tuple[list[str], list[str], list[list[str]]]:
-    """(names of subfolders, names of images beside them, paths of the images in each subfolder)."""
+def _labelled(root: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """(paths of the images in each subfolder, by its name; names of images beside them)."""
     if not is_bucket(root):
         names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
         loose = [p.name for p in root.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()]
-        return names, loose, [_images_below(root / name) for name in names]
+        return {name: _images_below(root / name) for name in names}, loose
     below, loose = {}, []  # from one listing: to ask for a thousand folders takes minutes
     for file in _images_below(root):
         first, inside, _ = file.removeprefix(f"{root}/").partition("/")
@@ -157,7 +151,7 @@ def _labelled(root: Path) -> tuple[list[str], list[str], list[list[str]]]:
             below.setdefault(first, []).append(file)
         else:
             loose.append(first)
-    return list(below), loose, list(below.values())
+    return below, loose
 
 
 def _images_below(root: Path) -> list[str]:

@@ -67,9 +67,8 @@ def main(argv: list[str]) -> None:
         out = _out()
         with _flags_for_fields():
             source = sources.load(config)
-        source = dataclasses.replace(source, read=_flags_for_fields()(source.read))
-        if name:
-            source = dataclasses.replace(source, name=name)
+        read = _flags_for_fields()(source.read)
+        source = dataclasses.replace(source, name=name or source.name, read=read)
         origin = {"name": config.name, "path": config.path, "tfds_name": config.tfds_name}
         origin |= {"split": config.split, "preprocessing": source.preprocessing}
         origin |= {"channels": config.channels, "folder_labels": config.folder_labels}

@@ -109,19 +109,16 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     UserError where a file is missing or damaged. Of sets over a GiB the files' sizes are compared;
     `prepare --verify` compares their checksums.
     """
-    root = as_path(config.path)
-    folder = root / config.split
+    root, split = as_path(config.path), config.split
+    folder = root / split
     if not root.is_dir():
         raise UserError(f"there is no {root}; ", *_how_to_make(root, config))
     if not (folder / MANIFEST).exists():
-        splits = sorted(p.parent.name for p in root.glob(f"*/{MANIFEST}"))
         if (folder / PREPARING).exists():
             raise UserError(f"{folder} is not finished: prepare was stopped; its command goes on")
-        raise UserError(
-            f"{root} has no prepared split {config.split!r}; it has {', '.join(splits) or 'none'}",
-            "; ",
-            *_how_to_make(root, config),
-        )
+        splits = ", ".join(sorted(p.parent.name for p in root.glob(f"*/{MANIFEST}"))) or "none"
+        missing = f"{root} has no prepared split {split!r}; it has {splits}; "
+        raise UserError(missing, *_how_to_make(root, config))
     manifest = Manifest.read(folder)
     if is_bucket(folder):
         folder = local_copy(folder, manifest, cache or cache_folder())
@@ -252,8 +249,7 @@ def _mapped(path: Path, count: int, manifest: Manifest) -> np.ndarray:
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if images.dtype != np.uint8 or images.shape != (count, *manifest.image_shape):
-        raise UserError(
-            f"{path} has {images.dtype} {list(images.shape)}; the manifest says uint8 "
-            f"{[count, *manifest.image_shape]}"
-        )
+        expected = [count, *manifest.image_shape]
+        found = f"{images.dtype} {list(images.shape)}"
+        raise UserError(f"{path} has {found}; the manifest says uint8 {expected}")
     return images

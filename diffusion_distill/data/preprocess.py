@@ -22,13 +22,9 @@ _AS_COLOUR = ("L", "LA", "RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "1")
 def decode(path: str, channels: int) -> np.ndarray:
     """The image in a file, here or in a bucket, uint8 [H, W, C]. EXIF orientation is not applied.
 
-    Args:
-        path: of an image that Pillow reads.
-        channels: 1 or 3: what is not of that kind is converted (grey to colour by repeating it,
-            colour to grey by luma), unless transparency would be lost. 0: nothing is converted.
-
-    Raises:
-        UserError: the file is no whole image, or not one that `channels` allows; names it.
+    With `channels` 1 or 3 what is not of that kind is converted (grey to colour by repeating it,
+    colour to grey by luma), unless transparency would be lost; with 0 nothing is. Raises UserError,
+    which names the file, where it is no whole image or not one that `channels` allows.
     """
     try:
         with Image.open(opened(as_path(path)) if is_bucket(path) else path) as image:

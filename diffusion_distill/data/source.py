@@ -12,30 +12,19 @@ from diffusion_distill.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a data set: images of one size, read by index.
+    """One split of a data set: images of one size, read by index."""
 
-    Attributes:
-        name: of the data set, as messages and metrics have it: "cifar10".
-        split: "train" or "test", or whatever the data set calls it.
-        image_shape: (H, W, C).
-        labels: int32 [N] in 0..num_classes - 1; all 0 where there are none.
-        num_classes: how many labels there are; 0 for data without labels.
-        read: indices int [n] -> uint8 [n, H, W, C]; may be called from several threads at once.
-            Where an image cannot be read it raises UserError, which names it.
-        preprocessing: what was done to the images after they were published; "" for nothing.
-        fingerprint_of: () -> what tells the content from any other's; see `fingerprint`.
-        image_name: index -> what a person would call the image, mostly a file's path.
-    """
-
-    name: str
-    split: str
-    image_shape: tuple[int, int, int]
-    labels: np.ndarray
-    num_classes: int
+    name: str  # of the data set, as messages and metrics have it: "cifar10"
+    split: str  # "train" or "test", or whatever the data set calls it
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    labels: np.ndarray  # int32 [N] in 0..num_classes - 1; all 0 where there are none
+    num_classes: int  # 0 for data without labels
+    # Indices int [n] -> uint8 [n, H, W, C]; may be called from several threads at once. Where an
+    # image cannot be read it raises UserError, which names it.
     read: Callable[[np.ndarray], np.ndarray]
-    preprocessing: str = ""
-    fingerprint_of: Callable[[], str] = lambda: ""
-    image_name: Callable[[int], str] = "image {}".format
+    preprocessing: str = ""  # what was done to the images after they were published
+    fingerprint_of: Callable[[], str] = lambda: ""  # see `fingerprint`
+    image_name: Callable[[int], str] = "image {}".format  # for a person: mostly a file's path
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,10 +60,8 @@ def from_arrays(
     None. Raises UserError, with `name` in it, where an array has another shape, type or range.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise UserError(
-            f"{name}: images are {images.dtype} {list(images.shape)}; they must be uint8 "
-            "[N, H, W, C]"
-        )
+        found = f"{images.dtype} {list(images.shape)}"
+        raise UserError(f"{name}: images are {found}; they must be uint8 [N, H, W, C]")
     if labels is None:
         labels, num_classes = np.zeros(len(images), np.int32), 0
     labels, num_classes = checked_labels(labels, len(images), num_classes, name)
@@ -104,14 +91,11 @@ def checked_labels(
     Raises UserError where they are not integers, not one an image, or out of range.
     """
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
-        raise UserError(
-            f"{name}: labels are {labels.dtype} {list(labels.shape)}; they must be integers, one "
-            f"for each of the {count} images"
-        )
+        found, must = f"{labels.dtype} {list(labels.shape)}", "they must be integers, one for each"
+        raise UserError(f"{name}: labels are {found}; {must} of the {count} images")
     limit = int(labels.max()) + 1 if num_classes is None else num_classes
     wrong = np.flatnonzero((labels < 0) | (labels >= max(limit, 1)))
     if wrong.size:
-        raise UserError(
-            f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is out of range 0 to {limit - 1}"
-        )
+        found = f"label {labels[wrong[0]]} of image {wrong[0]}"
+        raise UserError(f"{name}: {found} is out of range 0 to {limit - 1}")
     return labels.astype(np.int32), limit

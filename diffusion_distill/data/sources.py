@@ -130,10 +130,8 @@ def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
         files = [as_path(source.image_name(index)) for index in range(len(source))]
         source = dataclasses.replace(source, fingerprint_of=lambda: _content(files))
         if lossy := [file.name for file in files if file.suffix.lower() in _LOSSY]:
-            say(
-                f"warning: {len(lossy)} files in {path} are lossy, like {lossy[0]}: "
-                "compression alone moves FID, by as much as methods differ"
-            )
+            why = "compression alone moves FID, by as much as methods differ"
+            say(f"warning: {len(lossy)} files in {path} are lossy, like {lossy[0]}: {why}")
     elif path.suffix == ".npz" and path.is_file():
         source = npz(config)
     else:

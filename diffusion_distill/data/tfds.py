@@ -54,13 +54,9 @@ def load(config: ml_collections.ConfigDict) -> Source:
     def one(index: int) -> np.ndarray:
         image = prepared(index)
         if image.shape != shape:
-            raise UserError(
-                f"{name}: image {index} is {'x'.join(map(str, image.shape))}, where image 0 is "
-                f"{'x'.join(map(str, shape))}; set ",
-                fields.IMAGE_SIZE,
-                " and ",
-                fields.CHANNELS,
-            )
+            found, first = ("x".join(map(str, s)) for s in (image.shape, shape))
+            differs = f"{name}: image {index} is {found}, where image 0 is {first}; set "
+            raise UserError(differs, fields.IMAGE_SIZE, " and ", fields.CHANNELS)
         return image
 
     labels = np.zeros(len(records), np.int32)
@@ -100,14 +96,12 @@ def _labels(
             except UserError:
                 return 0
 
-    def labels_of(indices: range) -> list[int]:
-        return [label(index) for index in indices]
-
     # In parts, because whatever the pool is given it keeps all of, from the start.
     parts = [range(n, min(n + PART, count)) for n in range(0, count, PART)]
     labels, progress = np.zeros(count, np.int32), Progress(f"labels of {name}", count, "records")
     with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part, values in zip(parts, pool.map(labels_of, parts), strict=True):
+        found = pool.map(lambda part: [label(index) for index in part], parts)
+        for part, values in zip(parts, found, strict=True):
             labels[part.start : part.stop] = values
             progress.add(len(part))
     return labels
@@ -120,11 +114,11 @@ def _open(name: str, path: str, split: str):
     if not name:
         raise UserError(fields.TFDS_NAME, " is ''; it must name a data set, such as cifar10")
     if is_bucket(path):
-        raise UserError(
-            fields.PATH,
-            f" is {path}; TensorFlow Datasets' own must be in a folder: make a prepared set of it, "
-            "which may be in a bucket: python -m diffusion_distill.data.prepare",
+        must = (
+            "TensorFlow Datasets' own must be in a folder: make a prepared set of it, which may be"
         )
+        where = "in a bucket: python -m diffusion_distill.data.prepare"
+        raise UserError(fields.PATH, f" is {path}; {must} {where}")
     try:
         builder = tfds.builder(name, data_dir=path or None)
         splits = list(builder.info.splits)

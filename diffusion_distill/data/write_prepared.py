@@ -22,16 +22,10 @@ FILE_BYTES = 2**27  # of images in one file: what is in memory at once, and what
 def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYTES) -> Manifest:
     """Writes a source as a prepared split, going on where an earlier call was stopped.
 
-    Args:
-        source: what to write. An image whose reading raises UserError is left out, and named.
-        folder: of the split.
-        origin: where it comes from, to be kept in the manifest; a folder that was begun with
-            other settings, or from other images, is refused. Its "path" may be another.
-        file_bytes: of images in one file, about.
-
-    Raises:
-        UserError: the folder holds another set, or half of the images cannot be read: of all, or
-            of the first thousand and more.
+    An image whose reading raises UserError is left out, and named. `origin` says where the source
+    comes from, and is kept in the manifest: a folder that was begun with another ("path" apart), or
+    from other images, is refused. About `file_bytes` of images are in a file. Raises UserError
+    there, and where half of the images cannot be read: of all, or of the first thousand and more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = max(1, file_bytes // int(np.prod(source.image_shape)))
@@ -47,8 +41,7 @@ def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYT
             return manifest
         _begin(folder, origin)
         progress = Progress("prepare", len(source), "images")
-        parts = []
-        tried = _Tried(progress, len(source))
+        parts, tried = [], _Tried(progress, len(source))
         with progress, concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "prepare") as pool:
             try:
                 for number, first in enumerate(range(0, len(source), size)):
@@ -77,10 +70,9 @@ class _Tried:
         if many and 2 * len(self._unreadable) >= self._count:
             name, reason = self._unreadable[0]
             so_far = "" if self._count == self._total else f" tried so far, of {self._total},"
-            raise UserError(
-                f"{len(self._unreadable)} of {self._count} images{so_far} could not be read, and "
-                f"no set is made of the rest; the first: {name}: {reason}"
-            )
+            bad = f"{len(self._unreadable)} of {self._count} images{so_far} could not be read"
+            rest = "no set is made of the rest"
+            raise UserError(f"{bad}, and {rest}; the first: {name}: {reason}")
 
 
 def _differences(old: dict, new: dict) -> str:

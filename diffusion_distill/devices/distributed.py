@@ -44,17 +44,10 @@ def initialize(
     """Joins the other processes of this start, if there are any. Before anything else of JAX.
 
     Without arguments they are found by themselves on a Cloud TPU and under Slurm or Open MPI;
-    elsewhere the process is alone.
-
-    Args:
-        coordinator: "host:port" of process 0, on a free port.
-        num_processes: in all.
-        process_id: of this one, from 0 on.
-        heartbeat_timeout: seconds of silence after which a process counts as dead, and ends all.
-        preemption: whether SIGTERM is a notice that `reached_preemption` tells all processes of.
-
-    Raises:
-        UserError: the arguments are not complete, or the others could not be reached.
+    elsewhere the process is alone. `coordinator` is "host:port" of process 0, on a free port; a
+    process that is silent for `heartbeat_timeout` seconds counts as dead, and ends the others; with
+    `preemption` SIGTERM is a notice that `reached_preemption` tells all processes of. Raises
+    UserError where the arguments are not complete, or the others could not be reached.
     """
     found = {"coordinator_address": coordinator, "num_processes": num_processes}
     found |= {"process_id": process_id}
@@ -64,10 +57,8 @@ def initialize(
     if given and len(given) < len(found):
         raise UserError("--coordinator, --num_processes and --process_id must be given together")
     if given and not 0 <= process_id < num_processes:
-        raise UserError(
-            f"--process_id is {process_id}; it must be from 0 to --num_processes less 1, "
-            f"{num_processes - 1}"
-        )
+        must = f"it must be from 0 to --num_processes less 1, {num_processes - 1}"
+        raise UserError(f"--process_id is {process_id}; {must}")
     jax.config.update("jax_enable_preemption_service", preemption)
     try:
         jax.distributed.initialize(
@@ -142,7 +133,7 @@ def on_main(work: Callable):
 
 
 def from_main(function: Callable):
-    """A decorator: a call gives what it gives in process 0; see `on_main`."""
+    """A decorator: a call gives, in every process, what it gives in process 0; see `on_main`."""
     return functools.wraps(function)(lambda *args: on_main(lambda: function(*args)))
 
 

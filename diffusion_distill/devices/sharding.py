@@ -30,9 +30,8 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     devices = np.asarray(jax.devices() if devices is None else devices)
     fsdp = min(fsdp, devices.size)
     if devices.size % fsdp:
-        raise UserError(
-            f"config.runtime.fsdp is {fsdp}; it must divide the number of devices, {devices.size}"
-        )
+        must = f"it must divide the number of devices, {devices.size}"
+        raise UserError(f"config.runtime.fsdp is {fsdp}; {must}")
     return Mesh(devices.reshape(-1, fsdp), AXES)
 
 
@@ -97,9 +96,8 @@ def check_divides(mesh: Mesh, field: str, size: int, parts: int = 1) -> None:
     """Raises UserError where a batch in so many parts does not split evenly over the mesh."""
     if size % (mesh.size * parts):
         times = f" times config.runtime.accumulation, {parts}" if parts > 1 else ""
-        raise UserError(
-            f"config.{field} is {size}; it must be a multiple of the {mesh.size} devices{times}"
-        )
+        must = f"it must be a multiple of the {mesh.size} devices{times}"
+        raise UserError(f"config.{field} is {size}; {must}")
 
 
 def rounded_up(size: int, mesh: Mesh) -> int:

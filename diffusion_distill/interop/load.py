@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import ml_collections
-from jax.sharding import Mesh
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.interop import export, published
-from diffusion_distill.runs.network import Network, from_stage
+from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.validate import from_file, validate
@@ -43,8 +42,27 @@ def load_sampler(
             number of steps, or damaged.
         CheckpointError: a workdir's checkpoint is damaged.
     """
-    mesh = make_mesh()
-    network = _load(as_path(path), num_steps, stage, config, mesh)
+    where, mesh = as_path(path), make_mesh()
+    is_published = where.is_file()
+    is_workdir = not is_published and not export.is_export(where)
+    if is_published and config is None:
+        needed = 'its config, as in config="configs/cifar10_distill.py"'
+        raise UserError(f"{where} is a file; a published checkpoint needs {needed}")
+    if config is not None and not is_published:
+        raise UserError(f"config was given, but {where} is no file, and has a config of its own")
+    if stage is not None and not is_workdir:
+        raise UserError(f"stage is {stage!r}, but {where} is not a workdir: it has no stages")
+    if is_workdir:
+        run = Workdir.open(where)
+        network = from_stage(run, run.finished_stage(num_steps, stage), mesh)
+    elif is_published:
+        if isinstance(config, ml_collections.ConfigDict):
+            validate(config)
+        else:
+            config = from_file(str(config))
+        network = published.load(where, config, mesh)
+    else:
+        network = export.read(where, mesh)
     if num_steps is not None and num_steps < 1:
         raise UserError(f"num_steps is {num_steps}; it must be at least 1")
     if network.fixed_steps is not None and num_steps not in (None, network.fixed_steps):
@@ -53,30 +71,3 @@ def load_sampler(
     program = make_sample_program(config, shape, classes, sampler, mesh, batch_size)
     steps = num_steps or network.fixed_steps or config.distill.start_steps
     return Sampler(program, network.params, steps)
-
-
-def _load(
-    path: Path,
-    num_steps: int | None,
-    stage: str | None,
-    config: str | Path | ml_collections.ConfigDict | None,
-    mesh: Mesh,
-) -> Network:
-    is_published = path.is_file()
-    if is_published and config is None:
-        needed = 'its config, as in config="configs/cifar10_distill.py"'
-        raise UserError(f"{path} is a file; a published checkpoint needs {needed}")
-    if config is not None and not is_published:
-        raise UserError(f"config was given, but {path} is no file, and has a config of its own")
-    if not is_published and not export.is_export(path):
-        run = Workdir.open(path)
-        return from_stage(run, run.finished_stage(num_steps, stage), mesh)
-    if stage is not None:
-        raise UserError(f"stage is {stage!r}, but {path} is not a workdir: it has no stages")
-    if not is_published:
-        return export.read(path, mesh)
-    if isinstance(config, ml_collections.ConfigDict):
-        validate(config)
-    else:
-        config = from_file(str(config))
-    return published.load(path, config, mesh)

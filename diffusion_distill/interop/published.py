@@ -67,10 +67,9 @@ def read(path: str | Path) -> Published:
         fields = serialization.msgpack_restore(content)
     except Exception as error:  # of any kind: the bytes may be of anything
         why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path} is not a published checkpoint, or is damaged or cut off: its "
-            f"{len(content):,} bytes are no message of Flax's ({why})"
-        ) from error
+        found = f"its {len(content):,} bytes are no message of Flax's ({why})"
+        what = f"{path} is not a published checkpoint, or is damaged or cut off"
+        raise UserError(f"{what}: {found}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("ema_params"), dict):
         found = ", ".join(map(str, fields)) if isinstance(fields, dict) else type(fields).__name__
         raise UserError(f"{path} has no ema_params, the averaged weights; it has {found}")
@@ -79,10 +78,9 @@ def read(path: str | Path) -> Published:
         params = params["params"]
     weights = _weights(params, path)
     if "conv_in/kernel" not in weights or weights["conv_in/kernel"].ndim != 4:
-        raise UserError(
-            f"{path} does not hold the weights of this U-Net: conv_in/kernel, of shape "
-            f"[3, 3, C, channels], is not in ema_params; there are {', '.join(list(params)[:3])}"
-        )
+        missing = "conv_in/kernel, of shape [3, 3, C, channels], is not in ema_params"
+        what = f"{path} does not hold the weights of this U-Net: {missing}"
+        raise UserError(f"{what}; there are {', '.join(list(params)[:3])}")
     return Published(weights, _fixed_steps(fields.get("num_sample_steps"), path))
 
 
@@ -95,8 +93,9 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
     published = read(path)
     side = config.data.image_size
     if side < 1:
-        where = f"{path} does not say how large its images are: set config.data.image_size to"
-        raise UserError(f"config.data.image_size is {side}; {where} the pixels of a side")
+        way_out = "set config.data.image_size to the pixels of a side"
+        problem = f"{path} does not say how large its images are: {way_out}"
+        raise UserError(f"config.data.image_size is {side}; {problem}")
     image_shape = (side, side, published.image_channels)
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
@@ -108,13 +107,11 @@ def _weights(tree: dict, path: Path) -> dict[str, np.ndarray]:
     """The leaves of a tree from a file, by name, once each is known to be an array of floats."""
     weights = {}
     for keys, value in traverse_util.flatten_dict(tree).items():
-        names = [str(key) for key in keys]
-        name = "/".join(names)
+        name, above = "/".join(map(str, keys)), str(keys[-2]) if len(keys) > 1 else ""
         dtype = getattr(value, "dtype", type(value).__name__)
         if not isinstance(value, np.ndarray) or (dtype.kind != "f" and dtype.name != "bfloat16"):
             raise UserError(f"{path}: ema_params/{name} is {dtype}, not an array of floats")
-        is_norm = any(above.startswith("norm") for above in names[-2:-1])
-        old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
+        old = above.startswith("norm") and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
         weights[name] = value.reshape(-1) if old else value
     return weights
 

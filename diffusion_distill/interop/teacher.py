@@ -16,15 +16,10 @@ from diffusion_distill.terminal.console import say
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A teacher that a run does not train itself.
+    """A teacher that a run does not train itself."""
 
-    Attributes:
-        path: where its weights are, or were when the run began: config.distill.teacher.
-        fixed_steps: the only number of sampling steps that it takes; None for any, or not known.
-    """
-
-    path: str
-    fixed_steps: int | None
+    path: str  # where its weights are, or were when the run began: config.distill.teacher
+    fixed_steps: int | None  # the only number of sampling steps that it takes; None for any
 
 
 def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
@@ -44,11 +39,12 @@ def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
 
 
 def load(path: str, ours: Network, mesh: Mesh) -> Network:
-    """The network of the teacher at `path`: a workdir, a stage's folder, an export or published.
+    """The network of the teacher that is at `path`.
 
-    Raises UserError where it is none of these, is damaged or unfinished, or its network is another
-    than the run's (the first names and shapes that differ, or the fields); CheckpointError where
-    the checkpoint in its workdir is damaged.
+    That is a workdir, a stage's folder in one, an exported folder, or a published file. Raises
+    UserError where it is none of these, is damaged or unfinished, or its network is another than
+    the run's (the first names and shapes that differ, or the fields); CheckpointError where the
+    checkpoint in its workdir is damaged.
     """
     where = as_path(path)
     if where.is_file():

@@ -97,11 +97,6 @@ def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
     return whole.trees({"ema_params": abstract})["ema_params"]
 
 
-def load_meta(directory: Path, step: int) -> dict:
-    """What was saved as JSON with a state, verified. Raises CheckpointError as `verify` does."""
-    return verify(directory, step, "meta").meta()
-
-
 def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
     """The newest checkpoint of which every file is as written; None where there is none.
 

@@ -45,21 +45,14 @@ def existing(path: str | Path, names: tuple[str, ...] = ("config.json",)) -> Pat
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A run's folder.
-
-    Attributes:
-        path: the folder.
-        config: the run's config, as this start wants it.
-        image_shape: (H, W, C) of the run's images.
-        num_classes: labels that the run's network knows; 0 for none.
-        teacher_fixed_steps: the only number of sampling steps that its teacher takes, where
-            config.distill.teacher names a student; None for a teacher that takes any.
-    """
+    """A run's folder."""
 
     path: Path
-    config: ml_collections.ConfigDict
-    image_shape: tuple[int, int, int]
-    num_classes: int
+    config: ml_collections.ConfigDict  # as this start wants it
+    image_shape: tuple[int, int, int]  # (H, W, C) of the run's images
+    num_classes: int  # labels that the run's network knows; 0 for none
+    # The only number of sampling steps that its teacher takes, where config.distill.teacher names
+    # a student; None for a teacher that takes any.
     teacher_fixed_steps: int | None = None
 
     @classmethod
@@ -86,9 +79,9 @@ class Workdir:
         if (path / "config.json").exists():
             lines = differences(_fields(Workdir.open(path)), _fields(self))
             if lines:
+                way_out = "Choose another --workdir, or the config that it was started with"
                 raise UserError(
-                    f"{path} holds a run of another config: {'; '.join(lines)}. Choose another "
-                    "--workdir, or the config that it was started with"
+                    f"{path} holds a run of another config: {'; '.join(lines)}. {way_out}"
                 )
         elif path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
@@ -98,9 +91,8 @@ class Workdir:
         """Makes the folder, and notes in it what the run is. Raises UserError as `check` does."""
         self.check()
         self.path.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(
-            self.path / "config.json", json.dumps(_fields(self), indent=1) + "\n"
-        )
+        content = json.dumps(_fields(self), indent=1) + "\n"
+        files.write_atomically(self.path / "config.json", content)
         files.write_rows(self.path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
 
     @from_main
@@ -116,10 +108,8 @@ class Workdir:
         needed = (self.config.train.checkpoints_kept + 1) * state_bytes - there
         free = shutil.disk_usage(self.path).free
         if free < needed:
-            raise UserError(
-                f"{self.path} has {free / 1e6:,.0f} MB free; the checkpoints of {stage.name} need "
-                f"{needed / 1e6:,.0f} MB"
-            )
+            need = f"the checkpoints of {stage.name} need {needed / 1e6:,.0f} MB"
+            raise UserError(f"{self.path} has {free / 1e6:,.0f} MB free; {need}")
 
     @from_main
     def is_finished(self, stage: Stage) -> bool:

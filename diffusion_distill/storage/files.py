@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -71,9 +71,7 @@ def locked(path: Path):
         def lock() -> None:
             if is_bucket(path):
                 stack.enter_context(buckets.locked(path))
-            elif (file := _held(path)) is not None:
-                stack.enter_context(file)
-            else:
+            elif not _hold(path, stack):
                 raise UserError(f"{path.parent} is in use by another process")
 
         distributed.on_main(lock)
@@ -86,24 +84,18 @@ def locked_in_turn(
 ):
     """As `locked`, for a file of this host, but waits until another process lets go of it.
 
-    Args:
-        path: of the lock file; its folder is made, and who holds it may remove it.
-        waiting: called before each new look, by all of several processes; gets how many looks
-            there were after the first.
-        each_process: of several processes that work as one, each holds it for itself: for what each
-            host has of its own.
+    The folder is made, and who holds the lock may remove it. `waiting` is called before each new
+    look, by all of several processes, with how many looks there were after the first. With
+    `each_process` each of several holds it for itself: for what each host has of its own.
     """
     with contextlib.ExitStack() as stack:
 
         def lock() -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                file = _held(path)
+                return _hold(path, stack)
             except FileNotFoundError:  # who was done has just removed the folder
                 return False
-            if file is not None:
-                stack.enter_context(file)
-            return file is not None
 
         looks = 0
         while not (lock() if each_process else distributed.on_main(lock)):
@@ -113,15 +105,16 @@ def locked_in_turn(
         yield
 
 
-def _held(path: Path) -> TextIO | None:
-    """A lock file, open and held; None where another process holds it."""
+def _hold(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether a lock file is no other process's; it is then held until `stack` is closed."""
     file = open(path, "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
     except BlockingIOError:
         file.close()
-        return None
+        return False
+    stack.enter_context(file)
+    return True
 
 
 def remove(folder: Path) -> None:
@@ -192,10 +185,8 @@ def read_npz(
     Only those of `names` that are in it, where names are given. Raises UserError where the file is
     damaged, or holds what would have to be unpickled; FileNotFoundError where there is none.
     """
-    if file is None and is_bucket(path):
-        file = opened(path)
     try:
-        with np.load(path if file is None else file, allow_pickle=False) as npz:
+        with file or opened(path) as content, np.load(content, allow_pickle=False) as npz:
             wanted = npz.files if names is None else [n for n in npz.files if n in names]
             return {name: npz[name] for name in wanted}
     except OSError:

@@ -38,23 +38,14 @@ class Progress:
 
     def __init__(
         self,
-        label: str,
-        total: int,
-        unit: str,
-        every_seconds: float = 5.0,
-        images: int = 0,
-        run_left: RunLeft = no_run,
+        label: str,  # what the sentence begins with
+        total: int,  # of the work, in units
+        unit: str,  # their name in the plural; or "step", for "step 45 of 600"
+        every_seconds: float = 5.0,  # between two lines, at least
+        images: int = 0,  # in each unit, where the speed is that of images
+        run_left: RunLeft = no_run,  # asked whenever something is shown
     ):
-        """Nothing is shown yet.
-
-        Args:
-            label: what the sentence begins with.
-            total: of the work, in units.
-            unit: their name in the plural; or "step", for "step 45 of 600".
-            every_seconds: between two lines, at least.
-            images: in each unit, where the speed is that of images.
-            run_left: asked whenever something is shown, where the work is a part of a run.
-        """
+        """Nothing is shown yet."""
         self._label, self._total, self._unit = label, total, unit
         self._every, self._images, self._run_left = every_seconds, images, run_left
         self._console = _Console(
@@ -65,12 +56,10 @@ class Progress:
             highlight=False,
             soft_wrap=True,  # the terminal wraps lines, so that they are copied as they were said
         )
-        sentence = rich.progress.TextColumn(
-            "{task.description}", markup=False, table_column=Column()
-        )
+        text = rich.progress.TextColumn("{task.description}", markup=False, table_column=Column())
         self._bar = _Bar(
             rich.progress.BarColumn(12),
-            sentence,
+            text,
             console=self._console,
             auto_refresh=False,
             speed_estimate_period=math.inf,  # the speed is that of the last thousand updates
@@ -122,13 +111,10 @@ class Progress:
         last = done >= self._total
         if self._above is not None and (last or now - self._drawn >= EVERY):
             self._draw(self._sentence(fact))
-        if say_last if last else self._is_due(now):
+        is_known, is_due = self._task.speed is not None, now - self._said >= self._every
+        if say_last if last else self._above is None and is_known and is_due:
             say(self._sentence(fact))
             self._said = now
-
-    def _is_due(self, now: float) -> bool:
-        drawn, soon = self._above is not None, now - self._said < self._every
-        return not (drawn or soon or self._task.speed is None)
 
     def _sentence(self, fact: str = "") -> str:
         done, total, speed = self._task.completed, self._total, self._task.speed or 0.0

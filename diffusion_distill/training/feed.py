@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill.data.batches import Batch, batch_indices, resident
+from diffusion_distill.data.batches import Batch, batch_indices
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices.sharding import batched, place, replicated
 
@@ -28,7 +28,7 @@ class Feed:
         self._source, self._sharding = source, batched(mesh, leading=1)
         self.data = None
         if on_device == "always" or (on_device == "auto" and source.nbytes <= RESIDENT):
-            self.data = place(resident(source), replicated(mesh))
+            self.data = place(Batch(source.images(), source.labels), replicated(mesh))
 
     def calls(
         self, seed: int, stage: int, batch_size: int, calls: Iterable[tuple[int, int]]

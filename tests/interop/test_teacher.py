@@ -145,7 +145,7 @@ def test_a_teacher_in_continuous_time_starts_where_the_config_says(finished, tmp
     assert setup.teacher.fixed_steps is setup.workdir.teacher_fixed_steps is None
     assert [s.num_steps for s in setup.stages.values()] == [16, 8, 4, 2, 1]
     assert load(tmp_path / "run", 3, stage="teacher").num_steps == 3
-    meta = checkpoints.load_meta(checkpoints.folder(tmp_path / "run", "teacher"), 0)
+    meta = checkpoints.verify(checkpoints.folder(tmp_path / "run", "teacher"), 0).meta()
     assert meta["config"]["distill"]["teacher"] == str(finished[0] / "teacher")
 
 

@@ -44,7 +44,7 @@ def write_run(workdir, config=None, shape=(8, 8, 1), measured=None, logged=None,
     rng = np.random.default_rng(0)
 
     def images(*lead):
-        return to_uint8(rng.normal(size=(*lead, *shape)) / 2)
+        return np.asarray(to_uint8(rng.normal(size=(*lead, *shape)) / 2))
 
     rows = []
     for number, stage in enumerate(stages[: measured + 1]):
