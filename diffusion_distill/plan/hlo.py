@@ -34,19 +34,12 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.-]+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind among groups of one size.
+    """All collectives of one kind among groups of one size."""
 
-    Attributes:
-        kind: "all-reduce" and the like.
-        group: devices that take part in each.
-        count: how many there are; one in a loop counts with every turn.
-        bytes: of the arrays of all of them: for an all-gather of what it results in, for a
-            reduce-scatter of what it begins with.
-    """
-
-    kind: str
-    group: int
-    count: float
+    kind: str  # "all-reduce" and the like
+    group: int  # devices that take part in each
+    count: float  # one in a loop counts with every turn
+    # Of the arrays of all: what an all-gather results in, what a reduce-scatter begins with.
     bytes: float
 
     @property
@@ -61,8 +54,7 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
     A loop counts with its turns where the text says how many, else with one.
     """
     computations = _computations(text)
-    turns = _turns(computations)
-    found = defaultdict(lambda: [0, 0])
+    turns, found = _turns(computations), defaultdict(lambda: [0, 0])
     for name, lines in computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)

@@ -49,6 +49,9 @@ _RC = {
 }  # fmt: skip
 
 
+_styled = mpl.rc_context(_RC)
+
+
 def series_name(series: Series, run: str = "") -> str:
     """What a legend calls a line: "students", "teacher, DDIM"."""
     sampler = SAMPLER_NAMES.get(series.sampler, series.sampler)
@@ -58,6 +61,7 @@ def series_name(series: Series, run: str = "") -> str:
     return f"{run}: {name}" if run else name
 
 
+@_styled
 def distance_figure(
     metric: str,
     lines: Sequence[tuple[str, list[Series]]],
@@ -72,106 +76,101 @@ def distance_figure(
         paper: what the paper reports of the same metric; hollow marks.
         lower_is_better: of the metric.
     """
-    with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 4.1), layout="constrained")
-        axes = figure.subplots()
-        several = len(lines) > 1
-        for number, (run, found) in enumerate(lines):
-            for series in found:
-                if several and (not series.distilled and series.sampler != "ddim"):
-                    continue  # too many lines: the numbers beside the plot have them
-                style = _run_style(number, series) if several else _style(series)
-                _errorbar(axes, series, series_name(series, run), **style)
-        for series in paper:
-            marker, name = ("P", "paper, distilled") if series.distilled else ("X", "paper, DDIM")
-            _errorbar(
-                axes, series, name, color=INK, marker=marker, markerfacecolor=PAPER,
-                linestyle=(0, (1, 1.2)), linewidth=1, markersize=7,
-            )  # fmt: skip
-        shown = [s for _, found in lines for s in found] + paper
-        points = [p for s in shown for p in s.points]
-        _step_axis(axes, [p.num_steps for p in points])
-        _value_axis(axes, [p.mean for p in points])
-        axes.set_xlabel("sampling steps")
-        axes.set_ylabel(f"{metric} ({'lower' if lower_is_better else 'higher'} is better)")
-        figure.legend(loc="outside lower center", ncols=1 if several else 2)
-        return figure
+    figure = Figure((_WIDTH, 4.1), layout="constrained")
+    axes = figure.subplots()
+    several = len(lines) > 1
+    for number, (run, found) in enumerate(lines):
+        for series in found:
+            if several and not series.distilled and series.sampler != "ddim":
+                continue  # too many lines: the numbers beside the plot have them
+            style = _run_style(number, series) if several else _style(series)
+            _errorbar(axes, series, series_name(series, run), **style)
+    for series in paper:
+        marker, name = ("P", "paper, distilled") if series.distilled else ("X", "paper, DDIM")
+        _errorbar(
+            axes, series, name, color=INK, marker=marker, markerfacecolor=PAPER,
+            linestyle=(0, (1, 1.2)), linewidth=1, markersize=7,
+        )  # fmt: skip
+    shown = [s for _, found in lines for s in found] + paper
+    points = [p for s in shown for p in s.points]
+    _step_axis(axes, [p.num_steps for p in points])
+    _value_axis(axes, [p.mean for p in points])
+    axes.set_xlabel("sampling steps")
+    axes.set_ylabel(f"{metric} ({'lower' if lower_is_better else 'higher'} is better)")
+    figure.legend(loc="outside lower center", ncols=1 if several else 2)
+    return figure
 
 
+@_styled
 def training_figure(run: RunFiles) -> Figure:
     """Loss, gradient norm and learning rate over all updates of a chain."""
     curves, borders = chain_curves(run)
     end = max(borders[-1][2], 1) if borders else 1
-    with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 5.4), layout="constrained")
-        panels = figure.subplots(3, 1, sharex=True)
-        names = ("loss", "gradient norm", "learning rate")
-        strokes = ((BLUE, "-"), (VERMILLION, "-"), (GREEN, "-"))
-        for axes, name, field, (colour, stroke) in zip(panels, names, curves, strokes, strict=True):
-            for x, mean, low, high in curves[field]:
-                marker = "." if len(x) == 1 else ""
-                axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
-                axes.plot(x, mean, color=colour, linestyle=stroke, linewidth=1.2, marker=marker)
-            if field != "learning_rate":
-                _value_axis(axes, [v for part in curves[field] for v in part[1]])
-            else:
-                axes.set_ylim(bottom=0)
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axes.set_ylabel(name)
-            axes.grid(axis="x", visible=False)
-            for _, begin, _ in borders[1:]:
-                axes.axvline(begin, color=INK, linewidth=0.6, linestyle=(0, (2, 2)))
-        _name_stages(panels[0], borders, end)
-        panels[-1].set_xlim(0, end)
-        panels[-1].set_xlabel("updates since the beginning of the chain")
-        panels[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
-        figure.align_ylabels(panels)
-        return figure
+    figure = Figure((_WIDTH, 5.4), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    for axes, field, colour in zip(panels, curves, (BLUE, VERMILLION, GREEN), strict=True):
+        for x, mean, low, high in curves[field]:
+            marker = "." if len(x) == 1 else ""
+            axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(x, mean, color=colour, linestyle="-", linewidth=1.2, marker=marker)
+        if field != "learning_rate":
+            _value_axis(axes, [v for part in curves[field] for v in part[1]])
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(FuncFormatter(_plainly))
+        axes.set_ylabel({"grad_norm": "gradient norm"}.get(field, field.replace("_", " ")))
+        axes.grid(axis="x", visible=False)
+        for _, begin, _ in borders[1:]:
+            axes.axvline(begin, color=INK, linewidth=0.6, linestyle=(0, (2, 2)))
+    _name_stages(panels[0], borders, end)
+    panels[-1].set_xlim(0, end)
+    panels[-1].set_xlabel("updates since the beginning of the chain")
+    panels[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
+    figure.align_ylabels(panels)
+    return figure
 
 
+@_styled
 def cost_figure(run: RunFiles) -> Figure:
     """Training time and images of all students, one after another, beside the teacher's."""
     found = spent(run)
-    with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 3.3), layout="constrained")
-        panels = figure.subplots(2, 1)
-        longest = max([sum(c.seconds or 0 for c in found if c.stage.is_teacher == t)
-                       for t in (True, False)] or [0])  # fmt: skip
-        unit, seconds = next(u for u in _UNITS if longest >= u[1] * 2 or u[1] == 1)
-        _bars(panels[0], found, lambda cost: (cost.seconds or 0) / seconds)
-        panels[0].set_xlabel(f"training time ({unit})")
-        _bars(panels[1], found, lambda cost: cost.images)
-        panels[1].set_xlabel("training images seen")
-        panels[1].xaxis.set_major_formatter(FuncFormatter(_thousands))
-        return figure
+    figure = Figure((_WIDTH, 3.3), layout="constrained")
+    time, images = figure.subplots(2, 1)
+    longest = max(sum(c.seconds or 0 for c in found if c.stage.is_teacher == t) for t in (0, 1))
+    units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+    unit, seconds = next(u for u in units if longest >= u[1] * 2 or u[1] == 1)
+    _bars(time, found, lambda cost: (cost.seconds or 0) / seconds)
+    time.set_xlabel(f"training time ({unit})")
+    _bars(images, found, lambda cost: cost.images)
+    images.set_xlabel("training images seen")
+    images.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    return figure
 
 
+@_styled
 def lay_out(figure: Figure) -> None:
     """Places all parts, once: each way of saving would do it again, which is half of the work."""
-    with mpl.rc_context(_RC):
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
 
 
+@_styled
 def to_png(figure: Figure) -> bytes:
     """A PNG of about 1,000 pixels width, on white."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_RC):
-        figure.savefig(buffer, format="png", dpi=200, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white")
     return buffer.getvalue()
 
 
+@_styled
 def to_svg(figure: Figure, prefix: str) -> str:
-    """An <svg> element for a page that has --rule and --paper.
+    """An <svg> element for a page that has --rule and --paper; all ids in it begin with `prefix`.
 
-    Args:
-        figure: a plot.
-        prefix: of all ids in it; each picture of a page needs its own.
+    Each picture of a page needs a prefix of its own.
     """
     buffer = io.StringIO()
-    with mpl.rc_context(_RC):
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
@@ -181,9 +180,6 @@ def to_svg(figure: Figure, prefix: str) -> str:
     for colour, in_page in _IN_PAGE.items():
         text = text.replace(colour, in_page)
     return text
-
-
-_UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
 def _style(series: Series) -> dict:
@@ -222,20 +218,18 @@ def _value_axis(axes, values: list[float]) -> None:
         wide = max(values) > 1000 * min(values)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plainly))
 
 
 def _name_stages(axes, borders: list[tuple[str, int, int]], end: int) -> None:
     """Names each stage by its steps over its part of the axis, where there is room."""
     for name, first, last in borders:
-        steps = name.removeprefix("student_").lstrip("0")
-        share = (last - first) / end
-        if share < 0.02:
-            continue
-        axes.annotate(
-            steps, ((first + last) / 2, 1.03), xycoords=("data", "axes fraction"), ha="center",
-            va="bottom", rotation=0 if share > 0.02 * len(steps) else 90, fontsize=8.5,
-        )  # fmt: skip
+        steps, share = name.removeprefix("student_").lstrip("0"), (last - first) / end
+        if share >= 0.02:
+            axes.annotate(
+                steps, ((first + last) / 2, 1.03), xycoords=("data", "axes fraction"), ha="center",
+                va="bottom", rotation=0 if share > 0.02 * len(steps) else 90, fontsize=8.5,
+            )  # fmt: skip
 
 
 def _bars(axes, found: list[Spent], value) -> None:
@@ -244,15 +238,15 @@ def _bars(axes, found: list[Spent], value) -> None:
     students = [c for c in found if not c.stage.is_teacher]
     widest = max(teacher, sum(map(value, students)), 1e-9)
     axes.barh(["teacher"], [teacher], color=VERMILLION, height=0.6, hatch="//", edgecolor=PAPER)
-    left = 0.0
     axes.barh(["students"], [0])
+    left = 0.0
     for cost in students:
-        width = value(cost)
+        width, steps = value(cost), str(cost.stage.num_steps)
         axes.barh(["students"], [width], left=left, color=BLUE, height=0.6, edgecolor=PAPER)
         if width > 0.06 * widest:
-            steps = str(cost.stage.num_steps)
-            axes.text(left + width / 2, "students", steps, ha="center", va="center",
-                      color="white", fontsize=9)  # fmt: skip
+            middle = left + width / 2
+            style = {"ha": "center", "va": "center", "color": "white", "fontsize": 9}
+            axes.text(middle, "students", steps, **style)
         left += width
     if teacher:
         axes.axvline(teacher, color=INK, linestyle="--", linewidth=1)
@@ -261,7 +255,11 @@ def _bars(axes, found: list[Spent], value) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _thousands(value: float, _=None) -> str:
+def _plainly(value: float, _) -> str:
+    return f"{value:g}"
+
+
+def _thousands(value: float, _) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"

@@ -51,16 +51,13 @@ def write_real(path: Path, source: Source, labels: np.ndarray, mirror: bool) -> 
     """
     if path.exists():
         return
-    chosen = real_indices(source, labels)
-    images, among = source.images(chosen), _searched(source)
-    distances = np.zeros(0)
+    chosen, among = real_indices(source, labels), _searched(source)
+    images, distances = source.images(chosen), np.zeros(0)
     if len(among) > 1:
         found = nearest(images, source.images, among, 1, mirror, own=chosen)
         distances = found.distances[:, 0]
-    _write(
-        path, images=images, labels=source.labels[chosen], distances=distances,
-        total=len(source), compared=len(among),
-    )  # fmt: skip
+    of = {"images": images, "labels": source.labels[chosen], "distances": distances}
+    _write(path, **of, total=len(source), compared=len(among))
 
 
 def write_samples(

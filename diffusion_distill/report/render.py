@@ -10,7 +10,6 @@ import jinja2
 from diffusion_distill.report import samples, sections
 from diffusion_distill.report.run import RunFiles, read_run
 from diffusion_distill.report.series import plotted_metrics
-from diffusion_distill.report.settings import settings
 from diffusion_distill.storage.buckets import as_path
 
 # What a value of the wrong kind, in a file that could be read, ends in.
@@ -42,7 +41,7 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
         title=f"{len(runs)} runs compared" if several else titles[0],
         runs=shown,
         headline=headline,
-        settings=settings(runs),
+        settings=sections.settings(runs),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
     with_plots = [*headline, *(s[what] for s in shown for what in ("training", "cost") if s[what])]
@@ -57,10 +56,10 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
 
 def _headline(runs: list[tuple[str, RunFiles]]) -> list[dict]:
     """The plots of quality against steps: of each metric, all runs in one."""
-    first, found = runs[0][1], []
+    found = []
     for metric in plotted_metrics([run for _, run in runs]):
         name = "distance_" + re.sub(r"[^A-Za-z0-9_]", "_", metric)
-        found.append(_made(first, metric, sections.distance_plot, metric, runs, name))
+        found.append(_made(runs[0][1], metric, sections.distance_plot, metric, runs, name))
     return [section for section in found if section is not None]
 
 
