@@ -51,14 +51,14 @@ class Column:
 
 
 class World:
-    """A run's finished stages, and what they draw. For one request at a time."""
+    """A run's finished stages, and what they draw. For one request at a time.
+
+    What cannot be drawn, is out of range or would take too long is a UserError, and a damaged
+    checkpoint a CheckpointError.
+    """
 
     def __init__(self, path: str | Path):
-        """Reads what there is; loads and compiles nothing.
-
-        Raises:
-            UserError: there is no such workdir, or it has no finished stage.
-        """
+        """Reads what there is; loads and compiles nothing."""
         self.run = Workdir.open(path)
         self.run.finished_stage()
         self._mesh = make_mesh()
@@ -85,12 +85,7 @@ class World:
         return " and ".join(parts)
 
     def sampler(self, name: str, num_steps: int) -> Sampler:
-        """The sampler of a finished stage, with its weights loaded and its program compiled.
-
-        Raises:
-            UserError: there is no such stage, it is not finished, or not made for num_steps.
-            CheckpointError: its checkpoint is damaged.
-        """
+        """The sampler of a finished stage, with its weights loaded and its program compiled."""
         stage = self.run.finished_stage(name=name)
         fixed = self.run.fixed_steps(stage)
         if num_steps < 1 or fixed not in (None, num_steps):
@@ -120,10 +115,6 @@ class World:
         """Images 0 to count - 1 of a seed, those of load_sampler; more of them batch by batch.
 
         The label is of all images; None for all labels that the network knows, in turn.
-
-        Raises:
-            UserError: as in `sampler`; or an argument is out of range; or it would take too long.
-            CheckpointError: as in `sampler`.
         """
         if not 1 <= count <= MAX_IMAGES:
             raise UserError(f"images is {count}; it must be from 1 to {MAX_IMAGES}")
@@ -158,32 +149,22 @@ class World:
         return drawn
 
     def compare(self, seed: int, label: int | None) -> Iterator[tuple[Column, ...]]:
-        """Images 0 to BATCH - 1 of a seed in few steps; more of the columns one by one.
-
-        Raises:
-            UserError, CheckpointError: as in `samples`.
-        """
+        """Images 0 to BATCH - 1 of a seed in few steps; more of the columns one by one."""
         columns = self._compared()
         drawn = [(name, n) for n, names in columns.items() for name in names if name]
         for name, num_steps in drawn:
             self.sampler(name, num_steps)
         self._check_time(sum(n for _, n in drawn), f"{len(drawn)} pictures side by side")
         done = ()
-        for num_steps, names in columns.items():
-            pictures = [
-                list(self.samples(name, num_steps, seed, label, BATCH))[-1] if name else None
-                for name in names
-            ]
-            done = (*done, Column(num_steps, *pictures))
+        for n, names in columns.items():
+            drawn = [list(self.samples(x, n, seed, label, BATCH))[-1] if x else None for x in names]
+            done = (*done, Column(n, *drawn))
             yield done
 
     def walk(self, name: str, num_steps: int, seeds: tuple[int, int], label: int | None) -> Picture:
         """FRAMES images on the way from image 0 of one seed to image 0 of another.
 
         All have one label, that of image 0 where none is given. See `slerp` for the way.
-
-        Raises:
-            UserError, CheckpointError: as in `samples`.
         """
         sampler, ends = self.sampler(name, num_steps), []
         for seed in seeds:

@@ -103,12 +103,8 @@ def sizes(
 ) -> list[Size]:
     """A run on the chips that there are and on 8, 16, ... 1,024, where the batch splits over them.
 
-    Args:
-        stages: those that are trained.
-        updates: the cost of each update, by the name of its program, the student's last.
-        chip: of the topology.
-        dtype: config.model.dtype.
-        accumulation: config.runtime.accumulation.
+    Stages are those that are trained; updates have the cost of each by the name of its program, the
+    student's last.
     """
     last, found = list(updates.values())[-1], []
     for chips in sorted({last.devices, *(2**n for n in range(3, 11))}):
@@ -150,12 +146,7 @@ def advice(cost: Cost, chip: Chip, runtime) -> list[str]:
 
     Each line is enough by itself, as far as can be told without compiling it: temporaries go with
     the images that a device has at once, and arguments with the devices that share them. Where the
-    arguments alone are too large, only fsdp or a larger chip helps.
-
-    Args:
-        cost: of an update, or of the sampler.
-        chip: of the topology.
-        runtime: config.runtime.
+    arguments alone are too large, only fsdp or a larger chip helps. `runtime` is config.runtime.
     """
     free, share = TIGHT * chip.memory - cost.arguments, cost.images // cost.devices
     fsdp = _fsdp_advice(cost, chip, runtime)

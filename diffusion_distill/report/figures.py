@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from diffusion_distill.report.run import RunFiles
 from diffusion_distill.report.series import Series, Spent, chain_curves, spent
@@ -21,20 +21,16 @@ from diffusion_distill.report.series import Series, Spent, chain_curves, spent
 INK, RULE, PAPER = "#010203", "#cacbcc", "#fcfdfe"
 _IN_PAGE = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)"}
 
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
-)  # fmt: skip
-_COLOURS, _MARKERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), "os^Dv<"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, _ = _COLOURS
+_MARKERS = "os^Dv<"
 
-SAMPLER_NAMES = {
-    "ddim": "DDIM", "ancestral": "ancestral", "dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun",
-}  # fmt: skip
-# Of the undistilled teacher: colour, stroke, marker. Students have the first blue and a solid line.
-_SAMPLER_STYLES = {
-    "ddim": (VERMILLION, "--", "s"),
-    "ancestral": (GREEN, ":", "^"),
-    "dpmpp_2m": (PURPLE, "-.", "D"),
-    "heun": (ORANGE, (0, (5, 1, 1, 1, 1, 1)), "v"),
+# Of the undistilled teacher: name, colour, stroke, marker. Students are blue, their DDIM is solid.
+_SAMPLERS = {
+    "ddim": ("DDIM", VERMILLION, "--", "s"),
+    "ancestral": ("ancestral", GREEN, ":", "^"),
+    "dpmpp_2m": ("DPM-Solver++(2M)", PURPLE, "-.", "D"),
+    "heun": ("Heun", ORANGE, (0, (5, 1, 1, 1, 1, 1)), "v"),
 }
 _WIDTH = 5.2  # inches: 374 points, about a phone's width, so that no text is shrunk there
 _RC = {
@@ -52,29 +48,26 @@ _RC = {
 _styled = mpl.rc_context(_RC)
 
 
+def _sampler(name: str) -> tuple:
+    return _SAMPLERS.get(name, (name, INK, "-", "x"))
+
+
 def series_name(series: Series, run: str = "") -> str:
     """What a legend calls a line: "students", "teacher, DDIM"."""
-    sampler = SAMPLER_NAMES.get(series.sampler, series.sampler)
-    name = f"teacher, {sampler}"
-    if series.distilled:
-        name = "students" if series.sampler == "ddim" else f"students, {sampler}"
+    name = f"{'students' if series.distilled else 'teacher'}, {_sampler(series.sampler)[0]}"
+    if series.distilled and series.sampler == "ddim":
+        name = "students"
     return f"{run}: {name}" if run else name
 
 
 @_styled
 def distance_figure(
-    metric: str,
-    lines: Sequence[tuple[str, list[Series]]],
-    paper: list[Series],
-    lower_is_better: bool = True,
+    metric: str, lines: Sequence[tuple[str, list[Series]]], paper: list[Series], lower: bool
 ) -> Figure:
-    """A metric against sampling steps.
+    """A metric against sampling steps; `lower` says whether lower is better.
 
-    Args:
-        metric: its name.
-        lines: (name of a run, what it measured of the metric); the name is "" for a run alone.
-        paper: what the paper reports of the same metric; hollow marks.
-        lower_is_better: of the metric.
+    Lines are (name of a run, what it measured of the metric), the name "" for a run alone. What the
+    paper reports of the same metric has hollow marks.
     """
     figure = Figure((_WIDTH, 4.1), layout="constrained")
     axes = figure.subplots()
@@ -96,7 +89,7 @@ def distance_figure(
     _step_axis(axes, [p.num_steps for p in points])
     _value_axis(axes, [p.mean for p in points])
     axes.set_xlabel("sampling steps")
-    axes.set_ylabel(f"{metric} ({'lower' if lower_is_better else 'higher'} is better)")
+    axes.set_ylabel(f"{metric} ({'lower' if lower else 'higher'} is better)")
     figure.legend(loc="outside lower center", ncols=1 if several else 2)
     return figure
 
@@ -108,7 +101,8 @@ def training_figure(run: RunFiles) -> Figure:
     end = max(borders[-1][2], 1) if borders else 1
     figure = Figure((_WIDTH, 5.4), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
-    for axes, field, colour in zip(panels, curves, (BLUE, VERMILLION, GREEN), strict=True):
+    names = ("loss", "gradient norm", "learning rate")
+    for axes, name, field, colour in zip(panels, names, curves, _COLOURS[:3], strict=True):
         for x, mean, low, high in curves[field]:
             marker = "." if len(x) == 1 else ""
             axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
@@ -117,15 +111,15 @@ def training_figure(run: RunFiles) -> Figure:
             _value_axis(axes, [v for part in curves[field] for v in part[1]])
         else:
             axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(FuncFormatter(_plainly))
-        axes.set_ylabel({"grad_norm": "gradient norm"}.get(field, field.replace("_", " ")))
+            axes.yaxis.set_major_formatter(_plainly)
+        axes.set_ylabel(name)
         axes.grid(axis="x", visible=False)
         for _, begin, _ in borders[1:]:
             axes.axvline(begin, color=INK, linewidth=0.6, linestyle=(0, (2, 2)))
     _name_stages(panels[0], borders, end)
     panels[-1].set_xlim(0, end)
     panels[-1].set_xlabel("updates since the beginning of the chain")
-    panels[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
+    panels[-1].xaxis.set_major_formatter(_thousands)
     figure.align_ylabels(panels)
     return figure
 
@@ -143,7 +137,7 @@ def cost_figure(run: RunFiles) -> Figure:
     time.set_xlabel(f"training time ({unit})")
     _bars(images, found, lambda cost: cost.images)
     images.set_xlabel("training images seen")
-    images.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    images.xaxis.set_major_formatter(_thousands)
     return figure
 
 
@@ -183,7 +177,7 @@ def to_svg(figure: Figure, prefix: str) -> str:
 
 
 def _style(series: Series) -> dict:
-    colour, stroke, marker = _SAMPLER_STYLES.get(series.sampler, (INK, "-", "x"))
+    _, colour, stroke, marker = _sampler(series.sampler)
     if series.distilled:
         colour, marker = BLUE, "o"
         stroke = "-" if series.sampler == "ddim" else stroke
@@ -208,7 +202,7 @@ def _step_axis(axes, steps: list[int]) -> None:
     stride = 1 if last <= 9 else 2
     axes.xaxis.set_major_locator(FixedLocator([2**n for n in range(0, last + 1, stride)]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:.0f}"))
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n:.0f}")
 
 
 def _value_axis(axes, values: list[float]) -> None:
@@ -218,7 +212,7 @@ def _value_axis(axes, values: list[float]) -> None:
         wide = max(values) > 1000 * min(values)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(_plainly))
+    axes.yaxis.set_major_formatter(_plainly)
 
 
 def _name_stages(axes, borders: list[tuple[str, int, int]], end: int) -> None:

@@ -42,12 +42,9 @@ def write_real(path: Path, source: Source, labels: np.ndarray, mirror: bool) -> 
     """Writes real.npz at `path`, unless it is there: as many images as there are labels.
 
     images uint8 [N, H, W, C], labels int32 [N], distances float64 [N]: of each to the nearest other
-    image of the split; `total` images are in it, of which `compared` were looked at.
-
-    Args:
-        source: the training split.
-        labels: int32 [N], wanted of the images where the source has labels.
-        mirror: whether training mirrors images, so that mirror images count.
+    image of the split; `total` images are in it, of which `compared` were looked at. Where the
+    source, the training split, has labels, images have those given. Mirror images count where
+    training makes them.
     """
     if path.exists():
         return

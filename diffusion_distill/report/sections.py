@@ -9,17 +9,9 @@ from flax.traverse_util import flatten_dict
 
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.metrics.names import value_text
-from diffusion_distill.report import figures, table
+from diffusion_distill.report import figures, series, table
 from diffusion_distill.report.run import CURVES, RunFiles
-from diffusion_distill.report.series import (
-    PAPER_METRIC,
-    Series,
-    Spent,
-    benchmark,
-    distances,
-    paper_series,
-    spent,
-)
+from diffusion_distill.report.series import Series, Spent
 from diffusion_distill.terminal.console import duration
 
 
@@ -64,7 +56,7 @@ def status(run: RunFiles) -> str:
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
     """(what, value) for the head of the page."""
-    known, shape = benchmark(run), "x".join(map(str, run.image_shape or ()))
+    known, shape = series.benchmark(run), "x".join(map(str, run.image_shape or ()))
     name = known.title if known else str(run.value("data.name", "unknown"))
     if total := _total(run):
         shape = f"{total:,} images of {shape}, split {run.value('data.split')}"
@@ -91,11 +83,11 @@ def results(run: RunFiles) -> Table | None:
 
 def distance_plot(metric: str, runs: list[tuple[str, RunFiles]], name: str) -> dict | None:
     """The plot of a metric against steps, its numbers, and what is to be said of the paper's."""
-    found = [(title, distances(run).get(metric, [])) for title, run in runs]
+    found = [(title, series.distances(run).get(metric, [])) for title, run in runs]
     found = [(title, lines) for title, lines in found if lines]
     if not found:
         return None
-    paper = next((p for _, run in runs if (p := paper_series(run, metric))), [])
+    paper = next((p for _, run in runs if (p := series.paper_series(run, metric))), [])
     figure = figures.distance_figure(metric, found, paper, table.lower_is_better(metric))
     columns = [(figures.series_name(s, title), s) for title, lines in found for s in lines]
     columns += [("paper, distilled" if s.distilled else "paper, DDIM", s) for s in paper]
@@ -130,12 +122,12 @@ def _numbers(metric: str, columns: list[tuple[str, Series]]) -> Table:
 
 
 def _paper_note(run: RunFiles, metric: str) -> list[str]:
-    known = benchmark(run)
+    known = series.benchmark(run)
     if known is None:
         return []
     if not known.students_fid:
         return [f"For {known.title} the paper has curves, and no numbers to draw here."]
-    if metric != PAPER_METRIC:
+    if metric != series.PAPER_METRIC:
         return [
             "What the paper reports for this data is FID of 50,000 images against the training "
             f"split. {metric} is another quantity, so that the paper's numbers are not drawn."
@@ -165,7 +157,7 @@ def training(run: RunFiles, name: str) -> dict | None:
 
 def cost(run: RunFiles, name: str) -> dict | None:
     """What the students cost beside the teacher: plot, sentence and table."""
-    found = spent(run)
+    found = series.spent(run)
     if not found:
         return None
     claim, total = _claim(run, found), _total(run)
