@@ -7,15 +7,15 @@ may differ between two starts of one workdir, and so may data.path; every other 
 docs/config.md is made of the comments here, by docs/make_config.py.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
 
-def base() -> ml_collections.ConfigDict:
+def base() -> ConfigDict:
     """A config with every field there is. Batch sizes are global, whatever the hardware."""
-    config = ml_collections.ConfigDict()
+    config = ConfigDict()
     config.seed = 0  # of everything random: first weights, batches, noise, dropout
 
-    config.data = ml_collections.ConfigDict()  # the images
+    config.data = ConfigDict()  # the images
     config.data.name = "digits"  # the kind of source
     # the folder or file it is in, or its gs:// address (not for `tfds`); all but `digits` and
     # `tfds` need one
@@ -34,14 +34,14 @@ def base() -> ml_collections.ConfigDict:
     # training images are mirrored left to right, each with probability 1/2
     config.data.random_flip = False
 
-    config.diffusion = ml_collections.ConfigDict()  # what is predicted
+    config.diffusion = ConfigDict()  # what is predicted
     config.diffusion.parameterization = "x"  # what the network predicts
     config.diffusion.weighting = "truncated_snr"  # of the loss
     # logSNR of the cosine schedule at t = 1; must be less than `diffusion.logsnr_max`
     config.diffusion.logsnr_min = -20.0
     config.diffusion.logsnr_max = 20.0  # logSNR at t = 0
 
-    config.model = ml_collections.ConfigDict()  # the U-Net
+    config.model = ConfigDict()  # the U-Net
     config.model.channels = 256  # at the highest resolution
     # of `model.channels` at each resolution; each after the first halves the resolution once more
     config.model.channel_multipliers = (1, 1, 1)
@@ -61,7 +61,7 @@ def base() -> ml_collections.ConfigDict:
     # same result
     config.model.dtype = "float32"
 
-    config.train = ml_collections.ConfigDict()  # every stage
+    config.train = ConfigDict()  # every stage
     # of all devices together; a multiple of their number times `runtime.accumulation`
     config.train.batch_size = 128
     config.train.adam_b1 = 0.9  # Adam's decay of the mean gradient
@@ -73,7 +73,7 @@ def base() -> ml_collections.ConfigDict:
     # the newest of a stage; with two, one is whole at any moment
     config.train.checkpoints_kept = 2
 
-    config.teacher = ml_collections.ConfigDict()  # the first stage
+    config.teacher = ConfigDict()  # the first stage
     config.teacher.updates = 800_000  # the paper's are from memory of its appendix
     config.teacher.learning_rate = 2e-4  # at its highest
     config.teacher.warmup = 1000  # updates over which the learning rate rises from 0
@@ -84,7 +84,7 @@ def base() -> ml_collections.ConfigDict:
     config.teacher.ema_decay = 0.9999  # of the averaged weights, per update
     config.teacher.dropout = 0.2  # in residual blocks
 
-    config.distill = ml_collections.ConfigDict()  # the rounds
+    config.distill = ConfigDict()  # the rounds
     # where a teacher's averaged weights are, if none is to be trained: a workdir (its last finished
     # stage), a stage's folder in one, an exported folder, or a published file; they are copied; the
     # steps that they are made for, where known, stand in place of `distill.start_steps`
@@ -101,7 +101,7 @@ def base() -> ml_collections.ConfigDict:
     config.distill.ema_decay = 0.9999
     config.distill.dropout = 0.0  # as for the teacher
 
-    config.eval = ml_collections.ConfigDict()  # how stages are measured
+    config.eval = ConfigDict()  # how stages are measured
     config.eval.metrics = ("fd",)  # baselines are compared by the first
     config.eval.num_images = 50_000  # generated for each metric; the count is in its name
     config.eval.seed = 1  # of the generated images
@@ -121,7 +121,7 @@ def base() -> ml_collections.ConfigDict:
     config.eval.label_agreement = False
     config.eval.grid_images = 40  # in `samples.png`, from the same noise in every stage
 
-    config.runtime = ml_collections.ConfigDict()  # how to run
+    config.runtime = ConfigDict()  # how to run
     # `auto`: where the data has at most a GiB; otherwise it is read ahead
     config.runtime.data_on_device = "auto"
     config.runtime.fsdp = 1  # devices that share one copy of the weights; 1: each has its own
@@ -146,7 +146,7 @@ def base() -> ml_collections.ConfigDict:
     return config
 
 
-def to_dict(config: ml_collections.ConfigDict) -> dict:
+def to_dict(config: ConfigDict) -> dict:
     """The config as plain JSON values: tuples become lists."""
 
     def plain(value):

@@ -16,22 +16,21 @@ import hashlib
 import json
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
-from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
+from diffusion_distill.data.sources import load_images
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.metrics.measure import Measurer, config_reference, feature_network, for_run
 from diffusion_distill.metrics.names import value_text
-from diffusion_distill.metrics.reference import Reference, check_sizes, images_or_statistics
+from diffusion_distill.metrics.reference import Reference, check_image_shapes, images_or_statistics
 from diffusion_distill.metrics.request import Result, of_images, of_sampler
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
@@ -65,35 +64,27 @@ _OUT = flags.DEFINE_string("out", None, "A .jsonl that rows of results are added
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A stage of a run, and how it is sampled.
+    """A stage of a run, and how it is sampled."""
 
-    Attributes:
-        workdir: of the run.
-        num_steps, stage, sampler: see `load_sampler`.
-    """
-
-    workdir: str
+    workdir: str  # of the run; for the others see `load_sampler`
     num_steps: int | None = None
     stage: str | None = None
     sampler: str = "ddim"
 
 
 def measure_stage(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     chosen: Chosen,
     seeds: int = 1,
     reference: str | None = None,
     blocks_dir: str | None = None,
     out: str | None = None,
 ) -> list[dict]:
-    """The rows of results of a stage, one for each seed; prints them.
+    """The rows of results of a stage, one for each seed from config.eval.seed on; prints them.
 
     Args:
         config: of the run, its eval as is wanted.
-        chosen: what to measure.
-        seeds: so many, one after another from config.eval.seed on.
-        reference: path of images, or of their statistics, to compare with; None for those that
-            config names.
+        reference: path of images, or of their statistics; None for what config names.
         blocks_dir: what a stopped evaluation goes on from; None for a folder in the workdir.
         out: a .jsonl that rows are added to; None for the workdir's evaluations.jsonl.
 
@@ -132,7 +123,7 @@ def measure_stage(
 
 
 def measure_images(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     path: str,
     count: int | None = None,
     reference: str | None = None,
@@ -145,9 +136,7 @@ def measure_images(
         config: its eval says how; its data is compared with where there is no reference.
         path: of a folder of images, or of an .npz.
         count: images to measure; None for all.
-        reference: as for `measure_stage`.
-        blocks_dir: as for `measure_stage`; None for a folder in the cache.
-        out: a .jsonl that the row is added to, if any.
+        reference, blocks_dir, out: as for `measure_stage`; None for a folder in the cache, no file.
 
     Raises:
         UserError: something cannot be measured, or is not there.
@@ -162,7 +151,7 @@ def measure_images(
     folder = _blocks_folder(blocks_dir or cache / "evaluating", images.fingerprint)
     with locked(folder / ".lock"):
         request = of_images(images, count, measurer.batch_size(count))
-        check_sizes(images, real)
+        check_image_shapes(images, real)
         result = measurer.measure(request, folder / "images", path)
         show(result, f"of {path}")
         row = {"images": path, "fingerprint": images.fingerprint}
@@ -173,9 +162,7 @@ def measure_images(
     return rows
 
 
-def _measurer(
-    config: ml_collections.ConfigDict, shape: tuple[int, int, int], real: Source | Reference
-) -> Measurer:
+def _measurer(config: ConfigDict, shape: tuple, real: Source | Reference) -> Measurer:
     """Compares images of this shape with real ones that are not the data of a run."""
     mesh = make_mesh()
     return Measurer(config, mesh, feature_network(config, mesh), shape, real)
@@ -242,7 +229,7 @@ def _refuse_with(other: str, *given: flags.FlagHolder) -> None:
             raise UserError(f"--{flag.name} means nothing with --{other}; leave one of them out")
 
 
-def _config() -> ml_collections.ConfigDict:
+def _config() -> ConfigDict:
     """The config of --workdir or --config, or the defaults, as the other flags change it."""
     if _WORKDIR.value and _CONFIG.value is not None:
         raise UserError("--workdir has a config of its own; give it or --config, not both")
@@ -261,14 +248,11 @@ def _config() -> ml_collections.ConfigDict:
     evaluation.baseline_images = 0  # there are no baselines here
     if _NUM_IMAGES.value is not None:
         evaluation.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
-    if _SEED.value is not None:
-        evaluation.seed = _SEED.value
-    if _FEATURES.value is not None:
-        evaluation.features = _FEATURES.value
     if _METRICS.value is not None:
         evaluation.metrics = tuple(_METRICS.value)
-    if _SPLIT.value is not None:
-        evaluation.split = _SPLIT.value
+    for flag in (_SEED, _FEATURES, _SPLIT):
+        if flag.value is not None:
+            evaluation[flag.name] = flag.value
     evaluation.allow_biased |= _ALLOW_BIASED.value
     return config
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import batches_of, to_uint8_on_device
 from diffusion_distill.devices import compiler
@@ -35,22 +35,13 @@ Labels = int | Sequence[int] | np.ndarray | None
 
 
 def make_sample_fn(
-    model: UNet,
-    config: ml_collections.ConfigDict,
-    sampler: str,
-    mesh: Mesh,
-    platform: str | None = None,
+    model: UNet, config: ConfigDict, sampler: str, mesh: Mesh, platform: str | None = None
 ) -> SampleFn:
     """The compiled sampler. Weights and num_steps are arguments: one compilation serves them all.
 
     Its loop runs inside the compiled program or around one compiled step, as
-    config.runtime.sampler_loop says. x_hat is clipped to [-1, 1].
-
-    Args:
-        model, config: of the network.
-        sampler: one of SAMPLERS.
-        mesh: the devices.
-        platform: whose form the program has: "cpu", or any other; None for the mesh's own.
+    config.runtime.sampler_loop says. x_hat is clipped to [-1, 1]. `platform`, where it is not the
+    mesh's own, says whose form the program has.
 
     Raises:
         UserError: there is no sampler of that name.
@@ -82,13 +73,9 @@ def make_sample_fn(
     loop = config.runtime.sampler_loop
     whole, rows = replicated(mesh), batched(mesh)
     options = compiler.options(platform)
+    jit = functools.partial(jax.jit, out_shardings=rows, compiler_options=options)
     if loop == "inside" or (loop == "auto" and platform != "cpu"):
-        compiled = jax.jit(
-            whole_loop,
-            in_shardings=(None, rows, rows, rows, whole),
-            out_shardings=rows,
-            compiler_options=options,
-        )
+        compiled = jit(whole_loop, in_shardings=(None, rows, rows, rows, whole))
 
         def loop_inside(params, z, keys, labels, num_steps):
             # A number becomes a host array, which every process may hand in; `plan` traces one.
@@ -97,12 +84,7 @@ def make_sample_fn(
 
         return loop_inside
 
-    compiled_step = jax.jit(
-        one_step,
-        in_shardings=(None, rows, rows, rows, whole, whole),
-        out_shardings=rows,
-        compiler_options=options,
-    )
+    compiled_step = jit(one_step, in_shardings=(None, rows, rows, rows, whole, whole))
 
     def loop_outside(params, z, keys, labels, num_steps):
         state = SamplerState(z, jnp.zeros_like(z))
@@ -130,61 +112,38 @@ _to_uint8 = jax.jit(to_uint8_on_device)
 
 @dataclasses.dataclass(frozen=True)
 class SampleProgram:
-    """A compiled sampler: all weights of one network, and all numbers of steps, share it.
+    """A compiled sampler: all weights of one network, and all numbers of steps, share it."""
 
-    Attributes:
-        sample_fn: of `make_sample_fn`.
-        image_shape: (H, W, C) of the images.
-        num_classes: labels that the network knows; 0 where it has none.
-        mesh: the devices.
-        batch_size: images at once, at the most.
-    """
-
-    sample_fn: SampleFn
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    mesh: Mesh
-    batch_size: int
+    sample_fn: SampleFn  # of `make_sample_fn`
+    image_shape: tuple[int, int, int]  # (H, W, C) of the images
+    num_classes: int  # labels that the network knows; 0 where it has none
+    mesh: Mesh  # the devices
+    batch_size: int  # images at once, at the most
 
 
 def make_sample_program(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     image_shape: tuple[int, int, int],
     num_classes: int,
     sampler: str,
     mesh: Mesh,
     batch_size: int | None = None,
 ) -> SampleProgram:
-    """The compiled sampler of a config's network.
+    """The compiled sampler of a config's network, for data of this shape and so many labels.
 
-    Args:
-        config: of the network.
-        image_shape: (H, W, C) of its images.
-        num_classes: labels of the data; used where config.model.class_conditional.
-        sampler, mesh: as for `make_sample_fn`.
-        batch_size: images at once, at the most; None for the config's.
+    `batch_size` stands in place of the config's.
 
     Raises:
         UserError: there is no sampler of that name.
     """
     model = build_unet(config, image_shape[-1], num_classes)
-    return SampleProgram(
-        make_sample_fn(model, config, sampler, mesh),
-        tuple(image_shape),
-        model.num_classes,
-        mesh,
-        batch_size or config.runtime.sampler_batch_size,
-    )
+    sample_fn = make_sample_fn(model, config, sampler, mesh)
+    size = batch_size or config.runtime.sampler_batch_size
+    return SampleProgram(sample_fn, tuple(image_shape), model.num_classes, mesh, size)
 
 
 class Sampler:
-    """Images from one network in a set number of steps.
-
-    Attributes:
-        num_steps: sampling steps.
-        image_shape: (H, W, C) of the images.
-        num_classes: labels that the network knows; 0 where it has none.
-    """
+    """Images from one network in `num_steps` steps; `SampleProgram` has its other attributes."""
 
     def __init__(self, program: SampleProgram, params: dict, num_steps: int):
         self.num_steps = num_steps
@@ -195,13 +154,10 @@ class Sampler:
     def __call__(self, seed: int = 0, num_images: int = 64, labels: Labels = None) -> np.ndarray:
         """uint8 images [N, H, W, C]; image n depends on (seed, n) and its label alone.
 
-        Args:
-            seed: 0 to 2**31 - 1.
-            num_images: N.
-            labels: see `image_labels`.
+        For `labels` see `image_labels`.
 
         Raises:
-            UserError: an argument is out of range.
+            UserError: an argument is out of range; a seed is from 0 to 2**31 - 1.
         """
         labels = self.check(seed, num_images, labels)
         return self._in_batches(lambda indices: self.on_devices(seed, indices, labels), num_images)
@@ -210,7 +166,6 @@ class Sampler:
         """The images of these indices, uint8 [B, H, W, C], on the devices and split over them.
 
         Args:
-            seed: as in a call.
             indices: int [B], B a multiple of the devices; see `batch_size`.
             labels: of all images, int32 [N], by index; see `image_labels`.
         """
@@ -241,23 +196,17 @@ class Sampler:
         return self.image_labels(num_images, labels)
 
     def from_noise(self, z: np.ndarray, labels: Labels = None) -> np.ndarray:
-        """float32 images [N, H, W, C] in [-1, 1] from noise of the caller's own.
+        """float32 images [N, H, W, C] in [-1, 1] from noise z [N, H, W, C] of the caller's own.
 
         A stochastic sampler draws its further noise as for seed 0.
-
-        Args:
-            z: noise [N, H, W, C], standard normal where images like the data's are wanted.
-            labels: see `image_labels`.
 
         Raises:
             UserError: z has another shape, or a label is out of range.
         """
         z = np.asarray(z, np.float32)
         if z.ndim != 4 or z.shape[1:] != self.image_shape or not len(z):
-            raise UserError(
-                f"noise has shape {z.shape}; it must be [N, "
-                f"{', '.join(map(str, self.image_shape))}]"
-            )
+            expected = ", ".join(map(str, self.image_shape))
+            raise UserError(f"noise has shape {z.shape}; it must be [N, {expected}]")
         labels = self.image_labels(len(z), labels)
 
         def batch_fn(indices):
@@ -269,9 +218,8 @@ class Sampler:
     def image_labels(self, num_images: int, labels: Labels = None) -> np.ndarray:
         """The label of each of N images: int32 [N], all 0 for a network without labels.
 
-        Args:
-            labels: one for all; several, taken in turn (image n gets labels[n % len(labels)]); or
-                None, for all that the network knows in turn.
+        `labels` is one for all; or several, taken in turn (image n gets labels[n % len(labels)]);
+        or None, for all that the network knows in turn.
 
         Raises:
             UserError: a label is out of range, or the network has none.

@@ -11,32 +11,25 @@ workdir, a published checkpoint) it only distils. configs/NAME_teacher.py trains
 
 import dataclasses
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill.config import base
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What is known of one of the paper's data sets.
+    """What is known of one of the paper's data sets."""
 
-    Attributes:
-        title: its name for a person.
-        image_size: height and width that the paper trains at.
-        num_classes: of its labels, those that the paper does not use included; 0 for none.
-        counts: images in each split, as published.
-        resize: how it is made that size, as in config.data.resize; "" where it is published so.
-        students_fid: the paper's FID of 50,000 images against the training split, by sampling
-            steps; {} where the paper has curves only, and no numbers.
-        teacher_fid: the same of the undistilled teacher with DDIM.
-    """
-
-    title: str
-    image_size: int
-    num_classes: int
-    counts: dict[str, int]
+    title: str  # its name for a person
+    image_size: int  # height and width that the paper trains at
+    num_classes: int  # of its labels, those that the paper does not use included; 0 for none
+    counts: dict[str, int]  # images in each split, as published
+    # how it is made that size, as in config.data.resize; "" where it is published so
     resize: str = ""
+    # the paper's FID of 50,000 images against the training split, by sampling steps; {} where the
+    # paper has curves only, and no numbers
     students_fid: dict[int, float] = dataclasses.field(default_factory=dict)
+    # the same of the undistilled teacher with DDIM
     teacher_fid: dict[int, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -45,6 +38,7 @@ class Dataset:
         return self.image_size, self.image_size, 3
 
 
+_IMAGENET = {"train": 1_281_167, "val": 50_000, "validation": 50_000}
 DATASETS = {
     "cifar10": Dataset(
         "CIFAR-10",
@@ -54,31 +48,13 @@ DATASETS = {
         students_fid={1: 9.12, 2: 4.51, 4: 3.00, 8: 2.57},  # Table 2 and the text
         teacher_fid={10: 13.36, 20: 6.84, 50: 4.67, 8192: 2.51},
     ),
-    "imagenet64": Dataset(
-        "ImageNet 64x64",
-        image_size=64,
-        num_classes=1000,
-        counts={"train": 1_281_167, "val": 50_000, "validation": 50_000},
-        resize="area",
-    ),
-    "lsun_bedroom128": Dataset(
-        "LSUN bedroom 128x128",
-        image_size=128,
-        num_classes=0,
-        counts={"train": 3_033_042},
-        resize="antialias",
-    ),
-    "lsun_church128": Dataset(
-        "LSUN church 128x128",
-        image_size=128,
-        num_classes=0,
-        counts={"train": 126_227},
-        resize="antialias",
-    ),
+    "imagenet64": Dataset("ImageNet 64x64", 64, 1000, _IMAGENET, "area"),
+    "lsun_bedroom128": Dataset("LSUN bedroom 128x128", 128, 0, {"train": 3_033_042}, "antialias"),
+    "lsun_church128": Dataset("LSUN church 128x128", 128, 0, {"train": 126_227}, "antialias"),
 }
 
 
-def cifar10() -> ml_collections.ConfigDict:
+def cifar10() -> ConfigDict:
     """CIFAR-10, 32x32, without labels: 60.0 M parameters, 34 GFLOP forward an image."""
     config = base()
     config.data.name = "cifar10"  # the release, as its authors pack it
@@ -88,7 +64,7 @@ def cifar10() -> ml_collections.ConfigDict:
     return _measured_on_inception(config)
 
 
-def imagenet64() -> ml_collections.ConfigDict:
+def imagenet64() -> ConfigDict:
     """ImageNet 64x64 with its 1,000 labels: 295.9 M parameters, 211 GFLOP forward an image."""
     config = _large("imagenet64")
     config.model.class_conditional = True  # the only one of the four
@@ -97,19 +73,15 @@ def imagenet64() -> ml_collections.ConfigDict:
     return config
 
 
-def lsun128(name: str) -> ml_collections.ConfigDict:
-    """LSUN at 128x128, without labels: 139.6 M parameters, 130 GFLOP forward an image.
-
-    Args:
-        name: "bedroom" or "church".
-    """
+def lsun128(name: str) -> ConfigDict:
+    """LSUN, "bedroom" or "church", at 128x128: 139.6 M parameters, 130 GFLOP forward an image."""
     config = _large(f"lsun_{name}128")
     config.model.channels = 64  # at 128 pixels, where a layer costs most
     config.model.channel_multipliers = (1, 2, 4, 6, 8)  # 128 down to 8 pixels
     return config
 
 
-def _large(name: str) -> ml_collections.ConfigDict:
+def _large(name: str) -> ConfigDict:
     """What ImageNet and LSUN share, and CIFAR-10 does not."""
     config = base()
     config.data.name = "prepared"  # too large to decode at each start
@@ -136,7 +108,7 @@ def _large(name: str) -> ml_collections.ConfigDict:
     return _measured_on_inception(config)
 
 
-def _measured_on_inception(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _measured_on_inception(config: ConfigDict) -> ConfigDict:
     """FID of 50,000 images against the training split, and what goes with it."""
     config.eval.features = "inception"  # the features that FID is defined by
     config.eval.metrics = ("fd", "kid", "precision_recall")  # FID first: baselines have it alone
@@ -144,22 +116,17 @@ def _measured_on_inception(config: ml_collections.ConfigDict) -> ml_collections.
     return config
 
 
-def teacher_alone(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def teacher_alone(config: ConfigDict) -> ConfigDict:
     """No rounds: the run ends with its teacher."""
     config.distill.end_steps = config.distill.start_steps  # so that there is no round
     return config
 
 
-def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
     """The config, or the variant of it that a person asked for by FILE.py:VARIANT.
 
-    Args:
-        variant: "" for the config as it is; "fast" for the short schedule: 10,000 updates a round,
-            and rounds from 256 steps; "tiny" for the same code in minutes on two cores, which
-            learns nothing.
-
-    Raises:
-        ValueError: there is no such variant.
+    "fast" is the short schedule, 10,000 updates a round from 256 steps on; "tiny" is the same code
+    in minutes on two cores, which learns nothing; "" is the config as it is.
     """
     if variant not in ("", *VARIANTS):
         raise ValueError(f"this config has the variants fast and tiny, not {variant}")
@@ -168,7 +135,7 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
     return config
 
 
-def _fast(config: ml_collections.ConfigDict) -> None:
+def _fast(config: ConfigDict) -> None:
     """The paper's appendix found less lost by fewer updates a round than by quartering."""
     config.distill.start_steps = 256  # two rounds fewer to wait for at 1024, five at 8192
     config.distill.updates = 10_000  # a fifth of the paper's
@@ -176,7 +143,7 @@ def _fast(config: ml_collections.ConfigDict) -> None:
     config.eval.baseline_images = 10_000  # for fewer hours; a metric's name has its count
 
 
-def _tiny(config: ml_collections.ConfigDict) -> None:
+def _tiny(config: ConfigDict) -> None:
     """Every part runs, at the data's own size: the network is narrow, the chain 4 -> 2 -> 1."""
     config.model.channels = 8  # enough for every part to have something to do
     config.model.channel_multipliers = (1,) * len(config.model.channel_multipliers)  # as deep

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import jax
-import ml_collections
 from clu import parameter_overview
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
@@ -36,7 +36,7 @@ from diffusion_distill.report.page import show_results
 from diffusion_distill.report.pictures import write_pictures
 from diffusion_distill.report.table import summary
 from diffusion_distill.runs import checkpoints
-from diffusion_distill.runs.network import Network, abstract_weights
+from diffusion_distill.runs.network import Network, with_abstract_params
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.buckets import as_path
@@ -49,24 +49,14 @@ from diffusion_distill.training.loop import Job, train
 from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.outlook import Outlook, outlook
 from diffusion_distill.training.recorder import Recorder
-from diffusion_distill.training.state import (
-    TrainState,
-    abstract_state,
-    init_student,
-    init_teacher,
-)
+from diffusion_distill.training.state import TrainState, abstract_state, init_student, init_teacher
 from diffusion_distill.training.step import Recipe
 from diffusion_distill.training.update import make_update
 from diffusion_distill.validate import validate
 
 
-def run_config(config: ml_collections.ConfigDict, workdir: str | Path) -> "Setup":
-    """Runs a config in a workdir to its end, from where it stands.
-
-    Raises:
-        UserError: see `check`, `run_chain`.
-        Stopped, CheckpointError, NonFiniteError: see `run_chain`.
-    """
+def run_config(config: ConfigDict, workdir: str | Path) -> "Setup":
+    """Runs a config in a workdir to its end, from where it stands; see `check` and `run_chain`."""
     setup = check(config, workdir)
     compiler.keep_programs(setup.config.runtime.cache_dir)
     run_chain(setup, Programs(setup), StopSignal())
@@ -75,28 +65,17 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path) -> "Setup
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a run is made of, once it is known to be possible.
+    """What a run is made of, once it is known to be possible."""
 
-    Attributes:
-        config: the run's; where a teacher from elsewhere is made for a number of steps, the chain
-            starts there.
-        workdir: where it is, or will be.
-        mesh: the devices.
-        source: what is trained on.
-        network: what is trained; its params are ShapeDtypeStructs.
-        teacher: whose weights the chain starts from; None where the run trains its own.
-        stages: by name, in order.
-        measurer: of its images.
-    """
-
-    config: ml_collections.ConfigDict
-    workdir: Workdir
-    mesh: Mesh
-    source: Source
-    network: Network
+    config: ConfigDict  # the run's; the chain starts at the steps that its teacher is made for
+    workdir: Workdir  # where it is, or will be
+    mesh: Mesh  # the devices
+    source: Source  # what is trained on
+    network: Network  # what is trained; its params are ShapeDtypeStructs
+    # whose weights the chain starts from; None where the run trains its own
     teacher: teachers.Teacher | None
-    stages: dict[str, Stage]
-    measurer: Measurer
+    stages: dict[str, Stage]  # by name, in order
+    measurer: Measurer  # of its images
 
     def model(self, dropout: float = 0.0) -> UNet:
         """The network as a Flax module."""
@@ -112,7 +91,7 @@ class Setup:
         return self.workdir.fixed_steps(stage) if stage.teacher is None else None
 
 
-def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
+def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """What a run is made of. Finds out all that can be before anything is computed or written.
 
     Raises:
@@ -129,8 +108,8 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
     _check_labels(config, source)
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
-    params = abstract_weights(config, source.image_shape, num_classes, mesh)
-    network = Network(config, source.image_shape, num_classes, None, params)
+    network = Network(config, source.image_shape, num_classes, None, {})
+    network = with_abstract_params(network, mesh)
     teacher = teachers.find(network, workdir, mesh)
     if teacher is not None:
         asked = config.distill.start_steps
@@ -148,7 +127,7 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> Setup:
     return Setup(config, folder, mesh, source, network, teacher, stages, measurer)
 
 
-def _check_labels(config: ml_collections.ConfigDict, source: Source) -> None:
+def _check_labels(config: ConfigDict, source: Source) -> None:
     if config.model.class_conditional and not source.num_classes:
         raise UserError(
             f"config.model.class_conditional is True, but {config.data.name} has no labels"
@@ -225,11 +204,7 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
 
 
 def train_stage(
-    setup: Setup,
-    programs: Programs,
-    stage: Stage,
-    stop: StopSignal,
-    run_left: RunLeft = no_run,
+    setup: Setup, programs: Programs, stage: Stage, stop: StopSignal, run_left: RunLeft = no_run
 ) -> tuple[dict, float]:
     """The averaged weights of a stage at its end, and the seconds that training it took.
 
@@ -257,11 +232,9 @@ def train_stage(
     if teacher_params is not None:
         teacher_params = programs.cast(teacher_params)  # frees those of float32
     workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
-    update, feed = programs.update(stage), programs.feed
-    job = Job(stage, setup.config, setup.mesh, update, teacher_params, feed)
-    recorder = Recorder(
-        stage, setup.config, workdir.path, int(fetch(state.step)), seconds, run_left
-    )
+    update, step = programs.update(stage), int(fetch(state.step))
+    job = Job(stage, setup.config, setup.mesh, update, teacher_params, programs.feed)
+    recorder = Recorder(stage, setup.config, workdir.path, step, seconds, run_left)
     state = train(job, state, recorder, stop)
     return state.ema_params, recorder.seconds
 

@@ -2,33 +2,26 @@
 
 import dataclasses
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
+    """One stage of a run."""
 
-    Attributes:
-        name: its folder in the workdir: "teacher", "student_0016".
-        num_steps: sampling steps it is made for. The teacher, trained in continuous time, has
-            those that distillation starts from.
-        teacher: name of the stage whose averaged weights it starts from and learns from; None for
-            the teacher itself.
-        updates: how many it makes; 0 for a teacher that was trained elsewhere.
-        learning_rate, warmup, lr_schedule: see `learning_rate` in training/step.py.
-        weight_decay, ema_decay, dropout: as in the config.
-    """
-
-    name: str
+    name: str  # its folder in the workdir: "teacher", "student_0016"
+    # sampling steps it is made for; of the teacher, which knows all times, where the chain starts
     num_steps: int
+    # name of the stage whose averaged weights it starts and learns from; None for the teacher
     teacher: str | None
-    updates: int
+    updates: int  # how many it makes; 0 for a teacher that was trained elsewhere
+    # see `learning_rate` in training/step.py
     learning_rate: float
     warmup: int
     lr_schedule: str
+    # as in the config
     weight_decay: float
     ema_decay: float
     dropout: float
@@ -39,7 +32,7 @@ class Stage:
         return self.num_steps if self.teacher else 0
 
 
-def plan(config: ml_collections.ConfigDict) -> list[Stage]:
+def plan(config: ConfigDict) -> list[Stage]:
     """The stages of a config in the order they run: a function of the config alone.
 
     A round from 2N to N steps makes `distill.updates` updates, and the rounds to 2 and to 1
@@ -70,16 +63,13 @@ def plan(config: ml_collections.ConfigDict) -> list[Stage]:
     return stages
 
 
-def started_from(
-    config: ml_collections.ConfigDict, teacher: str, fixed_steps: int | None
-) -> ml_collections.ConfigDict:
-    """The config of a run whose chain starts from a teacher that was trained elsewhere.
+def started_from(config: ConfigDict, teacher: str, fixed_steps: int | None) -> ConfigDict:
+    """The config, a copy, of a run whose chain starts from a teacher that was trained elsewhere.
 
     Args:
-        config: as the user gave it; stays as it is.
-        teacher: where the teacher's weights are, for `distill.teacher`.
-        fixed_steps: the only number of sampling steps that it takes: believed, whatever
-            `distill.start_steps` says. None for a teacher that takes any.
+        teacher: where its weights are, for `distill.teacher`.
+        fixed_steps: the only number of sampling steps that it takes, whatever
+            `distill.start_steps` says; None for a teacher that takes any.
 
     Raises:
         UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`.
@@ -101,6 +91,6 @@ def started_from(
     return config
 
 
-def _schedule(fields: ml_collections.ConfigDict) -> dict:
+def _schedule(fields: ConfigDict) -> dict:
     names = "learning_rate warmup lr_schedule weight_decay ema_decay dropout".split()
     return {name: fields[name] for name in names}

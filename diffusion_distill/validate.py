@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill.config import base
 from diffusion_distill.errors import UserError
@@ -23,19 +23,12 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a field accepts.
+    """What a field accepts."""
 
-    Attributes:
-        type: of the value. A float may be any finite number; True and False are no numbers.
-        told: what is accepted, as docs/config.md says it.
-        must_be: the same, as it follows "it must be" in a message.
-        accepts: whether a value of that type is accepted.
-    """
-
-    type: type
-    told: str
-    must_be: str = ""
-    accepts: Callable[[Any], bool] = lambda value: True
+    type: type  # of the value. A float may be any finite number; True and False are no numbers.
+    told: str  # what is accepted, as docs/config.md says it
+    must_be: str = ""  # the same, as it follows "it must be" in a message
+    accepts: Callable[[Any], bool] = lambda value: True  # whether a value of that type is accepted
 
 
 def _in(values):
@@ -48,16 +41,6 @@ def _list(values):
 
 def _codes(values):
     return ", ".join(f"`{value}`" for value in values)
-
-
-def text() -> Row:
-    """Any text."""
-    return Row(str, "text")
-
-
-def flag() -> Row:
-    """True or False."""
-    return Row(bool, "`True`, `False`")
 
 
 def one_of(*values: str | int) -> Row:
@@ -83,18 +66,6 @@ def integer(low: int, high: int | None = None) -> Row:
     return Row(int, told, f"an {told}", lambda value: low <= value <= high)
 
 
-def integer_or_0(low: int, means: str) -> Row:
-    """An integer of at least `low`; 0 stands for what `means` says."""
-    must_be = f"at least {low}, or 0 for {means}"
-    return Row(int, f"integer from {low}, or 0", must_be, lambda v: v >= low or v == 0)
-
-
-def power_of_2() -> Row:
-    """1, 2, 4, 8, ..."""
-    told = "power of 2"
-    return Row(int, told, f"a {told}", lambda value: value >= 1 and value & (value - 1) == 0)
-
-
 def integers(low: int | None = None) -> Row:
     """A tuple of any integers; of one or more of at least `low`, where that is given."""
 
@@ -115,21 +86,27 @@ def number(low: float = -math.inf, high: float = math.inf, below: float = math.i
     return Row(float, told, must_be, lambda value: low <= value <= high and value < below)
 
 
+_TEXT = Row(str, "text")
+_FLAG = Row(bool, "`True`, `False`")
+_POWER_OF_2 = Row(int, "power of 2", "a power of 2", lambda v: v >= 1 and v & (v - 1) == 0)
 _FRACTION = number(0, below=1)
 _SEED = integer(0, 2**31 - 1)
+_BASELINE_IMAGES = Row(
+    int, "integer from 2, or 0", "at least 2, or 0 for eval.num_images", lambda v: v >= 2 or v == 0
+)
 _LR_SCHEDULE = one_of("constant", "linear")
 
 ROWS = {
     "seed": _SEED,
     "data.name": one_of("cifar10", "digits", "folder", "npz", "prepared", "tfds"),
-    "data.path": text(),
-    "data.split": text(),
+    "data.path": _TEXT,
+    "data.split": _TEXT,
     "data.image_size": integer(0),
     "data.resize": one_of("area", "antialias"),
     "data.channels": one_of(0, 1, 3),
-    "data.folder_labels": flag(),
-    "data.tfds_name": text(),
-    "data.random_flip": flag(),
+    "data.folder_labels": _FLAG,
+    "data.tfds_name": _TEXT,
+    "data.random_flip": _FLAG,
     "diffusion.parameterization": one_of("x", "eps", "v", "both"),
     "diffusion.weighting": one_of("constant", "snr", "truncated_snr", "snr_plus_one"),
     "diffusion.logsnr_min": number(),
@@ -142,8 +119,8 @@ ROWS = {
     "model.num_heads": integer(0),
     "model.head_dim": integer(0),
     "model.num_groups": integer(1),
-    "model.class_conditional": flag(),
-    "model.resample_blocks": flag(),
+    "model.class_conditional": _FLAG,
+    "model.resample_blocks": _FLAG,
     "model.time_input": one_of("arctan", "linear", "sigmoid"),
     "model.dtype": one_of(*DTYPES),
     "train.batch_size": integer(1),
@@ -160,9 +137,9 @@ ROWS = {
     "teacher.weight_decay": number(0),
     "teacher.ema_decay": _FRACTION,
     "teacher.dropout": _FRACTION,
-    "distill.teacher": text(),
-    "distill.start_steps": power_of_2(),
-    "distill.end_steps": power_of_2(),
+    "distill.teacher": _TEXT,
+    "distill.start_steps": _POWER_OF_2,
+    "distill.end_steps": _POWER_OF_2,
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
     "distill.learning_rate": number(0),
@@ -175,31 +152,31 @@ ROWS = {
     "eval.num_images": integer(2),
     "eval.seed": _SEED,
     "eval.features": one_of("pixels", "thumbnails", "inception"),
-    "eval.split": text(),
-    "eval.reference": text(),
-    "eval.allow_biased": flag(),
+    "eval.split": _TEXT,
+    "eval.reference": _TEXT,
+    "eval.allow_biased": _FLAG,
     "eval.max_steps": integer(1),
     "eval.baselines": names(("ddim", "ancestral", "dpmpp_2m", "heun")),
-    "eval.baseline_images": integer_or_0(2, means="eval.num_images"),
+    "eval.baseline_images": _BASELINE_IMAGES,
     "eval.ancestral_variance": number(0, high=1),
-    "eval.label_agreement": flag(),
+    "eval.label_agreement": _FLAG,
     "eval.grid_images": integer(1),
     "runtime.data_on_device": one_of("auto", "always", "never"),
     "runtime.fsdp": integer(1),
     "runtime.accumulation": integer(1),
-    "runtime.remat": flag(),
-    "runtime.fused_attention": flag(),
+    "runtime.remat": _FLAG,
+    "runtime.fused_attention": _FLAG,
     "runtime.updates_per_call": integer(0),
     "runtime.sampler_loop": one_of("auto", "inside", "outside"),
     "runtime.sampler_batch_size": integer(1),
-    "runtime.feature_weights": text(),
-    "runtime.cache_dir": text(),
+    "runtime.feature_weights": _TEXT,
+    "runtime.cache_dir": _TEXT,
     "runtime.log_every_seconds": number(0),
     "runtime.log_every_updates": integer(1),
 }
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: ConfigDict) -> None:
     """Checks every field's type and range, before anything is computed or written.
 
     Raises:
@@ -218,25 +195,24 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_together(config)
 
 
-def from_dict(fields: dict) -> ml_collections.ConfigDict:
+def from_dict(fields: dict) -> ConfigDict:
     """The config that `to_dict` (or its JSON) came from, validated.
 
     Raises:
         UserError: the fields are not those of a valid config.
     """
-    config = ml_collections.ConfigDict(
-        {
-            section: {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-            if isinstance(values, dict)
-            else values
-            for section, values in fields.items()
-        }
-    )
+
+    def with_tuples(value):
+        if isinstance(value, dict):
+            return {name: with_tuples(inner) for name, inner in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    config = ConfigDict(with_tuples(fields))
     validate(config)
     return config
 
 
-def from_file(path: str) -> ml_collections.ConfigDict:
+def from_file(path: str) -> ConfigDict:
     """The config of a file in configs/, validated; "FILE.py:VARIANT" works as for --config.
 
     Raises:
@@ -259,7 +235,7 @@ def from_file(path: str) -> ml_collections.ConfigDict:
 
 def _check_names(path, fields, expected):
     """Every field is known, and none is missing."""
-    if not isinstance(fields, ml_collections.ConfigDict):
+    if not isinstance(fields, ConfigDict):
         raise UserError(f"{path} is {fields!r}; it must have the fields {_list(expected)}")
     for name in fields:
         if name not in expected:
@@ -267,7 +243,7 @@ def _check_names(path, fields, expected):
     for name, default in expected.items():
         if name not in fields:
             raise UserError(f"{path}.{name} is missing")
-        if isinstance(default, ml_collections.ConfigDict):
+        if isinstance(default, ConfigDict):
             _check_names(f"{path}.{name}", fields[name], default)
 
 

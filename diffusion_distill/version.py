@@ -13,18 +13,9 @@ def code_version() -> str:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return __version__
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    command = "git describe --always --dirty --abbrev=12 --exclude=*".split()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return __version__
     return done.stdout.strip() if done.returncode == 0 else __version__

@@ -14,7 +14,7 @@ from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
 from diffusion_distill.diffusion.samplers import SAMPLERS
 from diffusion_distill.errors import UserError
-from diffusion_distill.metrics.features import FEATURES
+from diffusion_distill.metrics.measure import FEATURES
 from diffusion_distill.metrics.yardstick import METRICS
 from diffusion_distill.models.unet import TIME_INPUTS
 from diffusion_distill.validate import ROWS, validate

@@ -16,15 +16,11 @@ class Prediction(NamedTuple):
     """One belief about a noisy image z_t, seen as image, as noise and as velocity.
 
     The three are tied by z_t = alpha x + sigma eps and v = alpha eps - sigma x.
-
-    Attributes:
-        x: the noise-free image, [B, ...].
-        eps: the noise, [B, ...].
-        v: the velocity dz / dphi, [B, ...] (section 4, and appendix D, of Salimans & Ho 2022).
     """
 
-    x: jax.Array
-    eps: jax.Array
+    x: jax.Array  # the noise-free image, [B, ...]
+    eps: jax.Array  # the noise, [B, ...]
+    # the velocity dz / dphi, [B, ...] (section 4, and appendix D, of Salimans & Ho 2022)
     v: jax.Array
 
 
@@ -45,11 +41,7 @@ def q_sample(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
 
 
 def q_posterior(
-    x: jax.Array,
-    z_t: jax.Array,
-    logsnr_s: jax.Array,
-    logsnr_t: jax.Array,
-    variance: float = 0.0,
+    x: jax.Array, z_t: jax.Array, logsnr_s: jax.Array, logsnr_t: jax.Array, variance: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation of q(z_s | z_t, x) for s < t.
 
@@ -59,10 +51,8 @@ def q_posterior(
     log: sigma_small^(2 (1 - c)) sigma_large^(2 c) (Nichol & Dhariwal 2021).
 
     Args:
-        x: images, [B, ...].
-        z_t: noisy images, [B, ...].
-        logsnr_s: logSNR at the less noisy time, [B] or []; must be above logsnr_t.
-        logsnr_t: logSNR at the noisier time, [B] or [].
+        x, z_t: images and noisy images, [B, ...].
+        logsnr_s, logsnr_t: logSNR at the less noisy time and at the noisier; s above t.
         variance: the log-variance coefficient c: 0 is small, 1 is large.
 
     Returns:
@@ -124,13 +114,9 @@ def output_channels(parameterization: str, channels: int) -> int:
 def predict(
     output: jax.Array, z: jax.Array, logsnr: jax.Array, parameterization: str
 ) -> Prediction:
-    """The prediction that a network output stands for.
+    """The prediction that a network's output for z stands for.
 
-    Args:
-        output: what the network gave for z: [B, ..., C], for "both" [B, ..., 2C].
-        z: the noisy images, [B, ..., C].
-        logsnr: their logSNR, [B] or [].
-        parameterization: one of PARAMETERIZATIONS: "x", "eps", "v", "both".
+    output is [B, ..., C], for "both" [B, ..., 2C]; parameterization is one of PARAMETERIZATIONS.
 
     Raises:
         ValueError: the parameterization is unknown, or the output has the wrong channels.

@@ -26,15 +26,10 @@ NoiseFn = Callable[[jax.Array], jax.Array]
 
 
 class SamplerState(NamedTuple):
-    """What a sampler carries from step to step.
+    """What a sampler carries from step to step."""
 
-    Attributes:
-        z: the images as they stand, [B, ...]: noise at the start, samples at the end.
-        x_hat: the x predicted one step earlier, [B, ...]; for multi-step samplers.
-    """
-
-    z: jax.Array
-    x_hat: jax.Array
+    z: jax.Array  # the images as they stand, [B, ...]: noise at the start, samples at the end
+    x_hat: jax.Array  # the x predicted one step earlier, [B, ...]; for multi-step samplers
 
 
 Step = Callable[[Denoiser, SamplerState, jax.Array, jax.Array, LogsnrFn, NoiseFn], SamplerState]
@@ -164,18 +159,12 @@ def sample(
     logsnr_fn: LogsnrFn,
     noise_fn: NoiseFn,
 ) -> jax.Array:
-    """Images from noise z at t = 1, with the loop in the compiled program.
+    """Images [B, ...] from standard normal noise z at t = 1, the loop in the compiled program.
 
     Args:
         step: one of SAMPLERS, or a partial of one.
-        denoiser: (z [B, ...], logsnr [B]) -> Prediction.
-        z: standard normal noise, [B, ...].
         num_steps: how many steps; may be traced.
-        logsnr_fn: the schedule.
         noise_fn: from i to standard normal noise of z's shape; called by stochastic samplers.
-
-    Returns:
-        x_hat of the last step, [B, ...].
     """
 
     def body(count, state):

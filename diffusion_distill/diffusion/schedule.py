@@ -20,13 +20,7 @@ def cosine_logsnr(t: jax.Array, logsnr_min: float = -20.0, logsnr_max: float = 2
     logSNR = -2 log tan(phi). Near t = 1, phi is near pi / 2, where float32 has spent its digits on
     the pi / 2; there the complement pi / 2 - phi is computed instead, from 1 - t, which is exact.
 
-    Args:
-        t: times in [0, 1], any shape. A value outside is not checked.
-        logsnr_min: logSNR at t = 1.
-        logsnr_max: logSNR at t = 0.
-
-    Returns:
-        logSNR in nats, with the shape and dtype of t.
+    Times t in [0, 1] have any shape, and are not checked; logSNR, in nats, has t's shape and dtype.
     """
     t = jnp.asarray(t, jnp.result_type(t, jnp.float32))
     phi_at_0 = math.atan(math.exp(-0.5 * logsnr_max))

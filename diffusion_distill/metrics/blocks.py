@@ -16,8 +16,7 @@ import numpy as np
 from diffusion_distill.data.batches import batches_of
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.errors import UserError
-from diffusion_distill.storage.arrays import load_arrays, save_arrays
-from diffusion_distill.storage.files import remove
+from diffusion_distill.storage.files import load_arrays, remove, save_arrays
 
 BLOCK = 256  # images: what a stop can cost
 
@@ -32,25 +31,20 @@ OnBatch = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class BlockStore:
-    """Blocks in files, one each.
+    """Blocks in files, one each."""
 
-    Attributes:
-        folder: made with the first block.
-        made_of: plain JSON values that tell these blocks from any others: blocks of other values
-            in the same folder are replaced.
-        say: where a damaged block is spoken of.
-    """
-
-    folder: Path
+    folder: Path  # made with the first block
+    # plain JSON values that tell these blocks from any others: blocks of other values in the same
+    # folder are replaced
     made_of: dict
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = print  # where a damaged block is spoken of
 
     def load(self, number: int) -> Arrays | None:
-        """A block's arrays; None where it is missing, damaged, or of something else."""
+        """A block's arrays; see `read`."""
         return self.read(self._path(number))
 
     def read(self, path: Path) -> Arrays | None:
-        """The same of any file of arrays."""
+        """A file's arrays; None where it is missing, damaged, or of something else."""
         try:
             arrays, made_of = load_arrays(path)
         except FileNotFoundError:
@@ -87,10 +81,7 @@ def in_blocks(
 
     Args:
         batch_fn: what makes a batch; the last one is filled up with the last image.
-        count: images in all.
-        batch_size: images in a batch.
         store: blocks that it has are taken from there, and the others are kept there.
-        on_batch: see `OnBatch`.
         start: the first image; a multiple of BLOCK, or count.
     """
     rest = None

@@ -1,11 +1,23 @@
-"""Feature networks: what distances compare. A mapping from name to loader, so others can join."""
+"""Feature networks, which turn images into what distances compare, and the two without weights."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from diffusion_distill.metrics import inception
-from diffusion_distill.metrics.feature_network import FeatureNetwork
+
+@dataclasses.dataclass(frozen=True)
+class FeatureNetwork:
+    """A network that turns images into features."""
+
+    name: str  # its key in FEATURES of measure.py
+    params: Any  # its weights, a pytree of arrays; {} for none
+    # (params, uint8 images [B, H, W, C]) -> (features float32 [B, D], logits float32 [B, K] of a
+    # classifier or None). A pure function, to be jitted and sharded by the batch.
+    apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
+    fingerprint: str = ""  # tells these weights from others: a sha256; "" for none
 
 
 def pixels(weights: str = "") -> FeatureNetwork:
@@ -35,11 +47,3 @@ def thumbnails(weights: str = "") -> FeatureNetwork:
         return x.mean(axis=(2, 4)).reshape(batch, -1) / 127.5 - 1.0, None
 
     return FeatureNetwork("thumbnails", {}, apply)
-
-
-# Each: the path of its weights ("" for where they usually are) -> the network.
-FEATURES: dict[str, Callable[[str], FeatureNetwork]] = {
-    "pixels": pixels,
-    "thumbnails": thumbnails,
-    "inception": inception.load,
-}

@@ -15,17 +15,11 @@ class Statistics(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What statistics are accumulated as, in float64.
+    """What statistics are accumulated as, in float64."""
 
-    Attributes:
-        count: of the features.
-        mean: their mean, [D].
-        scatter: the sum of (x - mean)(x - mean)^T over them, [D, D].
-    """
-
-    count: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    count: int  # of the features
+    mean: np.ndarray  # their mean, [D]
+    scatter: np.ndarray  # the sum of (x - mean)(x - mean)^T over them, [D, D]
 
 
 def moments(features: np.ndarray) -> Moments:

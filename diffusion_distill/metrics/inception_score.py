@@ -12,8 +12,7 @@ def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, fl
     for all, as equal in size as can be: where images come class by class, consecutive ones, as
     other implementations take them, would lack classes and score far too low.
 
-    Args:
-        logits: [N, K], N at least `splits`.
+    logits are [N, K], N at least `splits`.
     """
     order = np.random.default_rng(0).permutation(len(logits))
     logits = np.asarray(logits, np.float64)

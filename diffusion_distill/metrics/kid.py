@@ -18,25 +18,18 @@ def kernel_distance(
     Binkowski et al. 2018, section 4: unbiased, with the kernel (x.y / D + 1)^3; it may be negative.
     Each subset is drawn without replacement from both sets. The spread is that between subsets,
     not the error of the mean. Where both sets are no larger than a subset there is but one value,
-    of all, and no spread: None.
-
-    Args:
-        a: features [N, D].
-        b: features [M, D].
-        subsets: how many.
-        subset_size: of each; less where N or M is less, down to 2.
-        seed: of the draws.
+    of all, and no spread: None. Features are [N, D] and [M, D]; where N or M is less than a subset,
+    that is as large, down to 2.
     """
     if max(len(a), len(b)) <= subset_size:
         return squared_mmd(a, b), None
     size = min(subset_size, len(a), len(b))
     rng = np.random.default_rng(seed)
-    values = [
-        squared_mmd(
-            a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)]
-        )
-        for _ in range(subsets)
-    ]
+
+    def drawn(features):
+        return features[rng.choice(len(features), size, replace=False)]
+
+    values = [squared_mmd(drawn(a), drawn(b)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
@@ -24,20 +24,24 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import everywhere, on_main
 from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch
 from diffusion_distill.metrics.classifier import LabelJudge
-from diffusion_distill.metrics.features import FEATURES, FeatureNetwork
+from diffusion_distill.metrics.features import FeatureNetwork, pixels, thumbnails
 from diffusion_distill.metrics.names import check_count
 from diffusion_distill.metrics.reference import Reference, reference_from_file, reference_of
 from diffusion_distill.metrics.request import Request, Result
-from diffusion_distill.metrics.yardstick import METRICS, Yardstick, check_size
+from diffusion_distill.metrics.yardstick import METRICS, Yardstick, check_feature_size
 from diffusion_distill.storage.files import cache_folder, read_json, write_atomically
 from diffusion_distill.terminal.console import say
 from diffusion_distill.terminal.progress import Progress, RunLeft, no_run
 from diffusion_distill.version import code_version
 
+# Each: the path of its weights ("" for where they usually are) -> the network.
+FEATURES = {"pixels": pixels, "thumbnails": thumbnails, "inception": inception.load}
 
-def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNetwork:
+
+def feature_network(config: ConfigDict, mesh: Mesh) -> FeatureNetwork:
     """The feature network of config.eval, compiled for batches that are split over the mesh.
 
     Raises:
@@ -45,12 +49,9 @@ def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNet
     """
     network = everywhere(lambda: FEATURES[config.eval.features](config.runtime.feature_weights))
     whole, rows = replicated(mesh), batched(mesh)
-    compiled = jax.jit(
-        network.apply,
-        in_shardings=(whole, rows),
-        out_shardings=rows,
-        compiler_options=compiler.options(mesh.devices.flat[0].platform),
-    )
+    options = compiler.options(mesh.devices.flat[0].platform)
+    jit = functools.partial(jax.jit, out_shardings=rows, compiler_options=options)
+    compiled = jit(network.apply, in_shardings=(whole, rows))
 
     @functools.wraps(network.apply)
     def apply(params, images):
@@ -62,16 +63,13 @@ def feature_network(config: ml_collections.ConfigDict, mesh: Mesh) -> FeatureNet
 class Measurer:
     """Measures by the yardstick of config.eval; its reference is computed when first needed.
 
-    Attributes:
-        config: whose eval says how.
-        mesh: the devices.
-        check: called after each batch; raises where the work is to stop. A run sets its own.
-        run_left: what progress says of all of a run. A run sets its own.
+    A run sets `check`, which is called after each batch and raises where the work is to stop, and
+    `run_left`, what progress says of all of the run.
     """
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: ConfigDict,
         mesh: Mesh,
         network: FeatureNetwork,
         image_shape: tuple[int, int, int],
@@ -81,8 +79,6 @@ class Measurer:
         """Checks what can be checked before anything is computed.
 
         Args:
-            config: of a run, or of anybody who measures.
-            mesh: the devices.
             network: of `feature_network`.
             image_shape: (H, W, C) of the images that are to be measured.
             reference: real images to compare with, or what is known of some.
@@ -125,15 +121,10 @@ class Measurer:
         return rounded_up(min(self.config.runtime.sampler_batch_size, count), self.mesh)
 
     def measure(self, request: Request, folder: Path, label: str) -> Result:
-        """What a request asks for, measured now or kept from before.
+        """What a request asks for, measured now or kept from before; see `Yardstick.measure`.
 
-        Args:
-            request: what to measure.
-            folder: where blocks, and in the end the result, are kept; whoever asks removes it.
-            label: what lines of progress begin with.
-
-        Raises:
-            UserError: see `Yardstick.measure`.
+        Blocks, and in the end the result, are kept in `folder`; whoever asks removes it. Lines of
+        progress begin with `label`.
         """
         made_of = request.made_of | {
             "metrics": list(self.config.eval.metrics),
@@ -185,15 +176,14 @@ class Measurer:
             shape = "x".join(map(str, image_shape))
             raise UserError(f"{name} takes no images of {shape}: {error}") from None
         if isinstance(real, Reference):
-            check_size(features.shape[1], real)
+            check_feature_size(features.shape[1], real)
         elif "fd" in evaluation.metrics:
             what = f"the number of images of {real.name}, {real.split},"
             check_count(name, len(real), evaluation.allow_biased, what)
-        first = METRICS[evaluation.metrics[0]]
-        why = ""
-        counts = [evaluation.num_images, evaluation.baseline_images or evaluation.num_images]
-        if min(counts) < first.least:
-            why = f"it takes at least {first.least} images, not {min(counts)}"
+        first, why = METRICS[evaluation.metrics[0]], ""
+        count = min(evaluation.num_images, evaluation.baseline_images or evaluation.num_images)
+        if count < first.least:
+            why = f"it takes at least {first.least} images, not {count}"
         if first.needs_logits and logits is None:
             why = f"config.eval.features, {name}, gives no logits"
         if first.needs_features and isinstance(real, Reference) and real.features is None:
@@ -205,13 +195,8 @@ class Measurer:
             )
 
 
-def for_run(config: ml_collections.ConfigDict, source: Source, mesh: Mesh) -> Measurer:
-    """What a run's stages are measured with.
-
-    Args:
-        config: the run's.
-        source: what is trained on.
-        mesh: the devices.
+def for_run(config: ConfigDict, source: Source, mesh: Mesh) -> Measurer:
+    """What the stages of a run that trains on `source` are measured with.
 
     Raises:
         UserError: weights, the reference or its split are missing; or see `Measurer`.
@@ -222,14 +207,10 @@ def for_run(config: ml_collections.ConfigDict, source: Source, mesh: Mesh) -> Me
     return Measurer(config, mesh, network, source.image_shape, reference, labelled)
 
 
-def config_reference(
-    config: ml_collections.ConfigDict, source: Source | None = None
-) -> Source | Reference:
+def config_reference(config: ConfigDict, source: Source | None = None) -> Source | Reference:
     """What config.eval compares with: another project's statistics, or all images of a split.
 
-    Args:
-        config: names it.
-        source: what is trained on, where that is there already.
+    `source` is what is trained on, where that is there already.
 
     Raises:
         UserError: it cannot be had.

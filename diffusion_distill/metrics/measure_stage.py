@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import batches_of
 from diffusion_distill.devices.distributed import fetch
@@ -22,19 +22,12 @@ SamplerOf = Callable[[str, int], Sampler]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way in which a stage's weights are sampled and measured.
+    """One way in which a stage's weights are sampled and measured."""
 
-    Attributes:
-        sampler: its name.
-        num_steps: sampling steps.
-        count: images.
-        only: the one metric of a baseline; None for all that are asked for.
-    """
-
-    sampler: str
-    num_steps: int
-    count: int
-    only: str | None = None
+    sampler: str  # its name
+    num_steps: int  # sampling steps
+    count: int  # images
+    only: str | None = None  # the one metric of a baseline; None for all that are asked for
 
     def __str__(self) -> str:
         return f"{self.sampler}, {self.num_steps} steps"
@@ -65,10 +58,7 @@ def stage_row(
     itself a student is measured at its own number of steps, and has no baselines.
 
     Args:
-        measurer: of the run.
-        stage: the teacher, or a student.
         all_steps: of all stages: those at which the teacher's baselines are measured.
-        sampler_of: its samplers.
         folder: of this stage alone: where blocks of features, and results, are kept until the row
             is written, and where what was stopped goes on from.
         fixed_steps: the only number of steps that the teacher takes; None where any will do.
@@ -81,11 +71,8 @@ def stage_row(
     weights = sampler_of(own.sampler, own.num_steps).fingerprint()
 
     def measure(setting: Setting) -> Result:
-        made_of = {
-            "weights": weights,
-            "sampler": setting.sampler,
-            "ancestral_variance": evaluation.ancestral_variance,
-        }
+        made_of = {"weights": weights, "sampler": setting.sampler}
+        made_of |= {"ancestral_variance": evaluation.ancestral_variance}
         sampler = sampler_of(setting.sampler, setting.num_steps)
         request = of_sampler(sampler, setting.count, evaluation.seed, made_of, setting.only)
         return measurer.measure(request, folder / setting.folder, f"{stage.name}: {setting}")
@@ -115,10 +102,7 @@ def stage_row(
 
 
 def measuring_work(
-    stage: Stage,
-    all_steps: list[int],
-    evaluation: ml_collections.ConfigDict,
-    fixed_steps: int | None = None,
+    stage: Stage, all_steps: list[int], evaluation: ConfigDict, fixed_steps: int | None = None
 ) -> dict[str, int]:
     """What `stage_row` measures of a stage in order, as progress names it, and the work in each.
 
@@ -155,9 +139,7 @@ def first_images(
     return np.concatenate(batches)[:count]
 
 
-def _own_setting(
-    stage: Stage, evaluation: ml_collections.ConfigDict, fixed_steps: int | None
-) -> Setting | None:
+def _own_setting(stage: Stage, evaluation: ConfigDict, fixed_steps: int | None) -> Setting | None:
     """What a stage is measured at itself; None for a student of too many steps."""
     steps = min(stage.num_steps, evaluation.max_steps)
     if stage.teacher is not None and steps < stage.num_steps:
@@ -166,10 +148,7 @@ def _own_setting(
 
 
 def _baselines(
-    stage: Stage,
-    all_steps: list[int],
-    evaluation: ml_collections.ConfigDict,
-    fixed_steps: int | None,
+    stage: Stage, all_steps: list[int], evaluation: ConfigDict, fixed_steps: int | None
 ) -> list[Setting]:
     """The undistilled teacher by other samplers and steps, compared by the first metric."""
     if stage.teacher is not None or fixed_steps is not None:

@@ -39,8 +39,7 @@ def is_biased(features: str, count: int) -> bool:
 def check_count(features: str, count: int, allow_biased: bool, what: str) -> None:
     """Raises UserError where a Frechet distance would be biased and that was not asked for.
 
-    Args:
-        what: has so many images, as a message begins: "config.eval.num_images".
+    The message begins with `what` has so many images: "config.eval.num_images".
     """
     if is_biased(features, count) and not allow_biased:
         raise UserError(

@@ -14,17 +14,12 @@ CHUNK = 2**23  # numbers at once: 32 MiB as float32
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """For each of Q images, its K nearest ones of a set, the nearest first.
+    """For each of Q images, its K nearest ones of a set, the nearest first."""
 
-    Attributes:
-        indices: int [Q, K], of images of the set.
-        distances: float64 [Q, K], root mean square over pixels and channels, in levels of 0 to 255.
-        mirrored: bool [Q, K], whether it is the mirror image that is so near.
-    """
-
-    indices: np.ndarray
+    indices: np.ndarray  # int [Q, K], of images of the set
+    # float64 [Q, K], root mean square over pixels and channels, in levels of 0 to 255
     distances: np.ndarray
-    mirrored: np.ndarray
+    mirrored: np.ndarray  # bool [Q, K], whether it is the mirror image that is so near
 
 
 def searched(size: int, image_bytes: int) -> np.ndarray:
@@ -52,7 +47,6 @@ def nearest(
         images: uint8 [Q, H, W, C].
         read: indices int [n] -> uint8 [n, H, W, C], images of the set.
         among: int [M], those to search.
-        count: K.
         mirror: whether mirror images count, as where training mirrors at random.
         own: int [Q], an index for each image that is left out: its own, where it is of the set.
     """
@@ -68,8 +62,8 @@ def nearest(
         squares = squares.reshape(len(queries), len(images), -1)
         if own is not None:
             squares[:, own[:, None] == indices] = np.inf
-        here = np.stack([squares.min(0), np.broadcast_to(indices, squares.shape[1:]),
-                         squares.argmin(0)])  # fmt: skip
+        there = np.broadcast_to(indices, squares.shape[1:])
+        here = np.stack([squares.min(0), there, squares.argmin(0)])
         best = np.concatenate([best, here], 2)
         kept = np.argsort(best[0], 1, kind="stable")[:, :count]
         best = np.take_along_axis(best, kept[None], 2)

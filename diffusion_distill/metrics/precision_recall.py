@@ -28,10 +28,8 @@ def precision_recall(
     Distances are computed in float32, `rows` x M at a time; what rounding may have moved out of a
     ball counts as inside, so that copies of one feature are neighbours at no distance.
 
-    Args:
-        generated: features [N, D], N more than k.
-        real: features [M, D], M more than k.
-        real_radii: of `radii(real)`, where they are known; they take most of the time.
+    Features are [N, D] and [M, D], N and M more than k. `real_radii` is `radii(real)`, where that
+    is known: it takes most of the time.
     """
     if real_radii is None:
         real_radii = radii(real, k, rows)

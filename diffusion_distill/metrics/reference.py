@@ -13,16 +13,15 @@ import numpy as np
 
 from diffusion_distill import __version__
 from diffusion_distill.data.batches import subset
-from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
+from diffusion_distill.data.sources import load_images
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Moments, Statistics, merge, moments, to_statistics
 from diffusion_distill.metrics.precision_recall import radii
-from diffusion_distill.storage.arrays import save_arrays
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import locked_in_turn, read_npz
+from diffusion_distill.storage.files import locked_in_turn, read_npz, save_arrays
 
 KEPT = 50_000  # features at most, for what compares with features
 FORMAT = 1  # raised whenever the same images would give other arrays
@@ -32,22 +31,14 @@ _MOMENTS = 0  # number in the store of the moments so far; features kept have th
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One set of real images, as distances need it.
+    """One set of real images, as distances need it."""
 
-    Attributes:
-        name: as metric names have it: a split, or "vs_NAME" for what is no split of the data set.
-        statistics: of the features of all its images.
-        features: float32 [M, D] of a fixed random subset, M at most KEPT; None where only
-            statistics are known.
-        count: images it is made of; None where that is not known.
-        made_of: plain JSON values that tell it from any other.
-    """
-
-    name: str
-    statistics: Statistics
+    name: str  # as metric names have it: a split, or "vs_NAME" for what is no split of the data set
+    statistics: Statistics  # of the features of all its images
+    # float32 [M, D] of a fixed random subset, M at most KEPT; None where only statistics are known
     features: np.ndarray | None
-    count: int | None
-    made_of: dict
+    count: int | None  # images it is made of; None where that is not known
+    made_of: dict  # plain JSON values that tell it from any other
 
     @functools.cached_property
     def radii(self) -> np.ndarray:
@@ -71,15 +62,8 @@ def reference_of(
     """The reference of all images of a source: from the cache, or computed and put there.
 
     It is taken from the cache only where everything that it was computed from is the same, and its
-    arrays match their checksum. Where computing it was stopped, it goes on.
-
-    Args:
-        source: at least 2 images.
-        network: what features are; its `apply` takes batches of batch_size.
-        batch_size: images at once.
-        cache_dir: folder of the cache; a source without a fingerprint is not cached.
-        say: where progress is spoken of.
-        on_batch: see `OnBatch`.
+    arrays match their checksum; a source without a fingerprint is not cached. Where computing it
+    was stopped, it goes on.
 
     Raises:
         UserError: there are too few images, or another process computes the same reference.
@@ -142,7 +126,7 @@ def images_or_statistics(path: str | Path) -> Source | Reference:
     return dataclasses.replace(load_images(path), split=_vs_name(path))
 
 
-def check_sizes(images: Source, reference: Source | Reference) -> None:
+def check_image_shapes(images: Source, reference: Source | Reference) -> None:
     """Raises UserError where images have another shape than the reference's, if that is known."""
     if isinstance(reference, Source) and images.image_shape != reference.image_shape:
         a, b = ("x".join(map(str, s.image_shape)) for s in (images, reference))

@@ -1,6 +1,7 @@
 """What is to be measured, and what came of it: the same for samplers and for sets of images."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,39 +15,28 @@ from diffusion_distill.generate import Sampler
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A set of images to measure: a function of indices.
+    """A set of images to measure: a function of indices."""
 
-    Attributes:
-        images_fn: indices int [B] -> uint8 images [B, H, W, C], on the host or left on the devices.
-        count: of the images, N.
-        batch_size: images at once, as many as the feature network can take.
-        labels: what they were asked to show, [N]; None where nothing was.
-        made_of: plain JSON values that tell these images from any others.
-        only: one of the metrics in place of all, and no judge of labels.
-        notes: what one must know of the images, for the result's.
-    """
-
+    # indices int [B] -> uint8 images [B, H, W, C], on the host or left on the devices
     images_fn: Callable[[np.ndarray], jax.Array | np.ndarray]
-    count: int
-    batch_size: int
-    labels: np.ndarray | None = None
+    count: int  # of the images, N
+    batch_size: int  # images at once, as many as the feature network can take
+    labels: np.ndarray | None = None  # what they were asked to show, [N]; None where nothing was
+    # plain JSON values that tell these images from any others
     made_of: dict = dataclasses.field(default_factory=dict)
-    only: str | None = None
+    only: str | None = None  # one of the metrics in place of all, and no judge of labels
+    # what one must know of the images, for the result's
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What was measured of one set of images.
+    """What was measured of one set of images."""
 
-    Attributes:
-        values: by the metric's name, in the order asked for; a spread is under the name with
-            "_std". Label agreement is under "label_agreement".
-        notes: by the metric's name or what was asked for: why there is no value, or what one must
-            know of it.
-    """
-
+    # by the metric's name, in the order asked for; a spread is under the name with "_std". Label
+    # agreement is under "label_agreement".
     values: dict[str, float]
+    # by the metric's name or what was asked for: why there is no value, or what one must know of it
     notes: dict[str, str]
 
     @property
@@ -64,25 +54,16 @@ def of_sampler(
 ) -> Request:
     """Images 0 to count - 1 that a sampler makes from a seed.
 
-    Args:
-        sampler: of any weights.
-        count, seed: as in a call of the sampler.
-        made_of: tells its weights, and how it samples, from any others.
-        only: see `Request`.
+    `made_of` tells its weights, and how it samples, from any others; for `only` see `Request`.
 
     Raises:
         UserError: count or seed is out of range.
     """
     labels = sampler.check(seed, count)
-    return Request(
-        images_fn=lambda indices: sampler.on_devices(seed, indices, labels),
-        count=count,
-        batch_size=sampler.batch_size(count),
-        labels=labels,
-        made_of=made_of
-        | {"num_steps": sampler.num_steps, "seed": seed, "count": count, "only": only or ""},
-        only=only,
-    )
+    images_fn = functools.partial(sampler.on_devices, seed, labels=labels)
+    made_of = made_of | {"num_steps": sampler.num_steps, "seed": seed, "count": count}
+    made_of |= {"only": only or ""}
+    return Request(images_fn, count, sampler.batch_size(count), labels, made_of, only)
 
 
 def of_images(source: Source, count: int, batch_size: int) -> Request:

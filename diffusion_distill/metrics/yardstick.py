@@ -6,17 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics import frechet
 from diffusion_distill.metrics.blocks import Arrays, BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.classifier import LabelJudge
 from diffusion_distill.metrics.features import FeatureNetwork
-from diffusion_distill.metrics.frechet import (
-    Statistics,
-    frechet_distance,
-    merge,
-    moments,
-    rank,
-    to_statistics,
-)
+from diffusion_distill.metrics.frechet import Statistics
 from diffusion_distill.metrics.inception_score import SPLITS, inception_score
 from diffusion_distill.metrics.kid import kernel_distance
 from diffusion_distill.metrics.names import check_count, is_biased, metric_name
@@ -27,39 +21,27 @@ from diffusion_distill.metrics.request import Request, Result
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What one pass over a set of images leaves.
+    """What one pass over a set of images leaves."""
 
-    Attributes:
-        statistics: of the features.
-        arrays: features float32 [N, D]; logits [N, K] and uint8 images [N, H, W, C] where kept.
-    """
-
-    statistics: Statistics
+    statistics: Statistics  # of the features
+    # features float32 [N, D]; logits [N, K] and uint8 images [N, H, W, C] where kept
     arrays: Arrays
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric that can be asked for.
+    """A metric that can be asked for."""
 
-    Attributes:
-        compute: (sample, reference) -> {label: value}; a label with "_std" is the spread of that
-            without.
-        needs_features: features of the reference, not its statistics alone.
-        needs_logits: of a classifier.
-        has_reference: whether it compares with one.
-        least: images, on either side.
-    """
-
+    # (sample, reference) -> {label: value}; a label with "_std" is the spread of that without
     compute: Callable[[Sample, Reference], dict[str, float]]
-    needs_features: bool = False
-    needs_logits: bool = False
-    has_reference: bool = True
-    least: int = 2
+    needs_features: bool = False  # features of the reference, not its statistics alone
+    needs_logits: bool = False  # of a classifier
+    has_reference: bool = True  # whether it compares with one
+    least: int = 2  # images, on either side
 
 
 def _fd(sample, reference):
-    return {"fd": frechet_distance(sample.statistics, reference.statistics)}
+    return {"fd": frechet.frechet_distance(sample.statistics, reference.statistics)}
 
 
 def _kid(sample, reference):
@@ -68,10 +50,9 @@ def _kid(sample, reference):
 
 
 def _precision_recall(sample, reference):
-    precision, recall = precision_recall(
-        sample.arrays["features"], reference.features, reference.radii
-    )
-    return {"precision": precision, "recall": recall}
+    features = sample.arrays["features"]
+    values = precision_recall(features, reference.features, reference.radii)
+    return dict(zip(("precision", "recall"), values, strict=True))
 
 
 def _inception_score(sample, reference):
@@ -92,22 +73,14 @@ METRICS: dict[str, Metric] = {
 
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
-    """What images are measured by.
+    """What images are measured by."""
 
-    Attributes:
-        network: turns images into features.
-        reference: what they are compared with; its features come from the same network.
-        metrics: names in METRICS, in order.
-        allow_biased: whether a Frechet distance of too few images may be measured; its name then
-            says so.
-        judge: of labels, where the images have some.
-    """
-
-    network: FeatureNetwork
-    reference: Reference
-    metrics: tuple[str, ...] = ("fd",)
+    network: FeatureNetwork  # turns images into features
+    reference: Reference  # what they are compared with; its features come from the same network
+    metrics: tuple[str, ...] = ("fd",)  # names in METRICS, in order
+    # whether a Frechet distance of too few images may be measured; its name then says so
     allow_biased: bool = False
-    judge: LabelJudge | None = None
+    judge: LabelJudge | None = None  # of labels, where the images have some
 
     def measure(
         self,
@@ -117,10 +90,7 @@ class Yardstick:
     ) -> Result:
         """All metrics of a set of images, from one pass over it.
 
-        Args:
-            request: what to measure.
-            store: where blocks are kept for a measurement that is stopped and goes on.
-            on_batch: see `OnBatch`.
+        `store` keeps blocks for a measurement that is stopped and goes on.
 
         Raises:
             UserError: there are too few images on either side, the reference's features are of
@@ -195,16 +165,14 @@ class Yardstick:
         return ""
 
     def _singular(self, sample: Sample, count: int) -> dict[str, str]:
-        ranks = [rank(sample.statistics), rank(self.reference.statistics)]
+        ranks = [frechet.rank(s.statistics) for s in (sample, self.reference)]
         if min(ranks) == self.reference.size:
             return {}
-        return {
-            self.name("fd", count): f"covariances of rank {ranks[0]} (images) and {ranks[1]} "
-            f"(reference) in {self.reference.size} dimensions: singular"
-        }
+        both = f"covariances of rank {ranks[0]} (images) and {ranks[1]} (reference)"
+        return {self.name("fd", count): f"{both} in {self.reference.size} dimensions: singular"}
 
 
-def check_size(size: int, reference: Reference) -> None:
+def check_feature_size(size: int, reference: Reference) -> None:
     """Raises UserError where features of this size cannot be compared with a reference's."""
     if size != reference.size:
         raise UserError(
@@ -217,11 +185,11 @@ def _gather(blocks: Iterable[Arrays], keep: Sequence[str], reference: Reference)
     """Accumulates blocks in order; what is in `keep` is kept."""
     total, kept = None, {}
     for block in blocks:
-        check_size(block["features"].shape[1], reference)
-        new = moments(block["features"])
-        total = new if total is None else merge(total, new)
+        check_feature_size(block["features"].shape[1], reference)
+        new = frechet.moments(block["features"])
+        total = new if total is None else frechet.merge(total, new)
         for name in keep:
             if name in block:
                 kept.setdefault(name, []).append(block[name])
     arrays = {name: np.concatenate(pieces) for name, pieces in kept.items()}
-    return Sample(to_statistics(total), arrays)
+    return Sample(frechet.to_statistics(total), arrays)

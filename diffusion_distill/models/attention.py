@@ -46,12 +46,8 @@ class AttentionBlock(nn.Module):
 def attention_implementation(fused: bool, dtype: Any, head_dim: int) -> str:
     """Of jax.nn.dot_product_attention: "cudnn", one kernel, where it takes such heads, else "xla".
 
-    It takes 16-bit types, and heads of up to 128 channels in eights (256 on some GPUs).
-
-    Args:
-        fused: whether it is there and wanted.
-        dtype: that attention computes in.
-        head_dim: channels of a head.
+    It takes 16-bit types, and heads of up to 128 channels in eights (256 on some GPUs). `fused`
+    says whether it is there and wanted.
     """
     takes = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
     return "cudnn" if fused and takes else "xla"

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import with_shardings
 from diffusion_distill.diffusion.process import Denoiser, output_channels, predict
@@ -14,13 +14,11 @@ from diffusion_distill.models.unet import UNet
 
 
 def build_unet(
-    config: ml_collections.ConfigDict, image_channels: int, num_classes: int, dropout: float = 0.0
+    config: ConfigDict, image_channels: int, num_classes: int, dropout: float = 0.0
 ) -> UNet:
-    """The U-Net of config.model for images of `image_channels`.
+    """The U-Net of config.model for images of so many channels, and a stage's dropout.
 
-    Args:
-        num_classes: of the data; used where config.model.class_conditional.
-        dropout: a stage's, acting in training only.
+    `num_classes` is the data's; used where config.model.class_conditional.
     """
     model = config.model
     return UNet(
@@ -64,10 +62,6 @@ def compute_weights(params: dict, dtype: jax.typing.DTypeLike) -> dict:
     kernels and biases themselves. What it uses in float32 stays: the scale and bias of each
     GroupNorm, which are all named norm..., and the last convolution, conv_out. For weights that
     are only read, such as a teacher's: half of their memory in bfloat16.
-
-    Args:
-        params: the tree of weights, float32.
-        dtype: config.model.dtype. With float32 nothing is cast.
     """
 
     def cast(path, leaf):
@@ -81,19 +75,14 @@ def make_denoiser(model: UNet, params, labels, config, dropout_keys=None) -> Den
     """The network with weights and labels bound: (z, logsnr) -> Prediction."""
 
     def denoiser(z, logsnr):
-        output = model.apply(
-            {"params": params},
-            z,
-            logsnr,
-            labels if model.num_classes else None,
-            dropout_keys,
-        )
+        known = labels if model.num_classes else None
+        output = model.apply({"params": params}, z, logsnr, known, dropout_keys)
         return predict(output, z, logsnr, config.diffusion.parameterization)
 
     return denoiser
 
 
-def make_schedule(config: ml_collections.ConfigDict) -> Callable[[jax.Array], jax.Array]:
+def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """The config's schedule: time in [0, 1] -> logSNR."""
     low, high = config.diffusion.logsnr_min, config.diffusion.logsnr_max
     return lambda t: cosine_logsnr(t, low, high)

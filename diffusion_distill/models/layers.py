@@ -20,12 +20,9 @@ from jax.interpreters import ad, batching, mlir
 
 
 def _identity(name: str, transpose: Callable, cpu: Callable | None = None) -> Primitive:
-    """A primitive of one array that gives it back.
+    """A primitive that gives an array back; in programs for CPUs it is `cpu`.
 
-    Args:
-        name: of the primitive.
-        transpose: what the gradient goes through on its way back.
-        cpu: what it is in programs for CPUs; None for nothing.
+    The gradient goes through `transpose` on its way back.
     """
     primitive = Primitive(name)
     primitive.def_impl(lambda x: x)
@@ -75,24 +72,16 @@ class GroupNorm(nn.Module):
     all pixels; then come a scale and a bias for each channel, those that the caller gives, and
     `activation`. All of it but the last is one multiplication and one addition a value, which are
     computed for each example and channel beforehand. The variance is that of E[x^2] - E[x]^2.
-
-    Attributes:
-        num_groups: a divisor of the channels.
-        activation: of the result; None for none.
     """
 
-    num_groups: int
-    activation: Callable[[jax.Array], jax.Array] | None = None
+    num_groups: int  # a divisor of the channels
+    activation: Callable[[jax.Array], jax.Array] | None = None  # of the result; None for none
 
     @nn.compact
     def __call__(
         self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None
     ) -> jax.Array:
-        """The normalised images, of x's shape and dtype.
-
-        Args:
-            x: [B, H, W, C].
-            scale, shift: [B, C]; what is normalised is multiplied by 1 + scale, and shift added.
+        """x, normalised, times 1 + scale [B, C], plus shift [B, C]; of x's shape and dtype.
 
         Raises:
             ValueError: the channels do not divide into the groups.
@@ -126,21 +115,13 @@ class GroupNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution with zeros around the image, and a bias; parameters as those of nn.Conv.
+    """A convolution with zeros around the image, and a bias; parameters as those of nn.Conv."""
 
-    Attributes:
-        features: channels of the result.
-        kernel_size: (height, width).
-        strides: pixels from one result to the next.
-        dtype: what to compute in.
-        kernel_init: of the kernel.
-    """
-
-    features: int
-    kernel_size: tuple[int, int] = (3, 3)
-    strides: int = 1
-    dtype: Any = jnp.float32
-    kernel_init: Callable = nn.linear.default_kernel_init
+    features: int  # channels of the result
+    kernel_size: tuple[int, int] = (3, 3)  # (height, width)
+    strides: int = 1  # pixels from one result to the next
+    dtype: Any = jnp.float32  # what to compute in
+    kernel_init: Callable = nn.linear.default_kernel_init  # of the kernel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

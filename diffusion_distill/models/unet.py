@@ -29,9 +29,7 @@ TIME_INPUTS: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
 def timestep_embedding(time: jax.Array, channels: int) -> jax.Array:
     """sin, then cos, of 1000 time at channels / 2 frequencies from 1 to 1 / 10000: [B, channels].
 
-    Args:
-        time: in [0, 1], [B].
-        channels: how many features; an odd one is filled up with a zero.
+    time is in [0, 1], [B]. An odd number of channels is filled up with a zero.
     """
     half = channels // 2
     frequencies = jnp.exp(-math.log(10000.0) / max(half - 1, 1) * jnp.arange(half))
@@ -89,13 +87,8 @@ class ResnetBlock(nn.Module):
 def dropout(h: jax.Array, rate: float, keys: jax.Array, layer: str) -> jax.Array:
     """Zeros each value with probability `rate`, and scales the others by 1 / (1 - rate).
 
-    What is zeroed in an example is a function of its own key and the layer alone, so that it is
-    the same however a batch is split over devices or in time.
-
-    Args:
-        h: [B, ...].
-        keys: [B].
-        layer: its name, which tells its draws from those of other layers.
+    What is zeroed in an example of h [B, ...] is a function of its own key, of keys [B], and the
+    layer's name alone: the same however a batch is split over devices or in time.
     """
     number = zlib.crc32(layer.encode())
 
@@ -120,47 +113,30 @@ class Resample(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net: (z, logsnr, labels) -> output of `out_channels` channels, float32.
+    """The U-Net: (z, logsnr, labels) -> output of `out_channels` channels, float32."""
 
-    Attributes:
-        out_channels: channels of the output: those of the image, or twice as many for "both".
-        channels: channels at the highest resolution.
-        channel_multipliers: for each resolution, highest first, its channels over `channels`.
-            Resolution halves from each to the next.
-        num_blocks: residual blocks at each resolution on the way down; one more on the way up.
-        emb_channels: width of the embedding of time and label.
-        attention_resolutions: image heights at which attention follows each block.
-        num_heads: heads of attention; or
-        head_dim: channels of a head. Exactly one of the two is given.
-        num_classes: number of labels; 0 for a network without labels.
-        num_groups: groups of GroupNorm; every channel count must be a multiple.
-        dropout: rate, when called with dropout_keys.
-        resample_blocks: whether resampling is done by residual blocks, as in the paper, or by
-            plain convolutions.
-        time_input: one of TIME_INPUTS.
-        logsnr_min, logsnr_max: the range that time_input "linear" maps to [0, 1].
-        dtype: what to compute in.
-        remat: recompute activations of the blocks in the backward pass, to save memory.
-        fused_attention: attention by one kernel, where there is one (`attention_implementation`).
-    """
-
-    out_channels: int
-    channels: int
+    out_channels: int  # channels of the output: those of the image, or twice as many for "both"
+    channels: int  # channels at the highest resolution
+    # channels over `channels` at each resolution, highest first; each is half of the one before
     channel_multipliers: tuple[int, ...]
-    num_blocks: int
-    emb_channels: int
+    num_blocks: int  # residual blocks at each resolution on the way down; one more on the way up
+    emb_channels: int  # width of the embedding of time and label
+    # image heights at which attention follows each block
     attention_resolutions: tuple[int, ...] = ()
-    num_heads: int | None = 1
-    head_dim: int | None = None
-    num_classes: int = 0
-    num_groups: int = 32
-    dropout: float = 0.0
+    num_heads: int | None = 1  # heads of attention; None where head_dim is given
+    head_dim: int | None = None  # channels of a head; None where num_heads is given
+    num_classes: int = 0  # number of labels; 0 for a network without labels
+    num_groups: int = 32  # groups of GroupNorm; every channel count must be a multiple
+    dropout: float = 0.0  # rate, when called with dropout_keys
+    # whether resampling is done by residual blocks, as in the paper, or by plain convolutions
     resample_blocks: bool = True
-    time_input: str = "arctan"
+    time_input: str = "arctan"  # one of TIME_INPUTS
+    # the range that time_input "linear" maps to [0, 1]
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
-    dtype: Any = jnp.float32
-    remat: bool = False
+    dtype: Any = jnp.float32  # what to compute in
+    remat: bool = False  # recompute activations of the blocks in the backward pass, to save memory
+    # attention by one kernel, where there is one (`attention_implementation`)
     fused_attention: bool = True
 
     @nn.compact
@@ -171,16 +147,13 @@ class UNet(nn.Module):
         labels: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """The network's output for noisy images.
+        """The network's output for noisy images, float32 [B, H, W, out_channels].
 
         Args:
             z: noisy images, [B, H, W, C]; H and W divisible by 2 for each halving.
             logsnr: their logSNR in nats, [B].
             labels: int32 [B] in 0..num_classes - 1; None where num_classes is 0.
             dropout_keys: one for each example, [B], where dropout acts; None where it does not.
-
-        Returns:
-            [B, H, W, out_channels], float32.
 
         Raises:
             ValueError: a shape, a channel count or the labels do not fit.
@@ -257,9 +230,7 @@ class UNet(nn.Module):
             raise ValueError(f"logsnr has shape {logsnr.shape}, expected {(batch,)}")
         if self.num_classes and (labels is None or labels.shape != (batch,)):
             shape = None if labels is None else labels.shape
-            raise ValueError(
-                f"a network of {self.num_classes} labels needs labels of shape {(batch,)}, "
-                f"not {shape}"
-            )
+            known = f"a network of {self.num_classes} labels"
+            raise ValueError(f"{known} needs labels of shape {(batch,)}, not {shape}")
         if not self.num_classes and labels is not None:
             raise ValueError("labels were given to a network that has none (num_classes is 0)")

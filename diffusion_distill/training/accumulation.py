@@ -51,20 +51,19 @@ def split(examples: Examples, count: int) -> Examples:
 def update_in_calls(
     recipe: Recipe, batch_of: Callable, state_shardings, weight_shardings
 ) -> Callable:
-    """The compiled step with each part of a batch, and what is before and after, a call of its own.
+    """`make_update` with each part of a batch, and what is before and after, a call of its own.
 
     For CPUs, where XLA runs convolutions inside a loop about 20 times slower than outside.
 
     Args:
-        recipe: with a mesh.
-        batch_of: (data, row) -> Batch; see `make_update`.
+        batch_of: (data, row) -> Batch.
         state_shardings, weight_shardings: of the state, and of one tree of weights.
-
-    Returns:
-        update(state, teacher_params, data, rows, key, this_round), as of `make_update`.
     """
     count = recipe.config.runtime.accumulation
     whole, split_rows = replicated(recipe.mesh), batched(recipe.mesh, leading=1)
+    in_place = functools.partial(
+        jax.jit, donate_argnums=0, compiler_options=compiler.options("cpu")
+    )
 
     @functools.partial(jax.jit, out_shardings=split_rows)
     def draw_row(step, data, rows, k, key, this_round):
@@ -75,12 +74,7 @@ def update_in_calls(
     def start(params, t):
         return jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(t)
 
-    @functools.partial(
-        jax.jit,
-        out_shardings=(weight_shardings, split_rows),
-        donate_argnums=0,
-        compiler_options=compiler.options("cpu"),
-    )
+    @functools.partial(in_place, out_shardings=(weight_shardings, split_rows))
     def add(sums, params, teacher_params, examples, k, this_round):
         total, losses = sums
         part = jax.tree.map(lambda a: a[k], examples)
@@ -88,12 +82,7 @@ def update_in_calls(
         total = jax.tree.map(lambda a, g: a + g / count, total, grads)
         return total, losses.at[k].set(part_losses)
 
-    @functools.partial(
-        jax.jit,
-        out_shardings=(state_shardings, whole),
-        donate_argnums=0,
-        compiler_options=compiler.options("cpu"),
-    )
+    @functools.partial(in_place, out_shardings=(state_shardings, whole))
     def finish(state, grads, losses, t, this_round):
         return apply(recipe, state, grads, losses.reshape(-1), t.reshape(-1), this_round)
 

@@ -20,8 +20,7 @@ READ_AHEAD = 2  # compiled calls whose batches are read while one runs
 class Feed:
     """The batches of a data set, on the devices of a mesh.
 
-    Attributes:
-        data: images and labels on every device, for a resident data set; None for a streamed one.
+    `data` is a resident data set, images and labels on every device; None for a streamed one.
     """
 
     def __init__(self, source: Source, mesh: Mesh, on_device: str = "auto"):
@@ -34,16 +33,11 @@ class Feed:
     def calls(
         self, seed: int, stage: int, batch_size: int, calls: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[int, int, jax.Array | Batch]]:
-        """For each (first step, number of updates K): the same, and what the update reads.
+        """For each (first step, number of updates K): (first, K, rows), what the update reads.
 
-        Args:
-            seed, stage, batch_size: as for `batch_indices`.
-            calls: of `training.loop.calls`.
-
-        Yields:
-            (first, K, rows): rows are int32 indices [K, B] into `data`, or where that is None a
-            Batch of uint8 images [K, B, H, W, C] and labels [K, B]. Each process reads no more
-            than the part of a batch that its own devices hold.
+        rows are int32 indices [K, B] into `data`, or where that is None a Batch of uint8 images
+        [K, B, H, W, C] and labels [K, B]. Each process reads no more than the part of a batch that
+        its own devices hold. For the other arguments see `batch_indices`.
         """
 
         def indices(first, count):

@@ -50,9 +50,7 @@ class MetricsLog:
         # Not SummaryWriter: its thread dies of a full disk, and then the next write waits forever.
         self._events = EventsWriter(str(directory / "tensorboard" / "events"), f".{start}")
         purge = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.write_event(
-            event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=purge)
-        )
+        self._event(start + 1, session_log=purge)
         self._flushed = time.monotonic() if self._in_bucket else 0.0
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -61,14 +59,16 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, **known}) + "\n")
         if not self._in_bucket:
             self._file.flush()
-        values = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in known.items()
-        ]
-        summary = summary_pb2.Summary(value=values)
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-        self._events.write_event(event)
+        value = summary_pb2.Summary.Value
+        summary = summary_pb2.Summary(
+            value=[value(tag=n, simple_value=v) for n, v in known.items()]
+        )
+        self._event(step, summary=summary)
         if time.monotonic() - self._flushed > self._flush_every:
             self.flush()
+
+    def _event(self, step: int, **content) -> None:
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
     def flush(self) -> None:
         """Writes out what is buffered."""

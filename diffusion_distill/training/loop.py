@@ -5,9 +5,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import place, replicated
@@ -33,30 +33,22 @@ def calls(start: int, end: int, updates_per_call: int, every: int) -> Iterator[t
         start += count
 
 
-def updates_per_call(config: ml_collections.ConfigDict, platform: str) -> int:
+def updates_per_call(config: ConfigDict, platform: str) -> int:
     """The updates in one compiled call, by config.runtime and the devices' platform."""
     return config.runtime.updates_per_call or (1 if platform == "cpu" else 10)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What training a stage takes beside its state.
+    """What training a stage takes beside its state."""
 
-    Attributes:
-        stage: which.
-        config: the run's.
-        mesh: the devices.
-        update: the compiled step, of `make_update`.
-        teacher_params: averaged weights of the stage that it learns from; None for the teacher.
-        feed: of the data set's batches.
-    """
-
-    stage: Stage
-    config: ml_collections.ConfigDict
-    mesh: Mesh
-    update: Callable
+    stage: Stage  # which
+    config: ConfigDict  # the run's
+    mesh: Mesh  # the devices
+    update: Callable  # the compiled step, of `make_update`
+    # averaged weights of the stage that it learns from; None for the teacher
     teacher_params: dict | None
-    feed: Feed
+    feed: Feed  # of the data set's batches
 
     def batches(self, start: int) -> Iterator[tuple]:
         """What each compiled call from update `start` on reads; see `Feed.calls`."""
@@ -78,13 +70,8 @@ def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> 
     The device is never waited for inside the loop but for metrics, one call late.
 
     Args:
-        job: what is trained.
         state: where the stage stands; donated.
-        recorder: takes in metrics and saves; closed at the end.
-        stop: looked at after each call.
-
-    Returns:
-        The state at the end, which is saved.
+        recorder: closed at the end.
 
     Raises:
         Stopped: `stop` was set; the state was saved first.

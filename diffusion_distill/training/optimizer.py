@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
+from ml_collections import ConfigDict
 
 from diffusion_distill.models.layers import materialize
 from diffusion_distill.stages import Stage
 
 
-def make_optimizer(config: ml_collections.ConfigDict, stage: Stage) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, stage: Stage) -> optax.GradientTransformation:
     """Clipping by the global norm, Adam, decoupled weight decay; not yet times -learning rate.
 
     The gradient that is clipped is that of the mean over the global batch.

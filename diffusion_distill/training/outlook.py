@@ -13,12 +13,7 @@ class Outlook:
     """Work of a few kinds, done in order; each kind at the speed that was last seen of it."""
 
     def __init__(self, work: Mapping[str, tuple[str, float]], seconds: Mapping[str, float]):
-        """What is to be done.
-
-        Args:
-            work: name -> (kind, amount in any unit), in order.
-            seconds: kind -> seconds that one unit takes, as far as is known.
-        """
+        """`work` is name -> (kind, amount), in order; `seconds`, by kind, what a unit takes."""
         self._kinds = {name: kind for name, (kind, _) in work.items()}
         self._amounts = {name: amount for name, (_, amount) in work.items()}
         self._left, self._seconds = dict(self._amounts), dict(seconds)
@@ -26,11 +21,8 @@ class Outlook:
     def seconds_left(self, name: str, done: float, rate: float) -> float | None:
         """Seconds until all is done; None where too little was timed to say.
 
-        Args:
-            name: of the work that is being done; what is before it is done. Other names say
-                nothing.
-            done: the part of it that is done, 0 to 1.
-            rate: the part of it that is done in a second; 0 where that is not known.
+        `name` is being done, and what is before it is done; other names say nothing. The part
+        `done` of it is done, 0 to 1, and `rate` of it in a second; 0 where that is not known.
         """
         if name in self._left:
             names = list(self._left)
@@ -53,9 +45,7 @@ def outlook(
     time until some of it was timed; then it goes by the images and steps in it.
 
     Args:
-        stages: of the run, in order.
-        parts: stage -> the parts of measuring it in order, and the work in each; see
-            `measuring_work` in metrics/measure_stage.py.
+        parts: stage -> `measuring_work` of metrics/measure_stage.py.
         rows: of results.jsonl: stages that are finished.
     """
     work, seconds = {}, {"measuring": 0.0}

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 import jax
-import ml_collections
-import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_distill.config import to_dict
 from diffusion_distill.devices import distributed
@@ -30,22 +29,13 @@ class Recorder:
     def __init__(
         self,
         stage: Stage,
-        config: ml_collections.ConfigDict,
+        config: ConfigDict,
         workdir: Path,
         start: int,
         seconds: float = 0.0,
         run_left: RunLeft = no_run,
     ):
-        """Opens the stage's log and its folder of checkpoints.
-
-        Args:
-            stage: which.
-            config: the run's.
-            workdir: of the run.
-            start: updates that are made already.
-            seconds: that were spent on them.
-            run_left: see `Progress`.
-        """
+        """Opens the stage's log and its checkpoints; `start` updates took `seconds` already."""
         self._began = time.monotonic() - seconds
         self._stage, self._every = stage, config.runtime.log_every_updates
         self._meta = {"config": to_dict(config), "stage": vars(stage)}
@@ -63,17 +53,14 @@ class Recorder:
         return time.monotonic() - self._began
 
     def take(self, first: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes in the metrics of one call, [K] each; waits until the device has made it.
-
-        Args:
-            first: updates before the call.
-            metrics: of `make_update`.
+        """Takes in the metrics of the call after `first` updates; waits until it is made.
 
         Raises:
             NonFiniteError: one of MUST_BE_FINITE is not; names the last good checkpoint.
         """
-        for offset, row in enumerate(_rows(jax.device_get(metrics))):
-            step = first + offset + 1
+        columns = jax.device_get(metrics)  # [K] each
+        for k in range(len(columns["loss"])):
+            step, row = first + k + 1, {name: float(x[k]) for name, x in columns.items()}
             if not all(math.isfinite(row[name]) for name in MUST_BE_FINITE):
                 raise NonFiniteError(self._not_finite(step, row))
             if self._log and (step % self._every == 0 or step == self._stage.updates):
@@ -120,9 +107,3 @@ class Recorder:
             f"{self._stage.name}: {found} at step {step} of {self._stage.updates}; last good "
             f"checkpoint: {kept}"
         )
-
-
-def _rows(metrics: dict[str, np.ndarray]) -> list[dict[str, float]]:
-    """Metrics of shape [K] each -> K rows of floats."""
-    count = len(metrics["loss"])
-    return [{name: float(values[k]) for name, values in metrics.items()} for k in range(count)]

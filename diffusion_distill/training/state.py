@@ -15,19 +15,12 @@ from diffusion_distill.models.unet import UNet
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a stage; with the config and the data, all that its future depends on.
+    """The state of a stage; with the config and the data, all that its future depends on."""
 
-    Attributes:
-        step: int32 [], updates made in this stage.
-        params: the network's weights.
-        ema_params: their moving average: what samples, and what the next stage starts from.
-        opt_state: Adam's moments.
-    """
-
-    step: jax.Array
-    params: dict
-    ema_params: dict
-    opt_state: optax.OptState
+    step: jax.Array  # int32 [], updates made in this stage
+    params: dict  # the network's weights
+    ema_params: dict  # their moving average: what samples, and what the next stage starts from
+    opt_state: optax.OptState  # Adam's moments
 
     def trees(self) -> dict[str, Any]:
         """The state as a checkpoint keeps it: the averaged weights on their own."""

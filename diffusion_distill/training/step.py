@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch, to_network
 from diffusion_distill.devices.sharding import replicated
@@ -28,32 +28,20 @@ from diffusion_distill.training.state import TrainState
 
 
 class Round(NamedTuple):
-    """What tells one round of distillation from another, as int32 scalars to be traced.
+    """What tells one round of distillation from another, as int32 scalars to be traced."""
 
-    Attributes:
-        num_steps: the student's sampling steps.
-        updates: how many the stage makes in all, for its learning-rate schedule.
-    """
-
-    num_steps: jax.Array
-    updates: jax.Array
+    num_steps: jax.Array  # the student's sampling steps
+    updates: jax.Array  # how many the stage makes in all, for its learning-rate schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a stage's step is made of.
+    """What a stage's step is made of."""
 
-    Attributes:
-        model: the network, with the stage's dropout.
-        config: the run's.
-        stage: used for what all rounds share; what they do not comes in as `this_round`.
-        mesh: the devices; None where nothing is split over any.
-    """
-
-    model: UNet
-    config: ml_collections.ConfigDict
-    stage: Stage
-    mesh: Mesh | None = None
+    model: UNet  # the network, with the stage's dropout
+    config: ConfigDict  # the run's
+    stage: Stage  # used for what all rounds share; what they do not comes in as `this_round`
+    mesh: Mesh | None = None  # the devices; None where nothing is split over any
 
     def gathered(self, params: dict) -> dict:
         """Weights that are split over devices, gathered before the network uses them.
@@ -67,23 +55,14 @@ class Recipe:
 
 
 class Examples(NamedTuple):
-    """The examples of one update and all that is drawn for them, each with a leading axis B.
+    """The examples of one update and all that is drawn for them, each with a leading axis B."""
 
-    Attributes:
-        x: images in [-1, 1], [B, H, W, C].
-        labels: [B].
-        eps: noise, of x's shape.
-        t: times, [B].
-        i: for a student, t = i / num_steps; None for the teacher.
-        dropout_keys: [B]; None without dropout.
-    """
-
-    x: jax.Array
-    labels: jax.Array
-    eps: jax.Array
-    t: jax.Array
-    i: jax.Array | None
-    dropout_keys: jax.Array | None
+    x: jax.Array  # images in [-1, 1], [B, H, W, C]
+    labels: jax.Array  # [B]
+    eps: jax.Array  # noise, of x's shape
+    t: jax.Array  # times, [B]
+    i: jax.Array | None  # for a student, t = i / num_steps; None for the teacher
+    dropout_keys: jax.Array | None  # [B]; None without dropout
 
 
 def train_step(
@@ -97,12 +76,8 @@ def train_step(
     """One update by the whole batch at once. A pure function.
 
     Args:
-        recipe: what the step is made of.
-        state: of the stage, before the update.
         teacher_params: averaged weights of the stage that it learns from; None for the teacher.
-        batch: B images and labels.
         key: of the stage's randomness; the state's step is folded in.
-        this_round: see `Round`.
 
     Returns:
         The state after it, and metrics, float32 []: loss, grad_norm (before clipping), update_norm
@@ -137,11 +112,7 @@ def draw(
 
 
 def loss(
-    recipe: Recipe,
-    params: dict,
-    teacher_params: dict | None,
-    examples: Examples,
-    this_round: Round,
+    recipe: Recipe, params: dict, teacher_params: dict | None, examples: Examples, this_round: Round
 ) -> tuple[jax.Array, jax.Array]:
     """(mean loss of the examples, their losses [B]): the weighted error in x.
 
@@ -156,20 +127,15 @@ def loss(
         weights = recipe.gathered(teacher_params)
         teacher = make_denoiser(recipe.model, weights, examples.labels, config)
         x = distillation_target(teacher, z, examples.i, this_round.num_steps, schedule)
-    denoiser = make_denoiser(
-        recipe.model, recipe.gathered(params), examples.labels, config, examples.dropout_keys
-    )
+    weights, keys = recipe.gathered(params), examples.dropout_keys
+    denoiser = make_denoiser(recipe.model, weights, examples.labels, config, keys)
     weighting = WEIGHTINGS[config.diffusion.weighting]
     losses = weighting(from_x(x, z, logsnr), denoiser(z, logsnr))
     return losses.mean(), losses
 
 
 def gradient(
-    recipe: Recipe,
-    params: dict,
-    teacher_params: dict | None,
-    examples: Examples,
-    this_round: Round,
+    recipe: Recipe, params: dict, teacher_params: dict | None, examples: Examples, this_round: Round
 ) -> tuple[dict, jax.Array]:
     """(gradient of the mean loss by params, losses [B])."""
     of = functools.partial(loss, recipe)
@@ -205,13 +171,9 @@ def apply(
 
 
 def loss_by_quarter(losses: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
-    """Mean loss over the examples whose t lies in each quarter of [0, 1]; t = 1 is in the last.
+    """loss_q1 to loss_q4: the mean of losses [B] with t [B] in each quarter of [0, 1].
 
-    Args:
-        losses, t: [B].
-
-    Returns:
-        loss_q1 to loss_q4; NaN, "no value", for a quarter without an example.
+    t = 1 is in the last. NaN, "no value", for a quarter without an example.
     """
     quarter = jnp.minimum(jnp.floor(t * 4.0), 3.0)
     result = {}

@@ -19,7 +19,6 @@ def make_update(
     """The compiled step.
 
     Args:
-        recipe: with the mesh of the devices.
         abstract: of `abstract_state`, for its shardings; None where all is replicated.
         platform: "cpu", "gpu" or "tpu": whose form the program has; None for the mesh's own.
 

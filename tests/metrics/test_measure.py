@@ -16,7 +16,7 @@ from diffusion_distill.data import sources
 from diffusion_distill.data.source import from_arrays
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.metrics import features
+from diffusion_distill.metrics import measure
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.measure import feature_network, for_run
 from diffusion_distill.metrics.measure_stage import first_images, measuring_work, stage_row
@@ -72,7 +72,7 @@ def on_one_and_eight(folder):
 
 def measured_digits(devices, folder):
     """Features of digits, and what is measured of a noisy version of them."""
-    features.FEATURES["convolution"] = convolution
+    measure.FEATURES["convolution"] = convolution
     config = get_config("tiny")
     config.eval.features = "convolution"
     config.eval.metrics = ("fd", "kid", "precision_recall", "inception_score")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from diffusion_distill.metrics.feature_network import FeatureNetwork
+from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.inception.network import Inception, network_input
 from diffusion_distill.metrics.inception.weights import NETWORK_SHA256, read, usual_place
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from diffusion_distill.data.sources import load
-from diffusion_distill.metrics.features import FEATURES
 from diffusion_distill.metrics.inception import network
+from diffusion_distill.metrics.measure import FEATURES
 from tests.conftest import ASSETS, data_config
 
 ROOT = Path(__file__).parents[3]
