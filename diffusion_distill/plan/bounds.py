@@ -56,14 +56,9 @@ class StageTime:
 def stage_time(stage: Stage, cost: Cost, seconds: float) -> StageTime:
     """The time of a stage whose updates take `seconds` each, and have this cost."""
     hours = stage.updates * seconds / 3600
-    return StageTime(
-        name=stage.name,
-        updates=stage.updates,
-        images=stage.updates * cost.images,
-        hours=hours,
-        chip_hours=hours * cost.devices,
-        estimate=None if cost.estimate is None else stage.updates * cost.estimate / 3600,
-    )
+    estimate = None if cost.estimate is None else stage.updates * cost.estimate / 3600
+    images = stage.updates * cost.images
+    return StageTime(stage.name, stage.updates, images, hours, hours * cost.devices, estimate)
 
 
 def extrapolated(cost: Cost, devices: int) -> Cost:

@@ -117,12 +117,11 @@ def temporaries_wanted(message: str, arguments: int) -> int:
 
     One of its messages counts the bytes of arguments along.
     """
-    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
-    if found:
-        return _bytes(*found.groups())
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return max(_bytes(*found.groups()) - arguments, 0) if found else 0
-
-
-def _bytes(number: str, prefix: str) -> int:
-    return int(float(number) * 1024 ** " KMGT".index(prefix or " "))
+    for pattern, along in (
+        (r"HLO temporaries \(([\d.]+)([KMGT]?)\)", 0),
+        (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", arguments),
+    ):
+        if found := re.search(pattern, message):
+            number, prefix = found.groups()
+            return max(int(float(number) * 1024 ** " KMGT".index(prefix or " ")) - along, 0)
+    return 0

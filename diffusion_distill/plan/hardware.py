@@ -127,11 +127,8 @@ def parse_topology(text: str) -> Topology:
 def devices(topology: Topology) -> Sequence[jax.Device]:
     """Devices to compile for; of TPUs no more than that, of others simulated on this CPU.
 
-    To be called before JAX has started on anything else.
-
-    Raises:
-        UserError: libtpu is not installed, or knows no such slice; or JAX has started already, with
-            fewer CPU devices.
+    To be called before JAX has started on anything else: a UserError where it has started with
+    fewer CPU devices, and where libtpu is not installed, or knows no such slice.
     """
     jax.config.update("jax_platforms", "cpu")  # what is here is never touched, whatever it is
     if topology.is_tpu:
@@ -149,10 +146,9 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise UserError(
-            f"--topology={topology} takes libtpu, which is not installed: pip install "
-            "'diffusion_distill[tpu]'"
-        ) from None
+        install = "pip install 'diffusion_distill[tpu]'"
+        missing = f"--topology={topology} takes libtpu, which is not installed"
+        raise UserError(f"{missing}: {install}") from None
     options = {}
     if topology.kind == "v4":  # without it each of a chip's two cores is a device
         options["chip_config_name"] = "megacore"

@@ -59,10 +59,8 @@ def describe(config: ml_collections.ConfigDict) -> Data:
         source = sources.load(data)
         return Data(source.image_shape, source.num_classes, len(source))
     if not data.image_size:
-        raise UserError(
-            f"config.data.image_size is 0, and {data.path or data.name} is not here; give it, so "
-            "that the run can be planned without its data"
-        )
+        missing = f"config.data.image_size is 0, and {data.path or data.name} is not here"
+        raise UserError(f"{missing}; give it, so that the run can be planned without its data")
     labels = 1000 if config.model.class_conditional else 0
     shape = (data.image_size, data.image_size, data.channels or 3)
     missing = f"{data.path} is not looked at" if bucket else f"there is no {data.path or data.name}"
@@ -128,14 +126,10 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
 def _sampler(config, data: Data, mesh: Mesh) -> Program:
     size = rounded_up(config.runtime.sampler_batch_size, mesh)
     model, params = _network(config, data, mesh)
-    rows = batched(mesh)
-    arguments = (
-        params,
-        _array((size, *data.image_shape), jnp.float32, rows),
-        _array((size,), _key_dtype(), rows),
-        _array((size,), jnp.int32, rows),
-        _array((), jnp.int32, replicated(mesh)),
-    )
+    rows, num_steps = batched(mesh), _array((), jnp.int32, replicated(mesh))
+    noise = _array((size, *data.image_shape), jnp.float32, rows)
+    keys, labels = (_array((size,), dtype, rows) for dtype in (_key_dtype(), jnp.int32))
+    arguments = (params, noise, keys, labels, num_steps)
     function = jax.jit(make_sample_fn(model, config, "ddim", mesh, _PLATFORM))
     return Program("sampler", size, 1, function, arguments)
 

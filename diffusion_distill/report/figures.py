@@ -142,30 +142,20 @@ def cost_figure(run: RunFiles) -> Figure:
 
 
 @_styled
-def lay_out(figure: Figure) -> None:
-    """Places all parts, once: each way of saving would do it again, which is half of the work."""
+def saved(figure: Figure, prefix: str) -> tuple[str, bytes]:
+    """The figure as an <svg> element, and as a PNG of about 1,000 pixels width, on white.
+
+    The element is for a page that has --rule and --paper. All ids in it begin with the prefix: each
+    picture of a page needs its own.
+    """
+    # All parts are placed once: each way of saving would do it again, which is half of the work.
     figure.draw_without_rendering()
     figure.set_layout_engine(None)
-
-
-@_styled
-def to_png(figure: Figure) -> bytes:
-    """A PNG of about 1,000 pixels width, on white."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white")
-    return buffer.getvalue()
-
-
-@_styled
-def to_svg(figure: Figure, prefix: str) -> str:
-    """An <svg> element for a page that has --rule and --paper; all ids in it begin with `prefix`.
-
-    Each picture of a page needs a prefix of its own.
-    """
-    buffer = io.StringIO()
+    svg, png = io.StringIO(), io.BytesIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
+    figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
+    figure.savefig(png, format="png", dpi=200, facecolor="white")
+    text = svg.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
@@ -173,7 +163,7 @@ def to_svg(figure: Figure, prefix: str) -> str:
     text = text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     for colour, in_page in _IN_PAGE.items():
         text = text.replace(colour, in_page)
-    return text
+    return text, png.getvalue()
 
 
 def _style(series: Series) -> dict:

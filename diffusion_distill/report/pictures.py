@@ -1,10 +1,6 @@
 """What a run writes for the report beside its numbers: images of each stage, and of the data.
 
-WORKDIR/real.npz          images of the training split, and how near each is to another of them
-WORKDIR/STAGE/samples.npz images of the stage, all stages from the same noise, and for the first few
-                          the training images that are nearest to them
-
-Small files, each computed once.
+Small files, each computed once; all stages' images are from the same noise.
 """
 
 import io
@@ -27,7 +23,7 @@ def write_pictures(
 ) -> None:
     """Writes what a stage is shown by: samples.png and samples.npz in its folder, real.npz beside.
 
-    Of several processes the first does. The arguments are those of `write_samples`.
+    Of several processes the first does.
     """
 
     def write() -> None:

@@ -17,11 +17,7 @@ _DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
-    """The page, its plots as PNG by file name, and what was missing or damaged.
-
-    Raises:
-        UserError: a workdir is none.
-    """
+    """The page, its plots as PNG by file name, and what was missing or damaged."""
     runs, titles = [read_run(path) for path in workdirs], _titles(workdirs)
     several = len(runs) > 1
     named = list(zip(titles, runs, strict=True))
@@ -30,13 +26,11 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
         _sections(title, run, f"_{number}" if several else "")
         for number, (title, run) in enumerate(named, 1)
     ]
+    loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=loader, undefined=strict, trim_blocks=True, lstrip_blocks=True,
         autoescape=True,  # nothing from a file becomes markup
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    )  # fmt: skip
     html = environment.get_template("page.html").render(
         title=f"{len(runs)} runs compared" if several else titles[0],
         runs=shown,

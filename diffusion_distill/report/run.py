@@ -70,11 +70,7 @@ class RunFiles:
 
 
 def read_run(path: str | Path) -> RunFiles:
-    """The run in a workdir.
-
-    Raises:
-        UserError: there is no such folder, or no run has written to it.
-    """
+    """The run in a workdir; UserError where there is none, or no run has written to it."""
     path = existing(path, ("config.json", "results.jsonl"))
     reader = _Reader(path, [])
     fields = reader.json("config.json")

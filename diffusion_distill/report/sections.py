@@ -36,21 +36,17 @@ class Table:
 
 def plot(figure, name: str, alt: str) -> Plot:
     """A plot from its figure; `name` is that of its file, and unique on a page."""
-    figures.lay_out(figure)
-    return Plot(figures.to_svg(figure, name), figures.to_png(figure), f"{name}.png", alt)
+    return Plot(*figures.saved(figure, name), f"{name}.png", alt)
 
 
 def status(run: RunFiles) -> str:
     """How far a run is, in a sentence."""
-    done = len(run.results)
-    text = f"{done} of {len(run.stages)} stages are trained and measured"
-    for stage in run.stages:
-        if stage.row is None:
-            if stage.step >= stage.updates:
-                return f"{text}; {stage.name} is being measured."
-            if stage.step:
-                return f"{text}; {stage.name} is at update {stage.step:,} of {stage.updates:,}."
-            break
+    text = f"{len(run.results)} of {len(run.stages)} stages are trained and measured"
+    stage = next((stage for stage in run.stages if stage.row is None), None)
+    if stage and stage.step >= stage.updates:
+        return f"{text}; {stage.name} is being measured."
+    if stage and stage.step:
+        return f"{text}; {stage.name} is at update {stage.step:,} of {stage.updates:,}."
     return f"{text}."
 
 
@@ -61,12 +57,11 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     if total := _total(run):
         shape = f"{total:,} images of {shape}, split {run.value('data.split')}"
     predicts, weighting = (run.value(f"diffusion.{f}") for f in ("parameterization", "weighting"))
-    found = [("data", f"{name}: {shape}")]
-    found.append(("network predicts", f"{predicts}, weighting {weighting}"))
+    found = {"data": f"{name}: {shape}", "network predicts": f"{predicts}, weighting {weighting}"}
     for row in run.results[-1:]:
-        found.append(("measured on", f"{row.get('devices', '?')} x {row.get('device_kind', '?')}"))
-        found.append(("code", str(row.get("code_version", "?"))))
-    return found
+        found["measured on"] = f"{row.get('devices', '?')} x {row.get('device_kind', '?')}"
+        found["code"] = str(row.get("code_version", "?"))
+    return list(found.items())
 
 
 def _total(run: RunFiles) -> int:
@@ -127,15 +122,11 @@ def _paper_note(run: RunFiles, metric: str) -> list[str]:
         return []
     if not known.students_fid:
         return [f"For {known.title} the paper has curves, and no numbers to draw here."]
-    if metric != series.PAPER_METRIC:
-        return [
-            "What the paper reports for this data is FID of 50,000 images against the training "
-            f"split. {metric} is another quantity, so that the paper's numbers are not drawn."
-        ]
-    return [
-        "Hollow marks are the paper's: FID of 50,000 images against the training split, as "
-        "Salimans and Ho (2022) report it."
-    ]
+    fid = "FID of 50,000 images against the training split"
+    if metric == series.PAPER_METRIC:
+        return [f"Hollow marks are the paper's: {fid}, as Salimans and Ho (2022) report it."]
+    other = f"{metric} is another quantity, so that the paper's numbers are not drawn."
+    return [f"What the paper reports for this data is {fid}. {other}"]
 
 
 def training(run: RunFiles, name: str) -> dict | None:

@@ -27,7 +27,7 @@ def results_table(rows: list[dict]) -> str:
 
 
 def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """The table's header, and its body: cells for each row. The first row is the teacher's."""
+    """The table's header, and its body. The first row is the teacher's."""
     columns = [
         ("stage", lambda row: row["stage"]),
         ("steps", lambda row: str(row["num_steps"])),
@@ -61,16 +61,16 @@ def lower_is_better(metric: str) -> bool:
 def _metric_columns(teacher: dict):
     """(header, row -> cell) of each column with something measured."""
     first, *others = teacher.get("metrics", [teacher["metric"]])
-    baselines = teacher["baselines"]
     yield first, functools.partial(_first, first)
     of = teacher.get("baseline_metric", first)
-    for name in baselines:
+    for name, values in teacher["baselines"].items():
         header = f"teacher, {name}" if of == first else f"teacher, {name}: {of}"
-        yield header, functools.partial(_baseline, of, baselines[name])
+        yield header, functools.partial(_baseline, of, values)
     for metric in others:
         yield metric, functools.partial(_measured, metric)
     if "label_agreement" in teacher:
-        yield "label agreement", _agreement
+        has = "label_agreement"
+        yield "label agreement", lambda row: f"{row[has]:.1%}" if has in row else ""
 
 
 def _measured(metric: str, row: dict) -> str:
@@ -87,24 +87,17 @@ def _baseline(metric: str, values: dict[str, float], row: dict) -> str:
     return value_text(metric, values.get(str(row["num_steps"])))
 
 
-def _agreement(row: dict) -> str:
-    return f"{row['label_agreement']:.1%}" if "label_agreement" in row else ""
-
-
 def legend(rows: list[dict]) -> list[str]:
     """Sentences on what the table's columns are, and on what was not measured."""
     teacher = rows[0]
-    first, *others = teacher.get("metrics", [teacher["metric"]])
-    lines = [
-        f"{first}: {meaning(first)} Of the stage at its steps; the columns after it, of the "
-        "undistilled teacher at as many."
-    ]
-    lines += [f"{metric}: {meaning(metric)}" for metric in others]
+    lines = [f"{m}: {meaning(m)}" for m in teacher.get("metrics", [teacher["metric"]])]
+    lines[0] += " Of the stage at its steps; the columns after it, of the undistilled teacher at "
+    lines[0] += "as many."
     steps = teacher.get("measured_steps", teacher["num_steps"])
     if steps != teacher["num_steps"]:
         lines.append(f"teacher: everything is measured at {steps} steps.")
-    lines += [f"{row['stage']}: not measured: {row['not_measured']}." for row in rows
-              if "not_measured" in row]  # fmt: skip
+    missing = [row for row in rows if "not_measured" in row]
+    lines += [f"{row['stage']}: not measured: {row['not_measured']}." for row in missing]
     notes = [f"{what}: {note}." for row in rows for what, note in row.get("notes", {}).items()]
     lines += dict.fromkeys(notes)
     if "label_agreement" in teacher:
