@@ -19,8 +19,8 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh, place, replicated, shardings
 from diffusion_distill.generate import Sampler, make_sample_program
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
-from diffusion_distill.plan.describe import describe
 from diffusion_distill.plan.flops import count_flops
+from diffusion_distill.plan.programs import describe
 from diffusion_distill.stages import Stage, plan
 from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.training import step as steps

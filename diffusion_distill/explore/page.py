@@ -14,17 +14,8 @@ import gradio as gr
 import numpy as np
 
 from diffusion_distill.errors import CheckpointError, UserError
-from diffusion_distill.explore.world import (
-    BATCH,
-    COMPARED,
-    FRAMES,
-    MAX_IMAGES,
-    MAX_SECONDS,
-    Column,
-    Picture,
-    World,
-    whole_number,
-)
+from diffusion_distill.explore import world as worlds
+from diffusion_distill.explore.world import MAX_IMAGES, Column, Picture, World, whole_number
 from diffusion_distill.report.grid import png
 
 WAITING = 8  # requests that wait for the one that is drawn; more are refused
@@ -55,16 +46,13 @@ CSS = """
 def images_html(images: np.ndarray, size: str, alt: str) -> str:
     """uint8 images [N, H, W, C], each a PNG inside the page: no file is served.
 
-    Args:
-        size: "large" or "small"; the page enlarges them pixel by pixel.
-        alt: what they are; each adds its place.
+    The size is "large" or "small"; `alt` is what they are, and each adds its place.
     """
-    tags = (
-        f'<img alt="{html.escape(alt)}, image {n}" src="data:image/png;base64,'
-        f'{base64.b64encode(png(image)).decode()}">'
-        for n, image in enumerate(images)
-    )
-    return f'<div class="images {size}">{"".join(tags)}</div>'
+    tags = ""
+    for n, image in enumerate(images):
+        source = f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+        tags += f'<img alt="{html.escape(alt)}, image {n}" src="{source}">'
+    return f'<div class="images {size}">{tags}</div>'
 
 
 def steps_text(num_steps: int) -> str:
@@ -77,41 +65,30 @@ def seconds_text(seconds: float) -> str:
 
 def picture_html(picture: Picture, what: str) -> str:
     """A picture with who drew it, and in what time."""
-    count = len(picture.images)
+    count, seconds = len(picture.images), picture.seconds
     who = f"{picture.stage} in {steps_text(picture.num_steps)}"
-    said = (
-        f"{count} image{'s' * (count > 1)} by {who}: "
-        f"{seconds_text(picture.seconds)} ({seconds_text(picture.seconds / count)} an image)"
-    )
+    times = f"{seconds_text(seconds)} ({seconds_text(seconds / count)} an image)"
+    said = html.escape(f"{count} image{'s' * (count > 1)} by {who}: {times}")
     shown = images_html(picture.images, "large", f"{what} by {who}")
-    return f'{shown}<p class="said">{html.escape(said)}</p>'
+    return f'{shown}<p class="said">{said}</p>'
 
 
 def columns_html(columns: Sequence[Column]) -> str:
     """Columns side by side: the student's picture, and the teacher's below it."""
-    parts = [_column_html(column) for column in columns]
-    return f'<div class="columns">{"".join(parts)}</div>'
+    return f'<div class="columns">{"".join(map(_column_html, columns))}</div>'
 
 
 def _column_html(column: Column) -> str:
     steps = steps_text(column.num_steps)
-    lines = [f"<h3>{steps}</h3>"]
+    shown = f"<h3>{steps}</h3>"
     for who, picture in (("student", column.student), ("teacher", column.teacher)):
         if picture is None:
-            lines.append(f'<div class="absent">no {who} of {steps} in this run</div>')
-            continue
-        name = picture.stage if who == "student" else "teacher, undistilled, DDIM"
-        lines.append(images_html(picture.images, "small", f"{name} in {steps}"))
-        lines.append(f"<p>{name}: {seconds_text(picture.seconds)}</p>")
-    return f"<div>{''.join(lines)}</div>"
-
-
-def refusal(reason: str) -> str:
-    return f'<p class="said refused" role="alert">{html.escape(reason)}</p>'
-
-
-def notice(said: str) -> str:
-    return f'<p class="said" role="status">{html.escape(said)}</p>'
+            shown += f'<div class="absent">no {who} of {steps} in this run</div>'
+        else:
+            name = picture.stage if who == "student" else "teacher, undistilled, DDIM"
+            shown += images_html(picture.images, "small", f"{name} in {steps}")
+            shown += f"<p>{name}: {seconds_text(picture.seconds)}</p>"
+    return f"<div>{shown}</div>"
 
 
 def answered(handler: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
@@ -122,7 +99,7 @@ def answered(handler: Callable[..., Iterator[str]]) -> Callable[..., Iterator[st
         try:
             yield from handler(*inputs)
         except (UserError, CheckpointError, OSError) as error:
-            yield refusal(str(error))
+            yield f'<p class="said refused" role="alert">{html.escape(str(error))}</p>'
 
     return wrapped
 
@@ -161,9 +138,8 @@ class Handlers:
         return next((str(s.num_steps) for s in self._world.stages() if s.name == stage), "")
 
     def _announce(self, names: list[str]) -> Iterator[str]:
-        said = self._world.announcement(names)
-        if said:
-            yield notice(f"First {said}...")
+        if said := self._world.announcement(names):
+            yield f'<p class="said" role="status">First {html.escape(said)}...</p>'
 
 
 def _steps(text: str) -> int:
@@ -198,13 +174,8 @@ def build(world: World) -> gr.Blocks:
             )
             steps = _box("Steps", "steps", str(last.num_steps), "a student's own; the teacher any")
             seed = _box("Seed", "seed", "0", f"0 to {LARGEST_SEED}")
-            label = _box(
-                "Label",
-                "label",
-                "",
-                f"0 to {world.num_classes - 1}; empty for all in turn",
-                visible=world.num_classes > 0,
-            )
+            most = world.num_classes - 1
+            label = _box("Label", "label", "", f"0 to {most}; empty for all in turn", most >= 0)
         with gr.Tab("Samples"):
             gr.Markdown("Images of the stage, steps, seed and label above.")
             with gr.Row():
@@ -212,20 +183,22 @@ def build(world: World) -> gr.Blocks:
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
             drawn = gr.HTML(elem_id="drawn")
         with gr.Tab("Side by side"):
+            *few, most_steps = worlds.COMPARED
             gr.Markdown(
-                f"The same noise in {', '.join(map(str, COMPARED[:-1]))} and {COMPARED[-1]} steps, "
-                "of the seed and label above: on top by the student that was distilled for so "
-                "many, below it by the teacher, undistilled, with as many steps of DDIM. What "
-                "differs between the two is what distillation buys."
+                f"The same noise in {', '.join(map(str, few))} and {most_steps} steps, of the seed "
+                "and label above: on top by the student that was distilled for so many, below it "
+                "by the teacher, undistilled, with as many steps of DDIM. What differs between the "
+                "two is what distillation buys."
             )
             compare = gr.Button("Compare", variant="primary", elem_id="compare")
             compared = gr.HTML(elem_id="compared")
         with gr.Tab("Walk"):
             gr.Markdown(
-                f"{FRAMES} images of the stage and steps above, on the way from the first image "
-                "of the seed above to the first of a second seed, all of one label. The way is "
-                "an arc, not a line: noise of many pixels lies close to a sphere, and half way on "
-                "a straight line it would have half the variance, which no network was trained on."
+                f"{worlds.FRAMES} images of the stage and steps above, on the way from the first "
+                "image of the seed above to the first of a second seed, all of one label. The way "
+                "is an arc, not a line: noise of many pixels lies close to a sphere, and half way "
+                "on a straight line it would have half the variance, which no network was trained "
+                "on."
             )
             with gr.Row():
                 to_seed = _box("Second seed", "to_seed", "1", f"0 to {LARGEST_SEED}")
@@ -233,8 +206,8 @@ def build(world: World) -> gr.Blocks:
             walked = gr.HTML(elem_id="walked")
         gr.Markdown(
             f"Requests are drawn one after the other; {WAITING} may wait. What would take longer "
-            f"than {MAX_SECONDS:.0f} s on this machine is refused. Times are of sampling alone, "
-            f"{BATCH} images at once."
+            f"than {worlds.MAX_SECONDS:.0f} s on this machine is refused. Times are of sampling "
+            f"alone, {worlds.BATCH} images at once."
         )
         asked = [stage, steps, seed, label, count]
         quick = {"queue": False, "show_progress": "hidden"}

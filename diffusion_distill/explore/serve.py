@@ -52,21 +52,10 @@ def application(page: gr.Blocks, host: str) -> fastapi.FastAPI:
     if is_loopback(host):
         names = ["localhost", "127.0.0.1", "[::1]", host]
         allowed.append(Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
-    return gr.mount_gradio_app(
-        fastapi.FastAPI(openapi_url=None, middleware=allowed),
-        page,
-        path="/",
-        server_name=host,
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        theme=THEME,
-        css=CSS,
-    )
+    bare = fastapi.FastAPI(openapi_url=None, middleware=allowed)
+    extras = ("run_history", "show_error", "ssr_mode", "enable_monitoring", "pwa", "mcp_server")
+    looks = {"theme": THEME, "css": CSS, "footer_links": []} | dict.fromkeys(extras, False)
+    return gr.mount_gradio_app(bare, page, path="/", server_name=host, **looks)
 
 
 def is_loopback(host: str) -> bool:
@@ -78,15 +67,9 @@ def is_loopback(host: str) -> bool:
 
 
 def start(page: gr.Blocks, host: str, port: int) -> tuple[str, threading.Thread]:
-    """Serves the page from a thread of its own, which ends with the process.
+    """Serves the page from a thread of its own, which ends with the process: (address, thread).
 
-    Args:
-        page: what `page.build` gives.
-        host: the address to listen at.
-        port: 0 is any free one.
-
-    Returns:
-        The page's address, and the thread.
+    Port 0 is any free one.
 
     Raises:
         UserError: the port is taken or not allowed, or this machine has no such address.
@@ -98,10 +81,8 @@ def start(page: gr.Blocks, host: str, port: int) -> tuple[str, threading.Thread]
         listener.bind((host, port))
         listener.listen()
     except OSError as error:
-        raise UserError(
-            f"cannot serve on {host}, port {port}: {error.strerror}; choose another --port"
-            " or --host"
-        ) from error
+        cannot = f"cannot serve on {host}, port {port}: {error.strerror}"
+        raise UserError(f"{cannot}; choose another --port or --host") from error
     app = application(page, host)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

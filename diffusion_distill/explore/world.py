@@ -30,50 +30,35 @@ FRAMES = 16  # of a walk
 MAX_IMAGES = 64  # of one request: more would not be looked at
 MAX_SECONDS = 60.0  # of one request, by what one step of a batch took last
 
-_SHOWN = 40  # characters that a message repeats of what was typed
-
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """What one network drew.
+    """What one network drew."""
 
-    Attributes:
-        stage: its stage's name.
-        num_steps: sampling steps.
-        images: uint8 [N, H, W, C].
-        seconds: that sampling took, without loading weights or compiling.
-    """
-
-    stage: str
-    num_steps: int
-    images: np.ndarray
-    seconds: float
+    stage: str  # its name
+    num_steps: int  # sampling steps
+    images: np.ndarray  # uint8 [N, H, W, C]
+    seconds: float  # that sampling took, without loading weights or compiling
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """The same noise in one number of steps.
-
-    Attributes:
-        num_steps: how many.
-        student: by the student that is made for them; None where the run has none.
-        teacher: by the undistilled teacher with DDIM; None where it cannot.
-    """
+    """The same noise in one number of steps."""
 
     num_steps: int
-    student: Picture | None
-    teacher: Picture | None
+    student: Picture | None  # by the student that is made for them; None where the run has none
+    teacher: Picture | None  # by the undistilled teacher with DDIM; None where it cannot
 
 
 class World:
-    """A run's finished stages, and what they draw. For one request at a time."""
+    """A run's finished stages, and what they draw. For one request at a time.
+
+    What cannot be drawn, is out of range or would take too long is a UserError, and a damaged
+    checkpoint a CheckpointError.
+    """
 
     def __init__(self, path: str | Path):
-        """Reads what there is; loads and compiles nothing.
-
-        Raises:
-            UserError: there is no such workdir, or it has no finished stage.
-        """
+        """Reads what there is; loads and compiles nothing."""
         self.run = Workdir.open(path)
         self.run.finished_stage()
         self._mesh = make_mesh()
@@ -100,12 +85,7 @@ class World:
         return " and ".join(parts)
 
     def sampler(self, name: str, num_steps: int) -> Sampler:
-        """The sampler of a finished stage, with its weights loaded and its program compiled.
-
-        Raises:
-            UserError: there is no such stage, it is not finished, or not made for num_steps.
-            CheckpointError: its checkpoint is damaged.
-        """
+        """The sampler of a finished stage, with its weights loaded and its program compiled."""
         stage = self.run.finished_stage(name=name)
         fixed = self.run.fixed_steps(stage)
         if num_steps < 1 or fixed not in (None, num_steps):
@@ -122,11 +102,7 @@ class World:
         return Sampler(self._program, self._params[name], num_steps)
 
     def label(self, text: str) -> int | None:
-        """The label that was typed; None for "", which stands for all in turn.
-
-        Raises:
-            UserError: it is none that the network knows.
-        """
+        """The label that was typed; None for "", which stands for all in turn."""
         if not text.strip():
             return None
         if not self.num_classes:
@@ -138,12 +114,7 @@ class World:
     ) -> Iterator[Picture]:
         """Images 0 to count - 1 of a seed, those of load_sampler; more of them batch by batch.
 
-        Args:
-            label: of all images; None for all that the network knows, in turn.
-
-        Raises:
-            UserError: as in `sampler`; or an argument is out of range; or it would take too long.
-            CheckpointError: as in `sampler`.
+        The label is of all images; None for all labels that the network knows, in turn.
         """
         if not 1 <= count <= MAX_IMAGES:
             raise UserError(f"images is {count}; it must be from 1 to {MAX_IMAGES}")
@@ -171,52 +142,38 @@ class World:
         stages = self.stages()
         students = {stage.num_steps: stage.name for stage in stages if stage.teacher}
         teachers = [stage for stage in stages if not stage.teacher]
-        return {
-            steps: [
-                students.get(steps),
-                *[t.name if self.run.fixed_steps(t) in (None, steps) else None for t in teachers],
-            ]
-            for steps in COMPARED
-        }
+        drawn = {}
+        for steps in COMPARED:
+            able = [t.name if self.run.fixed_steps(t) in (None, steps) else None for t in teachers]
+            drawn[steps] = [students.get(steps), *able]
+        return drawn
 
     def compare(self, seed: int, label: int | None) -> Iterator[tuple[Column, ...]]:
-        """Images 0 to BATCH - 1 of a seed in few steps; more of the columns one by one.
-
-        Raises:
-            UserError, CheckpointError: as in `samples`.
-        """
+        """Images 0 to BATCH - 1 of a seed in few steps; more of the columns one by one."""
         columns = self._compared()
         drawn = [(name, n) for n, names in columns.items() for name in names if name]
         for name, num_steps in drawn:
             self.sampler(name, num_steps)
         self._check_time(sum(n for _, n in drawn), f"{len(drawn)} pictures side by side")
         done = ()
-        for num_steps, names in columns.items():
-            pictures = [
-                list(self.samples(name, num_steps, seed, label, BATCH))[-1] if name else None
-                for name in names
-            ]
-            done = (*done, Column(num_steps, *pictures))
+        for n, names in columns.items():
+            drawn = [list(self.samples(x, n, seed, label, BATCH))[-1] if x else None for x in names]
+            done = (*done, Column(n, *drawn))
             yield done
 
     def walk(self, name: str, num_steps: int, seeds: tuple[int, int], label: int | None) -> Picture:
         """FRAMES images on the way from image 0 of one seed to image 0 of another.
 
         All have one label, that of image 0 where none is given. See `slerp` for the way.
-
-        Raises:
-            UserError, CheckpointError: as in `samples`.
         """
-        sampler = self.sampler(name, num_steps)
+        sampler, ends = self.sampler(name, num_steps), []
         for seed in seeds:
             sampler.check(seed, 1, label)
+            noise = image_noise(image_keys(seed, np.arange(1)), 0, sampler.image_shape)
+            ends.append(np.asarray(noise)[0])
         batches = -(-FRAMES // sampler.batch_size(BATCH))
         self._check_time(num_steps * batches, f"{FRAMES} images in {num_steps} steps")
-        start, end = (
-            np.asarray(image_noise(image_keys(seed, np.arange(1)), 0, sampler.image_shape))[0]
-            for seed in seeds
-        )
-        z = slerp(start, end, np.linspace(0.0, 1.0, FRAMES))
+        z = slerp(*ends, np.linspace(0.0, 1.0, FRAMES))
         labels = 0 if label is None and self.num_classes else label
         x, seconds = self._timed(lambda: sampler.from_noise(z, labels), num_steps * batches)
         return Picture(name, num_steps, to_uint8(x), seconds)
@@ -231,26 +188,23 @@ class World:
 
     def _check_time(self, steps: int, what: str) -> None:
         """Raises UserError where so many steps of a batch would take longer than MAX_SECONDS."""
-        if steps * self._seconds > MAX_SECONDS:
+        seconds = steps * self._seconds
+        if seconds > MAX_SECONDS:
             raise UserError(
-                f"{what} would take about {steps * self._seconds:,.0f} s here, where one step of "
-                f"{BATCH} images takes {self._seconds:.2g} s; the limit is {MAX_SECONDS:.0f} s, "
-                "so ask for fewer images or steps"
+                f"{what} would take about {seconds:,.0f} s here, where one step of {BATCH} images "
+                f"takes {self._seconds:.2g} s; the limit is {MAX_SECONDS:.0f} s, so ask for fewer "
+                "images or steps"
             )
 
 
 def whole_number(name: str, text: str, low: int, high: int) -> int:
-    """The number that was typed.
-
-    Raises:
-        UserError: it is none, or out of range; names the field, the text and the range.
-    """
+    """The number that was typed; UserError where it is none, or out of range."""
     try:
         number = int(text)
     except ValueError:
         number = None
     if number is None or not low <= number <= high:
-        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+        shown = text if len(text) <= 40 else text[:40] + "..."  # so much of what was typed
         raise UserError(f"{name} is {shown!r}; it must be a whole number from {low} to {high}")
     return number
 
@@ -265,9 +219,7 @@ def slerp(start: np.ndarray, end: np.ndarray, weights: np.ndarray) -> np.ndarray
     radius is only sqrt(d / 2): noise of half the variance, which the network never saw at t = 1 and
     turns into flat images. On the arc every point has the radius, and so the statistics, of noise.
 
-    Args:
-        start, end: of one shape. Where they have one direction there is no arc, and the line is it.
-        weights: [N] in 0 to 1.
+    Where both have one direction there is no arc, and the line is it. Weights are [N] in 0 to 1.
     """
     flat_start, flat_end = start.ravel().astype(np.float64), end.ravel().astype(np.float64)
     lengths = np.linalg.norm(flat_start) * np.linalg.norm(flat_end)

@@ -10,22 +10,15 @@ from diffusion_distill.stages import Stage
 
 TIGHT = 0.92  # of a chip's memory: above it a run may fail where a plan fits
 NO = "does not fit"
-SIZES = tuple(2**n for n in range(3, 11))  # chips that a plan is extrapolated to
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """The least seconds that one unit of a program takes, by each of three limits.
+    """The least seconds that one unit of a program takes, by each of three limits."""
 
-    Attributes:
-        compute: to multiply and convolve, at the chip's peak.
-        memory: to read and write, at the memory's peak; 0 where the bytes are not known.
-        network: to send, over all links of a chip at once.
-    """
-
-    compute: float
-    memory: float
-    network: float
+    compute: float  # to multiply and convolve, at the chip's peak
+    memory: float  # to read and write, at the memory's peak; 0 where the bytes are not known
+    network: float  # to send, over all links of a chip at once
 
     @property
     def seconds(self) -> float:
@@ -35,7 +28,8 @@ class Bound:
     @property
     def by(self) -> str:
         """What it waits for most: "compute", "memory" or "network"."""
-        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+        limits = dataclasses.asdict(self)
+        return max(limits, key=limits.get)
 
 
 def bound(cost: Cost, chip: Chip, dtype: str) -> Bound:
@@ -49,35 +43,22 @@ def bound(cost: Cost, chip: Chip, dtype: str) -> Bound:
 
 @dataclasses.dataclass(frozen=True)
 class StageTime:
-    """How long a stage takes.
-
-    Attributes:
-        name, updates: of the stage.
-        images: that it sees.
-        hours: at the least.
-        chip_hours: the same, times the number of chips.
-        estimate: hours, by the compiler's own model; None where it has none.
-    """
+    """How long a stage takes."""
 
     name: str
     updates: int
-    images: int
-    hours: float
-    chip_hours: float
-    estimate: float | None
+    images: int  # that it sees
+    hours: float  # at the least
+    chip_hours: float  # the same, times the number of chips
+    estimate: float | None  # hours, by the compiler's own model; None where it has none
 
 
 def stage_time(stage: Stage, cost: Cost, seconds: float) -> StageTime:
     """The time of a stage whose updates take `seconds` each, and have this cost."""
     hours = stage.updates * seconds / 3600
-    return StageTime(
-        name=stage.name,
-        updates=stage.updates,
-        images=stage.updates * cost.images,
-        hours=hours,
-        chip_hours=hours * cost.devices,
-        estimate=None if cost.estimate is None else stage.updates * cost.estimate / 3600,
-    )
+    estimate = None if cost.estimate is None else stage.updates * cost.estimate / 3600
+    images = stage.updates * cost.images
+    return StageTime(stage.name, stage.updates, images, hours, hours * cost.devices, estimate)
 
 
 def extrapolated(cost: Cost, devices: int) -> Cost:
@@ -91,40 +72,24 @@ def extrapolated(cost: Cost, devices: int) -> Cost:
     if accessed is not None:
         weights = min(2 * cost.arguments, accessed)
         accessed = weights + (accessed - weights) * share
+    groups = [devices if c.group == cost.devices else c.group for c in cost.collectives]
+    sent = [dataclasses.replace(c, group=n) for c, n in zip(cost.collectives, groups, strict=True)]
     return dataclasses.replace(
-        cost,
-        devices=devices,
-        flops=cost.flops * share,
-        accessed=accessed,
-        collectives=[
-            dataclasses.replace(c, group=devices) if c.group == cost.devices else c
-            for c in cost.collectives
-        ],
-        temporaries=round(cost.temporaries * share),
-        estimate=None,
-        fits=True,
-    )
+        cost, devices=devices, flops=cost.flops * share, accessed=accessed, collectives=sent,
+        temporaries=round(cost.temporaries * share), estimate=None, fits=True,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What all stages take on some number of chips.
-
-    Attributes:
-        chips: how many.
-        compiled: whether the programs were compiled for it; extrapolated otherwise.
-        verdict: as `verdict` has it, but "may not fit" where it is extrapolated.
-        waits_for: what the student's update (without students the teacher's) waits for most.
-        seconds: of that update, at the least.
-        hours, chip_hours: of all stages, at the least.
-    """
+    """What all stages take on some number of chips."""
 
     chips: int
-    compiled: bool
-    verdict: str
-    waits_for: str
-    seconds: float
-    hours: float
+    compiled: bool  # whether the programs were compiled for it; extrapolated otherwise
+    verdict: str  # as `verdict` has it, but "may not fit" where it is extrapolated
+    waits_for: str  # by the student's update, or without students by the teacher's, most
+    seconds: float  # of that update, at the least
+    hours: float  # of all stages, at the least
     chip_hours: float
 
 
@@ -133,15 +98,11 @@ def sizes(
 ) -> list[Size]:
     """A run on the chips that there are and on 8, 16, ... 1,024, where the batch splits over them.
 
-    Args:
-        stages: those that are trained.
-        updates: the cost of each update, by the name of its program, the student's last.
-        chip: of the topology.
-        dtype: config.model.dtype.
-        accumulation: config.runtime.accumulation.
+    Stages are those that are trained; updates have the cost of each by the name of its program, the
+    student's last.
     """
     last, found = list(updates.values())[-1], []
-    for chips in sorted({last.devices, *SIZES}):
+    for chips in sorted({last.devices, *(2**n for n in range(3, 11))}):
         if chips > chip.most or last.images % (chips * accumulation):
             continue
         compiled = chips == last.devices
@@ -163,19 +124,16 @@ def verdict(costs: list[Cost], chip: Chip) -> str:
     return "fits" if max(c.memory for c in costs) <= TIGHT * chip.memory else "fits, but only just"
 
 
-_FASTER = {
-    "compute": "more chips make it faster",
-    "memory": "computing in bfloat16 (config.model.dtype) moves less",
-    "network": "more chips will not make it faster, a larger batch on each would",
-}
-
-
 def slowest(cost: Cost, limits: Bound, dtype: str) -> str:
     """What a program waits for, and what would help, in words."""
-    helps = _FASTER[limits.by]
-    if limits.by == "memory" and dtype == "bfloat16":
-        helps = _FASTER["compute"]
-    return f"{cost.name}: waits for {limits.by} most; {helps}."
+    more_chips = "more chips make it faster"
+    less_to_move = "computing in bfloat16 (config.model.dtype) moves less"
+    helps = {
+        "compute": more_chips,
+        "memory": more_chips if dtype == "bfloat16" else less_to_move,
+        "network": "more chips will not make it faster, a larger batch on each would",
+    }
+    return f"{cost.name}: waits for {limits.by} most; {helps[limits.by]}."
 
 
 def advice(cost: Cost, chip: Chip, runtime) -> list[str]:
@@ -183,34 +141,28 @@ def advice(cost: Cost, chip: Chip, runtime) -> list[str]:
 
     Each line is enough by itself, as far as can be told without compiling it: temporaries go with
     the images that a device has at once, and arguments with the devices that share them. Where the
-    arguments alone are too large, only fsdp or a larger chip helps.
-
-    Args:
-        cost: of an update, or of the sampler.
-        chip: of the topology.
-        runtime: config.runtime.
+    arguments alone are too large, only fsdp or a larger chip helps. `runtime` is config.runtime.
     """
     free, share = TIGHT * chip.memory - cost.arguments, cost.images // cost.devices
-    lines = _fsdp_advice(cost, chip, runtime)
+    fsdp = _fsdp_advice(cost, chip, runtime)
     if free <= 0:
-        return [*lines, "a larger chip: weights and what goes with them fill this one"]
+        return [*fsdp, "a larger chip: weights and what goes with them fill this one"]
     parts = 2 ** math.ceil(math.log2(max(cost.temporaries / free, 2)))
     if cost.name == "sampler":
         if share > 1:
             size = max(cost.images // parts, cost.devices)
-            lines.append(f"--config.runtime.sampler_batch_size={size}: the same images")
-        return lines or ["a larger chip"]
-    if not runtime.remat:
-        lines.insert(
-            0, "--config.runtime.remat=True: a third more computation; plan it to see what it saves"
-        )
-    wanted = runtime.accumulation * parts
+            fsdp.append(f"--config.runtime.sampler_batch_size={size}: the same images")
+        return fsdp or ["a larger chip"]
+    lines, wanted, batch = [], runtime.accumulation * parts, cost.images // parts
     if share % wanted == 0:
-        lines.insert(0, f"--config.runtime.accumulation={wanted}: the same result, a little slower")
+        lines.append(f"--config.runtime.accumulation={wanted}: the same result, a little slower")
+    if not runtime.remat:
+        more = "a third more computation; plan it to see what it saves"
+        lines.append(f"--config.runtime.remat=True: {more}")
+    lines += fsdp
     if share > 1 and cost.devices * parts <= chip.most:
         lines.append(f"about {cost.devices * parts} chips instead of {cost.devices}")
     if share >= parts:
-        batch = cost.images // parts
         lines.append(f"--config.train.batch_size={batch}: another result, and more updates to it")
     return lines or ["a larger chip"]
 

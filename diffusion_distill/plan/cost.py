@@ -24,34 +24,21 @@ FORMAT = 3  # of the cached answers
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a program takes on each device, for one of its units: an update, a sampling step.
+    """What a program takes on each device, for one of its units: an update, a sampling step."""
 
-    Attributes:
-        name, images: of the program.
-        devices: how many share the work.
-        flops: operations of matrix multiplications and convolutions.
-        accessed: bytes that operations read and write, by the compiler's count; None where there
-            was too little memory to compile it.
-        collectives: what devices send one another.
-        arguments: bytes of memory for what it is called with.
-        temporaries: bytes of memory beside these, with the program itself and those results that
-            are not written over arguments.
-        estimate: seconds, by the compiler's own model of the chip; None where it has none.
-        fits: False where there was too little memory to compile it.
-        seconds: how long compiling took.
-    """
-
-    name: str
+    name: str  # of the program
     images: int
-    devices: int
-    flops: float
+    devices: int  # that share the work
+    flops: float  # operations of matrix multiplications and convolutions
+    # Bytes that operations read and write, by the compiler's count; None where it did not fit.
     accessed: float | None
-    collectives: list[Collective]
-    arguments: int
+    collectives: list[Collective]  # what devices send one another
+    arguments: int  # bytes of memory for what it is called with
+    # Bytes beside these, with the program and those results that are not written over arguments.
     temporaries: int
-    estimate: float | None
-    fits: bool
-    seconds: float
+    estimate: float | None  # seconds, by the compiler's own model of the chip; None for no model
+    fits: bool  # False where there was too little memory to compile it
+    seconds: float  # that compiling took
 
     @property
     def memory(self) -> int:
@@ -62,17 +49,10 @@ class Cost:
 def cost(
     program: Program, topology: Topology, mesh: Mesh, cache: Path, effort: float = LEAST_EFFORT
 ) -> Cost:
-    """The cost of a program on a topology: from the cache, or else by compiling it.
+    """The cost of a program on the mesh of a topology: from the cache, or else by compiling it.
 
     An answer is kept by the program's text, the topology, the effort and the compilers' versions,
-    so that it serves every config that has the same program.
-
-    Args:
-        program: the program.
-        topology: what it is compiled for.
-        mesh: its devices.
-        cache: folder of the cache; made if it is not there.
-        effort: of the compiler, -1 to 1.
+    so that it serves every config that has the same program. The effort is -1 to 1.
     """
     traced = program.function.trace(*program.arguments)
     lowered = traced.lower()
@@ -91,12 +71,8 @@ def cost(
 
 def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float) -> Cost:
     began = time.monotonic()
-    fields = {
-        "name": program.name,
-        "images": program.images,
-        "devices": mesh.size,
-        "flops": flops.total / program.units / mesh.size,
-    }
+    of = {"name": program.name, "images": program.images, "devices": mesh.size}
+    of["flops"] = flops.total / program.units / mesh.size
     try:
         compiled = _compile(lowered, mesh, effort)
     except jax.errors.JaxRuntimeError as error:
@@ -104,7 +80,7 @@ def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float
             raise
         arguments = program.argument_bytes()
         return Cost(
-            **fields, accessed=None, collectives=[], arguments=arguments,
+            **of, accessed=None, collectives=[], arguments=arguments,
             temporaries=temporaries_wanted(str(error), arguments), estimate=None, fits=False,
             seconds=time.monotonic() - began,
         )  # fmt: skip
@@ -113,21 +89,18 @@ def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float
     turns = flops.total / flops.once / program.units
     estimate = counted.get("optimal_seconds", 0.0)
     beyond_arguments = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    sent = [
+        dataclasses.replace(c, count=c.count / program.units, bytes=c.bytes / program.units)
+        for c in collectives(compiled.as_text(), mesh.size)
+    ]
     return Cost(
-        **fields,
-        accessed=counted["bytes accessed"] * turns,
-        collectives=[
-            dataclasses.replace(c, count=c.count / program.units, bytes=c.bytes / program.units)
-            for c in collectives(compiled.as_text(), mesh.size)
-        ],
+        **of, accessed=counted["bytes accessed"] * turns, collectives=sent,
         arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes
-        + beyond_arguments
+        temporaries=memory.temp_size_in_bytes + beyond_arguments
         + memory.generated_code_size_in_bytes,
         estimate=estimate * turns if estimate > 0 else None,  # compilers without a model say -1
-        fits=True,
-        seconds=time.monotonic() - began,
-    )
+        fits=True, seconds=time.monotonic() - began,
+    )  # fmt: skip
 
 
 def _compile(lowered, mesh: Mesh, effort: float):
@@ -142,16 +115,13 @@ def _compile(lowered, mesh: Mesh, effort: float):
 def temporaries_wanted(message: str, arguments: int) -> int:
     """Bytes of temporaries that libtpu says are too many; 0 where its message has no number.
 
-    Args:
-        message: of its error.
-        arguments: bytes of arguments, which one of its messages counts along.
+    One of its messages counts the bytes of arguments along.
     """
-    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
-    if found:
-        return _bytes(*found.groups())
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return max(_bytes(*found.groups()) - arguments, 0) if found else 0
-
-
-def _bytes(number: str, prefix: str) -> int:
-    return int(float(number) * 1024 ** " KMGT".index(prefix or " "))
+    for pattern, along in (
+        (r"HLO temporaries \(([\d.]+)([KMGT]?)\)", 0),
+        (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", arguments),
+    ):
+        if found := re.search(pattern, message):
+            number, prefix = found.groups()
+            return max(int(float(number) * 1024 ** " KMGT".index(prefix or " ")) - along, 0)
+    return 0

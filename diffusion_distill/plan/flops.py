@@ -8,16 +8,11 @@ from jax.extend import core
 
 
 class Flops(NamedTuple):
-    """Operations of matrix multiplications and convolutions; a multiply and an add are two.
+    """Operations of matrix multiplications and convolutions; a multiply and an add are two."""
 
-    Attributes:
-        total: with every turn of each loop whose length is known. Of one that is not (a sampler's,
-            whose steps are an argument) there is one turn.
-        once: with one turn of each loop. A compiler's own counts are of this kind.
-    """
-
+    # With every turn of each loop; one of a loop whose length is an argument, as a sampler's.
     total: float
-    once: float
+    once: float  # with one turn of each loop: a compiler's own counts are of this kind
 
 
 def count_flops(jaxpr: core.Jaxpr) -> Flops:
@@ -50,14 +45,8 @@ def _convolution(equation) -> float:
     images, kernels, outputs = settings["dimension_numbers"]
     # Of groups the shapes tell: a kernel has the input features of one.
     flops = 2.0 * output[outputs[0]] * output[outputs[1]] * kernel[kernels[1]]
-    for n in range(len(image) - 2):
-        flops *= _inside(
-            image[images[n + 2]],
-            kernel[kernels[n + 2]],
-            output[outputs[n + 2]],
-            settings,
-            n,
-        )
+    for n, (i, k, o) in enumerate(zip(images[2:], kernels[2:], outputs[2:], strict=True)):
+        flops *= _inside(image[i], kernel[k], output[o], settings, n)
     return flops
 
 

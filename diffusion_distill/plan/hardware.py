@@ -18,26 +18,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a chip has, and its peaks.
+    """What a chip has, and its peaks."""
 
-    Attributes:
-        platform: "tpu" or "gpu".
-        memory: bytes that a program may have.
-        flops: operations a second by config.model.dtype, at JAX's default precision: on TPUs that
-            of float32 is bfloat16 multiplication with float32 sums, on GPUs TensorFloat-32.
-        bandwidth: of its memory, bytes a second.
-        network: what it can send to other chips at once over all its links, bytes a second.
-        most: chips in the largest slice, or GPUs in one host.
-        axes: of a slice's shape.
-    """
-
-    platform: str
-    memory: int
+    platform: str  # "tpu" or "gpu"
+    memory: int  # bytes that a program may have
+    # Operations a second by config.model.dtype, at JAX's default precision: on TPUs that of float32
+    # is bfloat16 multiplication with float32 sums, on GPUs TensorFloat-32.
     flops: dict[str, float]
-    bandwidth: float
-    network: float
-    most: int
-    axes: int = 1
+    bandwidth: float  # of its memory, bytes a second
+    network: float  # that it can send at once over all its links, bytes a second
+    most: int  # chips in the largest slice, or GPUs in one host
+    axes: int = 1  # of a slice's shape
 
 
 def _tpu(memory, flops, bandwidth, network, most, axes) -> Chip:
@@ -45,15 +36,9 @@ def _tpu(memory, flops, bandwidth, network, most, axes) -> Chip:
     return Chip("tpu", memory, both, bandwidth, network, most, axes)
 
 
-def _gpu(memory, tensorfloat32, bfloat16, bandwidth, network, most=8) -> Chip:
-    return Chip(
-        "gpu",
-        memory,
-        {"float32": tensorfloat32, "bfloat16": bfloat16},
-        bandwidth,
-        network,
-        most,
-    )
+def _gpu(memory, tensorfloat32, bfloat16, bandwidth, network) -> Chip:
+    both = {"float32": tensorfloat32, "bfloat16": bfloat16}
+    return Chip("gpu", memory, both, bandwidth, network, most=8)
 
 
 # TPUs: https://docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, sections "System architecture". Its
@@ -73,7 +58,6 @@ CHIPS: dict[str, Chip] = {
     "l4": _gpu(24 * GIB, 60e12, 121e12, 300e9, 32e9),
 }
 ALIASES = {"gpu": "h100"}
-CPU = "cpu"
 MOST_SIMULATED = 64  # devices; the CPU compiler takes longer with each
 ACCEPTED = (
     f"a TPU slice as v5e:8x8 or v4:2x2x2 ({', '.join(n for n in CHIPS if CHIPS[n].axes > 1)}), "
@@ -95,15 +79,10 @@ _LIBTPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices by kind and number.
+    """Devices by kind and number."""
 
-    Attributes:
-        kind: of CHIPS, or "cpu".
-        shape: of a slice, in chips; (N,) of GPUs and of simulated devices.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
+    kind: str  # of CHIPS, or "cpu"
+    shape: tuple[int, ...]  # of a slice, in chips; (N,) of GPUs and of simulated devices
 
     @property
     def chip(self) -> Chip | None:
@@ -131,7 +110,7 @@ def parse_topology(text: str) -> Topology:
     """
     match = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*))?", text)
     kind = match and ALIASES.get(match[1], match[1])
-    if not match or (kind not in CHIPS and kind != CPU):
+    if not match or (kind not in CHIPS and kind != "cpu"):
         raise UserError(f"--topology={text}: name {ACCEPTED}")
     shape = tuple(map(int, match[2].split("x"))) if match[2] else (1,)
     topology = Topology(kind, shape)
@@ -148,11 +127,8 @@ def parse_topology(text: str) -> Topology:
 def devices(topology: Topology) -> Sequence[jax.Device]:
     """Devices to compile for; of TPUs no more than that, of others simulated on this CPU.
 
-    To be called before JAX has started on anything else.
-
-    Raises:
-        UserError: libtpu is not installed, or knows no such slice; or JAX has started already, with
-            fewer CPU devices.
+    To be called before JAX has started on anything else: a UserError where it has started with
+    fewer CPU devices, and where libtpu is not installed, or knows no such slice.
     """
     jax.config.update("jax_platforms", "cpu")  # what is here is never touched, whatever it is
     if topology.is_tpu:
@@ -170,10 +146,9 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise UserError(
-            f"--topology={topology} takes libtpu, which is not installed: pip install "
-            "'diffusion_distill[tpu]'"
-        ) from None
+        install = "pip install 'diffusion_distill[tpu]'"
+        missing = f"--topology={topology} takes libtpu, which is not installed"
+        raise UserError(f"{missing}: {install}") from None
     options = {}
     if topology.kind == "v4":  # without it each of a chip's two cores is a device
         options["chip_config_name"] = "megacore"

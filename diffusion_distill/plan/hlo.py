@@ -13,9 +13,7 @@ _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
 # algorithm sends fewer.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
+    **dict.fromkeys(("all-gather", "reduce-scatter", "all-to-all"), lambda n: (n - 1) / n),
     "collective-permute": lambda n: 1.0,
 }
 
@@ -34,19 +32,12 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.-]+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind among groups of one size.
+    """All collectives of one kind among groups of one size."""
 
-    Attributes:
-        kind: "all-reduce" and the like.
-        group: devices that take part in each.
-        count: how many there are; one in a loop counts with every turn.
-        bytes: of the arrays of all of them: for an all-gather of what it results in, for a
-            reduce-scatter of what it begins with.
-    """
-
-    kind: str
-    group: int
-    count: float
+    kind: str  # "all-reduce" and the like
+    group: int  # devices that take part in each
+    count: float  # one in a loop counts with every turn
+    # Of the arrays of all: what an all-gather results in, what a reduce-scatter begins with.
     bytes: float
 
     @property
@@ -61,8 +52,7 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
     A loop counts with its turns where the text says how many, else with one.
     """
     computations = _computations(text)
-    turns = _turns(computations)
-    found = defaultdict(lambda: [0, 0])
+    turns, found = _turns(computations), defaultdict(lambda: [0, 0])
     for name, lines in computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)

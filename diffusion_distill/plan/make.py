@@ -10,8 +10,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.plan import hardware
 from diffusion_distill.plan.bounds import Size, StageTime, bound, sizes, stage_time, verdict
 from diffusion_distill.plan.cost import LEAST_EFFORT, Cost, cost
-from diffusion_distill.plan.describe import Data, describe
-from diffusion_distill.plan.programs import program_of, programs
+from diffusion_distill.plan.programs import Data, describe, program_of, programs
 from diffusion_distill.storage.files import cache_folder
 from diffusion_distill.terminal.console import say
 from diffusion_distill.validate import validate
@@ -23,42 +22,27 @@ NO_LIMIT = "simulated devices have no times and no limit"
 class Plan:
     """What a config takes on a topology.
 
-    Attributes:
-        topology: what was planned for.
-        effort: of the compiler.
-        data: what is known of the config's data.
-        costs: of each program, the sampler's last.
-        stages: how long each takes that is trained; [] where the topology has no times.
-        sizes: the same run on other numbers of chips; [] likewise.
-        images_per_second: what the sampler makes in one step, at the most; None likewise.
-        verdict: whether it fits, in words.
+    On simulated devices, which have no times, stages and sizes are [].
     """
 
     topology: hardware.Topology
-    effort: float
+    effort: float  # of the compiler
     data: Data
-    costs: list[Cost]
-    stages: list[StageTime]
-    sizes: list[Size]
-    images_per_second: float | None
-    verdict: str
+    costs: list[Cost]  # of each program, the sampler's last
+    stages: list[StageTime]  # of those that are trained
+    sizes: list[Size]  # the same run on other numbers of chips
+    images_per_second: float | None  # that the sampler makes in one step, at the most
+    verdict: str  # whether it fits, in words
 
 
 def make_plan(
-    config: ml_collections.ConfigDict,
-    topology: hardware.Topology,
-    effort: float = LEAST_EFFORT,
+    config: ml_collections.ConfigDict, topology: hardware.Topology, effort: float = LEAST_EFFORT
 ) -> Plan:
     """The plan of a config; compiles what the cache does not have.
 
-    Args:
-        config: what is to be run.
-        topology: where.
-        effort: of the TPU compiler, -1 to 1.
-
     Raises:
-        UserError: the effort is out of range; or the config, or the network, or the number of
-            devices does not go with the rest.
+        UserError: the effort, of the TPU compiler, is not -1 to 1; or the config, the network, or
+            the number of devices does not go with the rest.
     """
     if not -1 <= effort <= 1:
         raise UserError(f"--effort is {effort}; it must be from -1 to 1")
@@ -79,13 +63,7 @@ def make_plan(
     updates = {c.name: c for c in updates}
     seconds = {name: bound(c, chip, dtype).seconds for name, c in updates.items()}
     trained = [stage for stage in chain if stage.updates]
-    return Plan(
-        topology,
-        effort,
-        data,
-        costs,
-        [stage_time(s, updates[program_of(s)], seconds[program_of(s)]) for s in trained],
-        sizes(trained, updates, chip, dtype, accumulation) if updates else [],
-        sampler.images / bound(sampler, chip, dtype).seconds,
-        verdict(costs, chip),
-    )
+    times = [stage_time(s, updates[program_of(s)], seconds[program_of(s)]) for s in trained]
+    others = sizes(trained, updates, chip, dtype, accumulation) if updates else []
+    rate = sampler.images / bound(sampler, chip, dtype).seconds
+    return Plan(topology, effort, data, costs, times, others, rate, verdict(costs, chip))

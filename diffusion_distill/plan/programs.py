@@ -3,19 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
+from diffusion_distill.data import sources
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices.sharding import batched, replicated, rounded_up, with_shardings
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import make_sample_fn
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
-from diffusion_distill.plan.describe import Data
+from diffusion_distill.paper import DATASETS
 from diffusion_distill.stages import Stage
+from diffusion_distill.storage.buckets import is_bucket
 from diffusion_distill.training.feed import RESIDENT
 from diffusion_distill.training.loop import updates_per_call
 from diffusion_distill.training.optimizer import make_optimizer
@@ -23,28 +26,57 @@ from diffusion_distill.training.state import abstract_state
 from diffusion_distill.training.step import Recipe, Round
 from diffusion_distill.training.update import make_update
 
+# Data sets that are planned for where they are not at hand: image shape, labels, how many.
+_CIFAR10 = DATASETS["cifar10"]
+_KNOWN = {
+    "cifar10": (_CIFAR10.image_shape, _CIFAR10.num_classes, _CIFAR10.counts["train"]),
+    "digits": ((8, 8, 1), 10, 1797),
+}
 _PLATFORM = "accelerator"  # any but "cpu", whose programs have another form
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A program of a run.
+class Data:
+    """What a plan needs to know of a data set, which need not be at hand."""
 
-    Its cost is counted in units: one update, or one sampling step of a batch.
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_images: int  # 0 for not known: then taken to be read while training, not to lie on devices
+    assumed: str = ""  # what had to be assumed, in words
 
-    Attributes:
-        name: "teacher" and "student" for updates, "sampler".
-        images: the global batch of one unit.
-        units: how many one call makes; 1 for the sampler.
-        function: the program, made by jax.jit.
-        arguments: what it is called with: ShapeDtypeStructs with their shardings.
+
+def describe(config: ml_collections.ConfigDict) -> Data:
+    """What is known of a config's data: from the data itself, or from the config.
+
+    Raises:
+        UserError: the data is not here, and config.data.image_size is 0; or it is here, and wrong.
     """
+    data = config.data
+    if data.name in _KNOWN:
+        return Data(*_KNOWN[data.name])
+    bucket = is_bucket(data.path)  # where looking would copy the whole set to this machine
+    if data.path and not bucket and Path(data.path).exists():
+        source = sources.load(data)
+        return Data(source.image_shape, source.num_classes, len(source))
+    if not data.image_size:
+        missing = f"config.data.image_size is 0, and {data.path or data.name} is not here"
+        raise UserError(f"{missing}; give it, so that the run can be planned without its data")
+    labels = 1000 if config.model.class_conditional else 0
+    shape = (data.image_size, data.image_size, data.channels or 3)
+    missing = f"{data.path} is not looked at" if bucket else f"there is no {data.path or data.name}"
+    assumed = f"{missing}: {'x'.join(map(str, shape))}, read ahead"
+    return Data(shape, labels, 0, assumed + (f", {labels} labels" if labels else ""))
 
-    name: str
-    images: int
-    units: int
-    function: Callable
-    arguments: tuple
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program of a run, whose cost is counted in units: an update, a batch's sampling step."""
+
+    name: str  # "teacher" and "student" for updates, "sampler"
+    images: int  # the global batch of one unit
+    units: int  # that one call makes; 1 for the sampler
+    function: Callable  # made by jax.jit
+    arguments: tuple  # what it is called with: ShapeDtypeStructs with their shardings
 
     def argument_bytes(self) -> int:
         """Bytes of the arguments on one device, without the compiler's padding."""
@@ -77,34 +109,27 @@ def programs(
 
 
 def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
-    count = updates_per_call(config, _PLATFORM)
+    count, whole = updates_per_call(config, _PLATFORM), replicated(mesh)
     model, params = _network(config, data, mesh, stage.dropout)
-    resident, rows = _batches(config, data, count, mesh)
-    number = _array((), jnp.int32, replicated(mesh))
-    abstract = abstract_state(params, make_optimizer(config, stage), mesh)
-    arguments = (
-        abstract,
-        _teacher(params, model.dtype, mesh) if stage.teacher else None,
-        resident,
-        rows,
-        _array((), _key_dtype(), replicated(mesh)),
-        Round(number, number),
-    )
-    function = make_update(Recipe(model, config, stage, mesh), abstract, _PLATFORM)
+    teacher = None
+    if stage.teacher:  # its weights as run.py gives them to a student's update
+        weights = jax.eval_shape(lambda p: compute_weights(p, model.dtype), params)
+        teacher = with_shardings(mesh, weights)
+    number, key = _array((), jnp.int32, whole), _array((), _key_dtype(), whole)
+    state = abstract_state(params, make_optimizer(config, stage), mesh)
+    batches = _batches(config, data, count, mesh)
+    function = make_update(Recipe(model, config, stage, mesh), state, _PLATFORM)
+    arguments = (state, teacher, *batches, key, Round(number, number))
     return Program(name, config.train.batch_size, count, function, arguments)
 
 
 def _sampler(config, data: Data, mesh: Mesh) -> Program:
     size = rounded_up(config.runtime.sampler_batch_size, mesh)
     model, params = _network(config, data, mesh)
-    rows = batched(mesh)
-    arguments = (
-        params,
-        _array((size, *data.image_shape), jnp.float32, rows),
-        _array((size,), _key_dtype(), rows),
-        _array((size,), jnp.int32, rows),
-        _array((), jnp.int32, replicated(mesh)),
-    )
+    rows, num_steps = batched(mesh), _array((), jnp.int32, replicated(mesh))
+    noise = _array((size, *data.image_shape), jnp.float32, rows)
+    keys, labels = (_array((size,), dtype, rows) for dtype in (_key_dtype(), jnp.int32))
+    arguments = (params, noise, keys, labels, num_steps)
     function = jax.jit(make_sample_fn(model, config, "ddim", mesh, _PLATFORM))
     return Program("sampler", size, 1, function, arguments)
 
@@ -116,11 +141,6 @@ def _network(config, data: Data, mesh: Mesh, dropout: float = 0.0):
         return model, abstract_params(model, data.image_shape, mesh)
     except ValueError as error:
         raise UserError(f"config.model does not fit the data: {error}") from error
-
-
-def _teacher(params: dict, dtype, mesh: Mesh) -> dict:
-    """A teacher's abstract weights, as main.py gives them to a student's update."""
-    return with_shardings(mesh, jax.eval_shape(lambda p: compute_weights(p, dtype), params))
 
 
 def _batches(config, data: Data, count: int, mesh: Mesh):

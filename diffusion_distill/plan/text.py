@@ -1,6 +1,7 @@
 """A plan as a person reads it."""
 
-from diffusion_distill.plan import hardware
+import dataclasses
+
 from diffusion_distill.plan.bounds import Size, StageTime, advice, bound, slowest, verdict
 from diffusion_distill.plan.cost import LEAST_EFFORT, Cost
 from diffusion_distill.plan.make import Plan
@@ -17,7 +18,10 @@ def text(plan: Plan, config) -> str:
     """The plan as a person reads it: tables, then the verdict."""
     sections = [_programs_table(plan, config), _collectives_table(plan.costs)]
     if plan.stages:
-        sections += [_stages_table(plan.stages), _sampling(plan), _sizes_table(plan.sizes)]
+        rate = _number(plan.images_per_second)
+        sampling = f"Sampling: {rate} images a second in one step, at the most; "
+        sampling += "in N steps an N-th of that."
+        sections += [_stages_table(plan.stages), sampling, _sizes_table(plan.sizes)]
     sections += ["\n".join(_notes(plan, config)), "\n".join(_verdict(plan, config))]
     return "\n\n".join(section for section in sections if section)
 
@@ -29,76 +33,50 @@ def _programs_table(plan: Plan, config) -> str:
               "GB temporaries", f"GB{limit}"]  # fmt: skip
     if chip:
         header += ["ms compute", "ms memory", "ms network", "ms at least", "ms by XLA"]
-    return markdown(header, [_program_row(c, chip, config) for c in plan.costs])
-
-
-def _program_row(cost: Cost, chip: hardware.Chip | None, config) -> list[str]:
-    row = [
-        cost.name,
-        f"{cost.images:,}",
-        _number(cost.flops * cost.devices / cost.images / 1e9),
-        _gb(cost.accessed),
-        _gb(cost.arguments),
-        _gb(cost.temporaries),
-        _gb(cost.memory),
-    ]
-    if chip:
-        limits = bound(cost, chip, config.model.dtype)
-        seconds = [limits.compute, limits.memory, limits.network, limits.seconds, cost.estimate]
-        row += [_number(s and s * 1e3) for s in seconds]
-    return row
+    rows = []
+    for cost in plan.costs:
+        flops = _number(cost.flops * cost.devices / cost.images / 1e9)
+        sizes = (cost.accessed, cost.arguments, cost.temporaries, cost.memory)
+        rows.append([cost.name, f"{cost.images:,}", flops, *map(_gb, sizes)])
+        if chip:
+            limits = bound(cost, chip, config.model.dtype)
+            seconds = (limits.compute, limits.memory, limits.network, limits.seconds, cost.estimate)
+            rows[-1] += [_number(s and s * 1e3) for s in seconds]
+    return markdown(header, rows)
 
 
 def _collectives_table(costs: list[Cost]) -> str:
+    header = ["program", "collective", "among", "times", "MB", "MB sent, at least"]
     rows = [
-        [program.name, c.kind, str(c.group), f"{c.count:,.3g}", f"{c.bytes / 1e6:,.3g}",
-         f"{c.sent / 1e6:,.3g}"]
-        for program in costs
-        for c in program.collectives
+        [cost.name, c.kind, str(c.group),
+         *(f"{n:,.3g}" for n in (c.count, c.bytes / 1e6, c.sent / 1e6))]
+        for cost in costs
+        for c in cost.collectives
     ]  # fmt: skip
-    if not rows:
-        return ""
-    return markdown(["program", "collective", "among", "times", "MB", "MB sent, at least"], rows)
+    return markdown(header, rows) if rows else ""
 
 
 def _stages_table(stages: list[StageTime]) -> str:
-    total = StageTime(
-        "all",
-        sum(s.updates for s in stages),
-        sum(s.images for s in stages),
-        sum(s.hours for s in stages),
-        sum(s.chip_hours for s in stages),
-        None if any(s.estimate is None for s in stages) else sum(s.estimate for s in stages),
-    )
     header = ["stage", "updates", "images", "hours, at least", "chip-hours, at least", "hours, XLA"]
-    return markdown(
-        header,
-        [
-            [s.name, f"{s.updates:,}", f"{s.images:,}", _number(s.hours), _number(s.chip_hours),
-             _number(s.estimate)]
-            for s in [*stages, total]
-        ],
-    )  # fmt: skip
-
-
-def _sizes_table(sizes: list[Size]) -> str:
-    if not sizes:
-        return ""
-    header = ["chips", "", "verdict", "waits for", "ms an update", "hours, at least",
-              "chip-hours, at least"]  # fmt: skip
+    _, *columns = zip(*map(dataclasses.astuple, stages), strict=True)
+    total = StageTime("all", *(None if None in column else sum(column) for column in columns))
     rows = [
-        [str(s.chips), "compiled" if s.compiled else "extrapolated", s.verdict, s.waits_for,
-         _number(s.seconds * 1e3), _number(s.hours), _number(s.chip_hours)]
-        for s in sizes
+        [s.name, f"{s.updates:,}", f"{s.images:,}",
+         *map(_number, (s.hours, s.chip_hours, s.estimate))]
+        for s in [*stages, total]
     ]  # fmt: skip
     return markdown(header, rows)
 
 
-def _sampling(plan: Plan) -> str:
-    return (
-        f"Sampling: {_number(plan.images_per_second)} images a second in one step, at the most; "
-        "in N steps an N-th of that."
-    )
+def _sizes_table(sizes: list[Size]) -> str:
+    header = ["chips", "", "verdict", "waits for", "ms an update", "hours, at least",
+              "chip-hours, at least"]  # fmt: skip
+    rows = [
+        [str(s.chips), "compiled" if s.compiled else "extrapolated", s.verdict, s.waits_for,
+         *map(_number, (s.seconds * 1e3, s.hours, s.chip_hours))]
+        for s in sizes
+    ]  # fmt: skip
+    return markdown(header, rows) if rows else ""
 
 
 def _notes(plan: Plan, config) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from diffusion_distill.report.run import RunFiles
 from diffusion_distill.report.series import Series, Spent, chain_curves, spent
@@ -21,20 +21,16 @@ from diffusion_distill.report.series import Series, Spent, chain_curves, spent
 INK, RULE, PAPER = "#010203", "#cacbcc", "#fcfdfe"
 _IN_PAGE = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)"}
 
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
-)  # fmt: skip
-_COLOURS, _MARKERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY), "os^Dv<"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, _ = _COLOURS
+_MARKERS = "os^Dv<"
 
-SAMPLER_NAMES = {
-    "ddim": "DDIM", "ancestral": "ancestral", "dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun",
-}  # fmt: skip
-# Of the undistilled teacher: colour, stroke, marker. Students have the first blue and a solid line.
-_SAMPLER_STYLES = {
-    "ddim": (VERMILLION, "--", "s"),
-    "ancestral": (GREEN, ":", "^"),
-    "dpmpp_2m": (PURPLE, "-.", "D"),
-    "heun": (ORANGE, (0, (5, 1, 1, 1, 1, 1)), "v"),
+# Of the undistilled teacher: name, colour, stroke, marker. Students are blue, their DDIM is solid.
+_SAMPLERS = {
+    "ddim": ("DDIM", VERMILLION, "--", "s"),
+    "ancestral": ("ancestral", GREEN, ":", "^"),
+    "dpmpp_2m": ("DPM-Solver++(2M)", PURPLE, "-.", "D"),
+    "heun": ("Heun", ORANGE, (0, (5, 1, 1, 1, 1, 1)), "v"),
 }
 _WIDTH = 5.2  # inches: 374 points, about a phone's width, so that no text is shrunk there
 _RC = {
@@ -49,130 +45,117 @@ _RC = {
 }  # fmt: skip
 
 
+_styled = mpl.rc_context(_RC)
+
+
+def _sampler(name: str) -> tuple:
+    return _SAMPLERS.get(name, (name, INK, "-", "x"))
+
+
 def series_name(series: Series, run: str = "") -> str:
     """What a legend calls a line: "students", "teacher, DDIM"."""
-    sampler = SAMPLER_NAMES.get(series.sampler, series.sampler)
-    name = f"teacher, {sampler}"
-    if series.distilled:
-        name = "students" if series.sampler == "ddim" else f"students, {sampler}"
+    name = f"{'students' if series.distilled else 'teacher'}, {_sampler(series.sampler)[0]}"
+    if series.distilled and series.sampler == "ddim":
+        name = "students"
     return f"{run}: {name}" if run else name
 
 
+@_styled
 def distance_figure(
-    metric: str,
-    lines: Sequence[tuple[str, list[Series]]],
-    paper: list[Series],
-    lower_is_better: bool = True,
+    metric: str, lines: Sequence[tuple[str, list[Series]]], paper: list[Series], lower: bool
 ) -> Figure:
-    """A metric against sampling steps.
+    """A metric against sampling steps; `lower` says whether lower is better.
 
-    Args:
-        metric: its name.
-        lines: (name of a run, what it measured of the metric); the name is "" for a run alone.
-        paper: what the paper reports of the same metric; hollow marks.
-        lower_is_better: of the metric.
+    Lines are (name of a run, what it measured of the metric), the name "" for a run alone. What the
+    paper reports of the same metric has hollow marks.
     """
-    with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 4.1), layout="constrained")
-        axes = figure.subplots()
-        several = len(lines) > 1
-        for number, (run, found) in enumerate(lines):
-            for series in found:
-                if several and (not series.distilled and series.sampler != "ddim"):
-                    continue  # too many lines: the numbers beside the plot have them
-                style = _run_style(number, series) if several else _style(series)
-                _errorbar(axes, series, series_name(series, run), **style)
-        for series in paper:
-            marker, name = ("P", "paper, distilled") if series.distilled else ("X", "paper, DDIM")
-            _errorbar(
-                axes, series, name, color=INK, marker=marker, markerfacecolor=PAPER,
-                linestyle=(0, (1, 1.2)), linewidth=1, markersize=7,
-            )  # fmt: skip
-        shown = [s for _, found in lines for s in found] + paper
-        points = [p for s in shown for p in s.points]
-        _step_axis(axes, [p.num_steps for p in points])
-        _value_axis(axes, [p.mean for p in points])
-        axes.set_xlabel("sampling steps")
-        axes.set_ylabel(f"{metric} ({'lower' if lower_is_better else 'higher'} is better)")
-        figure.legend(loc="outside lower center", ncols=1 if several else 2)
-        return figure
+    figure = Figure((_WIDTH, 4.1), layout="constrained")
+    axes = figure.subplots()
+    several = len(lines) > 1
+    for number, (run, found) in enumerate(lines):
+        for series in found:
+            if several and not series.distilled and series.sampler != "ddim":
+                continue  # too many lines: the numbers beside the plot have them
+            style = _run_style(number, series) if several else _style(series)
+            _errorbar(axes, series, series_name(series, run), **style)
+    for series in paper:
+        marker, name = ("P", "paper, distilled") if series.distilled else ("X", "paper, DDIM")
+        _errorbar(
+            axes, series, name, color=INK, marker=marker, markerfacecolor=PAPER,
+            linestyle=(0, (1, 1.2)), linewidth=1, markersize=7,
+        )  # fmt: skip
+    shown = [s for _, found in lines for s in found] + paper
+    points = [p for s in shown for p in s.points]
+    _step_axis(axes, [p.num_steps for p in points])
+    _value_axis(axes, [p.mean for p in points])
+    axes.set_xlabel("sampling steps")
+    axes.set_ylabel(f"{metric} ({'lower' if lower else 'higher'} is better)")
+    figure.legend(loc="outside lower center", ncols=1 if several else 2)
+    return figure
 
 
+@_styled
 def training_figure(run: RunFiles) -> Figure:
     """Loss, gradient norm and learning rate over all updates of a chain."""
     curves, borders = chain_curves(run)
     end = max(borders[-1][2], 1) if borders else 1
-    with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 5.4), layout="constrained")
-        panels = figure.subplots(3, 1, sharex=True)
-        names = ("loss", "gradient norm", "learning rate")
-        strokes = ((BLUE, "-"), (VERMILLION, "-"), (GREEN, "-"))
-        for axes, name, field, (colour, stroke) in zip(panels, names, curves, strokes, strict=True):
-            for x, mean, low, high in curves[field]:
-                marker = "." if len(x) == 1 else ""
-                axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
-                axes.plot(x, mean, color=colour, linestyle=stroke, linewidth=1.2, marker=marker)
-            if field != "learning_rate":
-                _value_axis(axes, [v for part in curves[field] for v in part[1]])
-            else:
-                axes.set_ylim(bottom=0)
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axes.set_ylabel(name)
-            axes.grid(axis="x", visible=False)
-            for _, begin, _ in borders[1:]:
-                axes.axvline(begin, color=INK, linewidth=0.6, linestyle=(0, (2, 2)))
-        _name_stages(panels[0], borders, end)
-        panels[-1].set_xlim(0, end)
-        panels[-1].set_xlabel("updates since the beginning of the chain")
-        panels[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
-        figure.align_ylabels(panels)
-        return figure
+    figure = Figure((_WIDTH, 5.4), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    names = ("loss", "gradient norm", "learning rate")
+    for axes, name, field, colour in zip(panels, names, curves, _COLOURS[:3], strict=True):
+        for x, mean, low, high in curves[field]:
+            marker = "." if len(x) == 1 else ""
+            axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(x, mean, color=colour, linestyle="-", linewidth=1.2, marker=marker)
+        if field != "learning_rate":
+            _value_axis(axes, [v for part in curves[field] for v in part[1]])
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(_plainly)
+        axes.set_ylabel(name)
+        axes.grid(axis="x", visible=False)
+        for _, begin, _ in borders[1:]:
+            axes.axvline(begin, color=INK, linewidth=0.6, linestyle=(0, (2, 2)))
+    _name_stages(panels[0], borders, end)
+    panels[-1].set_xlim(0, end)
+    panels[-1].set_xlabel("updates since the beginning of the chain")
+    panels[-1].xaxis.set_major_formatter(_thousands)
+    figure.align_ylabels(panels)
+    return figure
 
 
+@_styled
 def cost_figure(run: RunFiles) -> Figure:
     """Training time and images of all students, one after another, beside the teacher's."""
     found = spent(run)
-    with mpl.rc_context(_RC):
-        figure = Figure((_WIDTH, 3.3), layout="constrained")
-        panels = figure.subplots(2, 1)
-        longest = max([sum(c.seconds or 0 for c in found if c.stage.is_teacher == t)
-                       for t in (True, False)] or [0])  # fmt: skip
-        unit, seconds = next(u for u in _UNITS if longest >= u[1] * 2 or u[1] == 1)
-        _bars(panels[0], found, lambda cost: (cost.seconds or 0) / seconds)
-        panels[0].set_xlabel(f"training time ({unit})")
-        _bars(panels[1], found, lambda cost: cost.images)
-        panels[1].set_xlabel("training images seen")
-        panels[1].xaxis.set_major_formatter(FuncFormatter(_thousands))
-        return figure
+    figure = Figure((_WIDTH, 3.3), layout="constrained")
+    time, images = figure.subplots(2, 1)
+    longest = max(sum(c.seconds or 0 for c in found if c.stage.is_teacher == t) for t in (0, 1))
+    units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+    unit, seconds = next(u for u in units if longest >= u[1] * 2 or u[1] == 1)
+    _bars(time, found, lambda cost: (cost.seconds or 0) / seconds)
+    time.set_xlabel(f"training time ({unit})")
+    _bars(images, found, lambda cost: cost.images)
+    images.set_xlabel("training images seen")
+    images.xaxis.set_major_formatter(_thousands)
+    return figure
 
 
-def lay_out(figure: Figure) -> None:
-    """Places all parts, once: each way of saving would do it again, which is half of the work."""
-    with mpl.rc_context(_RC):
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)
+@_styled
+def saved(figure: Figure, prefix: str) -> tuple[str, bytes]:
+    """The figure as an <svg> element, and as a PNG of about 1,000 pixels width, on white.
 
-
-def to_png(figure: Figure) -> bytes:
-    """A PNG of about 1,000 pixels width, on white."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(_RC):
-        figure.savefig(buffer, format="png", dpi=200, facecolor="white")
-    return buffer.getvalue()
-
-
-def to_svg(figure: Figure, prefix: str) -> str:
-    """An <svg> element for a page that has --rule and --paper.
-
-    Args:
-        figure: a plot.
-        prefix: of all ids in it; each picture of a page needs its own.
+    The element is for a page that has --rule and --paper. All ids in it begin with the prefix: each
+    picture of a page needs its own.
     """
-    buffer = io.StringIO()
-    with mpl.rc_context(_RC):
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
+    # All parts are placed once: each way of saving would do it again, which is half of the work.
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
+    svg, png = io.StringIO(), io.BytesIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
+    figure.savefig(png, format="png", dpi=200, facecolor="white")
+    text = svg.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
@@ -180,14 +163,11 @@ def to_svg(figure: Figure, prefix: str) -> str:
     text = text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     for colour, in_page in _IN_PAGE.items():
         text = text.replace(colour, in_page)
-    return text
-
-
-_UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+    return text, png.getvalue()
 
 
 def _style(series: Series) -> dict:
-    colour, stroke, marker = _SAMPLER_STYLES.get(series.sampler, (INK, "-", "x"))
+    _, colour, stroke, marker = _sampler(series.sampler)
     if series.distilled:
         colour, marker = BLUE, "o"
         stroke = "-" if series.sampler == "ddim" else stroke
@@ -212,7 +192,7 @@ def _step_axis(axes, steps: list[int]) -> None:
     stride = 1 if last <= 9 else 2
     axes.xaxis.set_major_locator(FixedLocator([2**n for n in range(0, last + 1, stride)]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:.0f}"))
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n:.0f}")
 
 
 def _value_axis(axes, values: list[float]) -> None:
@@ -222,20 +202,18 @@ def _value_axis(axes, values: list[float]) -> None:
         wide = max(values) > 1000 * min(values)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_major_formatter(_plainly)
 
 
 def _name_stages(axes, borders: list[tuple[str, int, int]], end: int) -> None:
     """Names each stage by its steps over its part of the axis, where there is room."""
     for name, first, last in borders:
-        steps = name.removeprefix("student_").lstrip("0")
-        share = (last - first) / end
-        if share < 0.02:
-            continue
-        axes.annotate(
-            steps, ((first + last) / 2, 1.03), xycoords=("data", "axes fraction"), ha="center",
-            va="bottom", rotation=0 if share > 0.02 * len(steps) else 90, fontsize=8.5,
-        )  # fmt: skip
+        steps, share = name.removeprefix("student_").lstrip("0"), (last - first) / end
+        if share >= 0.02:
+            axes.annotate(
+                steps, ((first + last) / 2, 1.03), xycoords=("data", "axes fraction"), ha="center",
+                va="bottom", rotation=0 if share > 0.02 * len(steps) else 90, fontsize=8.5,
+            )  # fmt: skip
 
 
 def _bars(axes, found: list[Spent], value) -> None:
@@ -244,15 +222,15 @@ def _bars(axes, found: list[Spent], value) -> None:
     students = [c for c in found if not c.stage.is_teacher]
     widest = max(teacher, sum(map(value, students)), 1e-9)
     axes.barh(["teacher"], [teacher], color=VERMILLION, height=0.6, hatch="//", edgecolor=PAPER)
-    left = 0.0
     axes.barh(["students"], [0])
+    left = 0.0
     for cost in students:
-        width = value(cost)
+        width, steps = value(cost), str(cost.stage.num_steps)
         axes.barh(["students"], [width], left=left, color=BLUE, height=0.6, edgecolor=PAPER)
         if width > 0.06 * widest:
-            steps = str(cost.stage.num_steps)
-            axes.text(left + width / 2, "students", steps, ha="center", va="center",
-                      color="white", fontsize=9)  # fmt: skip
+            middle = left + width / 2
+            style = {"ha": "center", "va": "center", "color": "white", "fontsize": 9}
+            axes.text(middle, "students", steps, **style)
         left += width
     if teacher:
         axes.axvline(teacher, color=INK, linestyle="--", linewidth=1)
@@ -261,7 +239,11 @@ def _bars(axes, found: list[Spent], value) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _thousands(value: float, _=None) -> str:
+def _plainly(value: float, _) -> str:
+    return f"{value:g}"
+
+
+def _thousands(value: float, _) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"

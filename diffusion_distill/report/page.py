@@ -10,12 +10,7 @@ from diffusion_distill.terminal.console import say
 
 
 def show_results(workdir: Path, rows: list[dict]) -> None:
-    """Writes results.txt and the page of a run, where they are not of all rows yet.
-
-    Args:
-        workdir: of the run.
-        rows: of results.jsonl.
-    """
+    """Writes results.txt and the page of a run, where they are not of all `rows` of results yet."""
     path, table = workdir / "results.txt", results_table(rows) + "\n"
 
     def write() -> None:
@@ -43,14 +38,8 @@ def refresh(workdir: Path) -> None:
 def write(workdirs: list[Path], out: Path) -> list[str]:
     """Writes the page of one run, or of several that it compares, and its plots as PNG files.
 
-    The plots go into a folder beside the page, of its name without ".html".
-
-    Returns:
-        What was missing or damaged, a sentence each.
-
-    Raises:
-        UserError: a workdir is none.
-        OSError: something could not be written.
+    The plots go into a folder beside the page, of its name without ".html". Returns what was
+    missing or damaged, a sentence each; a workdir that is none is a UserError.
     """
     # It draws with what is slow to import: a run's start, --help and mistakes must not wait for it.
     from diffusion_distill.report.render import render

@@ -1,10 +1,6 @@
 """What a run writes for the report beside its numbers: images of each stage, and of the data.
 
-WORKDIR/real.npz          images of the training split, and how near each is to another of them
-WORKDIR/STAGE/samples.npz images of the stage, all stages from the same noise, and for the first few
-                          the training images that are nearest to them
-
-Small files, each computed once.
+Small files, each computed once; all stages' images are from the same noise.
 """
 
 import io
@@ -27,7 +23,7 @@ def write_pictures(
 ) -> None:
     """Writes what a stage is shown by: samples.png and samples.npz in its folder, real.npz beside.
 
-    Of several processes the first does. The arguments are those of `write_samples`.
+    Of several processes the first does.
     """
 
     def write() -> None:
@@ -42,25 +38,19 @@ def write_real(path: Path, source: Source, labels: np.ndarray, mirror: bool) -> 
     """Writes real.npz at `path`, unless it is there: as many images as there are labels.
 
     images uint8 [N, H, W, C], labels int32 [N], distances float64 [N]: of each to the nearest other
-    image of the split; `total` images are in it, of which `compared` were looked at.
-
-    Args:
-        source: the training split.
-        labels: int32 [N], wanted of the images where the source has labels.
-        mirror: whether training mirrors images, so that mirror images count.
+    image of the split; `total` images are in it, of which `compared` were looked at. Where the
+    source, the training split, has labels, images have those given. Mirror images count where
+    training makes them.
     """
     if path.exists():
         return
-    chosen = real_indices(source, labels)
-    images, among = source.images(chosen), _searched(source)
-    distances = np.zeros(0)
+    chosen, among = real_indices(source, labels), _searched(source)
+    images, distances = source.images(chosen), np.zeros(0)
     if len(among) > 1:
         found = nearest(images, source.images, among, 1, mirror, own=chosen)
         distances = found.distances[:, 0]
-    _write(
-        path, images=images, labels=source.labels[chosen], distances=distances,
-        total=len(source), compared=len(among),
-    )  # fmt: skip
+    of = {"images": images, "labels": source.labels[chosen], "distances": distances}
+    _write(path, **of, total=len(source), compared=len(among))
 
 
 def write_samples(

@@ -10,7 +10,6 @@ import jinja2
 from diffusion_distill.report import samples, sections
 from diffusion_distill.report.run import RunFiles, read_run
 from diffusion_distill.report.series import plotted_metrics
-from diffusion_distill.report.settings import settings
 from diffusion_distill.storage.buckets import as_path
 
 # What a value of the wrong kind, in a file that could be read, ends in.
@@ -18,11 +17,7 @@ _DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
-    """The page, its plots as PNG by file name, and what was missing or damaged.
-
-    Raises:
-        UserError: a workdir is none.
-    """
+    """The page, its plots as PNG by file name, and what was missing or damaged."""
     runs, titles = [read_run(path) for path in workdirs], _titles(workdirs)
     several = len(runs) > 1
     named = list(zip(titles, runs, strict=True))
@@ -31,18 +26,16 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
         _sections(title, run, f"_{number}" if several else "")
         for number, (title, run) in enumerate(named, 1)
     ]
+    loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=loader, undefined=strict, trim_blocks=True, lstrip_blocks=True,
         autoescape=True,  # nothing from a file becomes markup
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    )  # fmt: skip
     html = environment.get_template("page.html").render(
         title=f"{len(runs)} runs compared" if several else titles[0],
         runs=shown,
         headline=headline,
-        settings=settings(runs),
+        settings=sections.settings(runs),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
     with_plots = [*headline, *(s[what] for s in shown for what in ("training", "cost") if s[what])]
@@ -57,10 +50,10 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
 
 def _headline(runs: list[tuple[str, RunFiles]]) -> list[dict]:
     """The plots of quality against steps: of each metric, all runs in one."""
-    first, found = runs[0][1], []
+    found = []
     for metric in plotted_metrics([run for _, run in runs]):
         name = "distance_" + re.sub(r"[^A-Za-z0-9_]", "_", metric)
-        found.append(_made(first, metric, sections.distance_plot, metric, runs, name))
+        found.append(_made(runs[0][1], metric, sections.distance_plot, metric, runs, name))
     return [section for section in found if section is not None]
 
 

@@ -21,24 +21,15 @@ _ROW = {"stage": str, "num_steps": int, "updates": int, "images_seen": int, "sec
 
 @dataclasses.dataclass(frozen=True)
 class StageFiles:
-    """One stage of a run.
+    """One stage of a run."""
 
-    Attributes:
-        name: "teacher", "student_0016".
-        num_steps: sampling steps it is made for.
-        updates: that it makes in all; 0 for a teacher that was trained elsewhere.
-        row: of results.jsonl; None where it is not measured yet.
-        curves: float arrays of one length, "step" and those of CURVES; of length 0 where nothing is
-            logged yet.
-        samples: arrays of samples.npz; None where there is none.
-    """
-
-    name: str
-    num_steps: int
-    updates: int
-    row: dict | None
+    name: str  # "teacher", "student_0016"
+    num_steps: int  # sampling steps it is made for
+    updates: int  # that it makes in all; 0 for a teacher that was trained elsewhere
+    row: dict | None  # of results.jsonl; None where it is not measured yet
+    # Float arrays of one length, "step" and those of CURVES; empty where nothing is logged yet.
     curves: dict[str, np.ndarray]
-    samples: dict[str, np.ndarray] | None
+    samples: dict[str, np.ndarray] | None  # arrays of samples.npz; None where there is none
 
     @property
     def is_teacher(self) -> bool:
@@ -54,27 +45,16 @@ class StageFiles:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """One workdir.
-
-    Attributes:
-        path: of the workdir.
-        config: sections and fields, as in config.json; {} where that cannot be read.
-        image_shape: (H, W, C) of its images; None where that is not known.
-        teacher_is_student: whether its teacher is made for one number of steps.
-        stages: that it runs, in order.
-        evaluations: rows of evaluations.jsonl: what was measured later.
-        real: arrays of real.npz; None where there is none.
-        problems: sentences, each on something missing or damaged.
-    """
+    """One workdir."""
 
     path: Path
-    config: dict
-    image_shape: tuple[int, int, int] | None
-    teacher_is_student: bool
-    stages: list[StageFiles]
-    evaluations: list[dict]
-    real: dict[str, np.ndarray] | None
-    problems: list[str]
+    config: dict  # sections and fields, as in config.json; {} where that cannot be read
+    image_shape: tuple[int, int, int] | None  # (H, W, C) of its images; None for not known
+    teacher_is_student: bool  # whether its teacher is made for one number of steps
+    stages: list[StageFiles]  # that it runs, in order
+    evaluations: list[dict]  # rows of evaluations.jsonl: what was measured later
+    real: dict[str, np.ndarray] | None  # arrays of real.npz; None where there is none
+    problems: list[str]  # sentences, each on something missing or damaged
 
     @property
     def results(self) -> list[dict]:
@@ -90,11 +70,7 @@ class RunFiles:
 
 
 def read_run(path: str | Path) -> RunFiles:
-    """The run in a workdir.
-
-    Raises:
-        UserError: there is no such folder, or no run has written to it.
-    """
+    """The run in a workdir; UserError where there is none, or no run has written to it."""
     path = existing(path, ("config.json", "results.jsonl"))
     reader = _Reader(path, [])
     fields = reader.json("config.json")
@@ -103,7 +79,7 @@ def read_run(path: str | Path) -> RunFiles:
     stages = [reader.stage(*stage, rows.get(stage[0])) for stage in reader.plan(rows)]
     unknown = rows.keys() - {stage.name for stage in stages}
     reader.problems.extend(f"results.jsonl has {n}, which is no stage of the run" for n in unknown)
-    real = reader.npz("real.npz", {"images"}) if rows else None
+    real = reader.npz("real.npz", set()) if rows else None
     return RunFiles(
         path=path,
         config=config if isinstance(config, dict) else {},
@@ -150,12 +126,9 @@ class _Reader:
             self._lost(error)
             return []
         good = [row for row in rows if _has(row, kinds)]
-        if len(good) < len(rows):
-            fields = ", ".join(kinds)
-            bad = len(rows) - len(good)
-            self.problems.append(
-                f"{name} is damaged: {bad} of its {len(rows)} rows lack one of {fields}"
-            )
+        if bad := len(rows) - len(good):
+            lack = f"{bad} of its {len(rows)} rows lack one of {', '.join(kinds)}"
+            self.problems.append(f"{name} is damaged: {lack}")
         return good
 
     def npz(self, name: str, needed: set[str]) -> dict[str, np.ndarray] | None:
@@ -168,12 +141,9 @@ class _Reader:
         except (UserError, OSError) as error:
             self._lost(error)
             return None
-        images = arrays.get("images")
-        is_images = (
-            images is not None and images.dtype == np.uint8 and images.ndim == 4
-            and images.size and images.shape[-1] in (1, 3)
-        )  # fmt: skip
-        if not is_images or not needed <= arrays.keys():
+        images = arrays.get("images", np.empty(0))
+        is_images = images.dtype == np.uint8 and images.ndim == 4 and images.size
+        if not is_images or images.shape[-1] not in (1, 3) or not needed <= arrays.keys():
             self.problems.append(f"{name} is damaged: it lacks what it should hold")
             return None
         return arrays
@@ -181,9 +151,7 @@ class _Reader:
     def plan(self, rows: dict[str, dict]) -> list[tuple[str, int, int]]:
         """(name, steps, updates) of each stage, from stages.jsonl, else from the results."""
         kinds = {"name": str, "num_steps": int, "updates": int}
-        stages = [
-            (r["name"], r["num_steps"], r["updates"]) for r in self.rows("stages.jsonl", kinds)
-        ]
+        stages = [tuple(row[k] for k in kinds) for row in self.rows("stages.jsonl", kinds)]
         if not stages:
             self.problems.append("stages that are not measured yet are not known")
             stages = [(r["stage"], r["num_steps"], r["updates"]) for r in rows.values()]
@@ -191,20 +159,16 @@ class _Reader:
 
     def stage(self, name: str, num_steps: int, updates: int, row: dict | None) -> StageFiles:
         logged = f"{name}/metrics.jsonl"
-        has_log = (self.path / logged).exists()
-        if not has_log and row is not None and updates:
-            self.problems.append(f"there is no {logged}")
-        rows = self.rows(logged, {"step": int}, needed=False)
-        curves = {
-            field: np.array([_number(r.get(field)) for r in rows]) for field in ("step", *CURVES)
-        }
-        samples = None
-        if row is not None:
-            samples = self.npz(f"{name}/samples.npz", {"distances", "nearest"})
+        rows = self.rows(logged, {"step": int}, needed=row is not None and updates > 0)
+        names = ("step", *CURVES)
+        curves = {field: np.array([_number(r.get(field)) for r in rows]) for field in names}
+        kept = {"distances", "nearest"}
+        samples = None if row is None else self.npz(f"{name}/samples.npz", kept)
         return StageFiles(name, num_steps, updates, row, curves, samples)
 
 
 def _has(row, kinds: dict[str, type]) -> bool:
+    """Whether a row has these fields, and no number in them is negative."""
     return isinstance(row, dict) and all(
         _is(row.get(name), kind) and (kind is str or row[name] >= 0) for name, kind in kinds.items()
     )

@@ -14,20 +14,13 @@ SIDE_BY_SIDE = 40  # images of a set that is shown whole
 
 @dataclasses.dataclass(frozen=True)
 class Mosaic:
-    """Images in rows, as one.
+    """Images in rows, as one PNG."""
 
-    Attributes:
-        label: what they are called.
-        src: the PNG as a data: address.
-        width, height: of it, in pixels.
-        alt: what it shows, in words.
-    """
-
-    label: str
-    src: str
-    width: int
+    label: str  # what they are called
+    src: str  # the PNG as a data: address
+    width: int  # of it, in pixels
     height: int
-    alt: str
+    alt: str  # what it shows, in words
 
 
 def _mosaic(label: str, images: np.ndarray, alt: str) -> Mosaic:
@@ -51,18 +44,18 @@ def noises(run: RunFiles) -> list[Mosaic]:
 
 def beside_data(run: RunFiles) -> list[Mosaic]:
     """Images of the data, of the teacher and of the last student."""
-    found = [] if run.real is None else [("training images", run.real)]
+    sets = [] if run.real is None else [("training images", run.real)]
     sampled = [stage for stage in run.stages if stage.samples is not None]
     for stage in sampled[:1] + sampled[1:][-1:]:
-        found.append((f"{stage.name}: {_at(stage)}", stage.samples))
-    return [_block(label, arrays["images"][:SIDE_BY_SIDE]) for label, arrays in found]
-
-
-def _block(label: str, images: np.ndarray) -> Mosaic:
-    columns = min(IN_A_ROW, len(images))
-    rows = len(images) // columns
-    images = images[: rows * columns].reshape(rows, columns, *images.shape[1:])
-    return _mosaic(label, images, f"{rows * columns} images: {label}")
+        sets.append((f"{stage.name}: {_at(stage)}", stage.samples))
+    found = []
+    for label, arrays in sets:
+        images = arrays["images"][:SIDE_BY_SIDE]
+        columns = min(IN_A_ROW, len(images))
+        images = images[: len(images) // columns * columns]
+        rows = images.reshape(-1, columns, *images.shape[1:])
+        found.append(_mosaic(label, rows, f"{len(images)} images: {label}"))
+    return found
 
 
 def _at(stage: StageFiles) -> str:
@@ -79,8 +72,8 @@ def neighbours(run: RunFiles) -> dict | None:
     near = of["nearest"].copy()  # [n, k, H, W, C]
     mirrored = of["nearest_mirrored"].astype(bool)
     near[mirrored] = near[mirrored][:, :, ::-1]
-    count = len(near)
-    rows = [_mosaic("samples", of["images"][None, :count], f"{count} samples of {stage.name}")]
+    alt = f"{len(near)} samples of {stage.name}"
+    rows = [_mosaic("samples", of["images"][None, : len(near)], alt)]
     for n, label in enumerate(("nearest", "second", "third")[: near.shape[1]]):
         alt = f"of each sample the {label} training image" + ("" if n == 0 else " by distance")
         rows.append(_mosaic(label, near[None, :, n], alt))
@@ -93,21 +86,22 @@ def neighbours(run: RunFiles) -> dict | None:
 
 
 def _neighbour_text(run: RunFiles, of: dict[str, np.ndarray]) -> str:
-    all_ = of["distances"]
     total, compared = int(of["total"]), int(of["compared"])
     searched = f"All {total:,} training images were searched"
     if compared < total:
         searched = f"{compared:,} of the {total:,} training images, drawn at random, were searched"
     if run.value("data.random_flip"):
         searched += ", and their mirror images, since training mirrors at random"
+
+    def told(what: str, distances: np.ndarray) -> str:
+        middle, least = np.median(distances), distances.min()
+        return f"{len(distances)} {what}: median {middle:.1f}, least {least:.1f}."
+
     text = (
         f"{searched}. Distances are root mean squares over pixels, in levels of 0 to 255; a copy "
-        f"would be at 0. {len(all_)} samples: median {np.median(all_):.1f}, least {all_.min():.1f}."
+        f"would be at 0. {told('samples', of['distances'])}"
     )
     real = (run.real or {}).get("distances")
     if real is not None and len(real):
-        text += (
-            f" {len(real)} training images, each to the nearest other one: median "
-            f"{np.median(real):.1f}, least {real.min():.1f}."
-        )
+        text += " " + told("training images, each to the nearest other one", real)
     return text

@@ -1,39 +1,28 @@
 """The sections of a report that have numbers: plots and tables as values for the template."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from diffusion_distill.config import base, to_dict
 from diffusion_distill.metrics.names import value_text
-from diffusion_distill.report import figures, table
-from diffusion_distill.report.run import RunFiles
-from diffusion_distill.report.series import (
-    PAPER_METRIC,
-    Series,
-    Spent,
-    benchmark,
-    distances,
-    paper_series,
-    spent,
-)
+from diffusion_distill.report import figures, series, table
+from diffusion_distill.report.run import CURVES, RunFiles
+from diffusion_distill.report.series import Series, Spent
 from diffusion_distill.terminal.console import duration
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A plot.
+    """A plot."""
 
-    Attributes:
-        svg: an <svg> element.
-        png: the same as a PNG file.
-        name: of that file.
-        alt: what it shows, in words.
-    """
-
-    svg: str
-    png: bytes
-    name: str
-    alt: str
+    svg: str  # an <svg> element
+    png: bytes  # the same as a PNG file
+    name: str  # of that file
+    alt: str  # what it shows, in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,44 +31,42 @@ class Table:
 
     header: list[str]
     body: list[list[str]]
-    notes: list[str]
+    notes: Sequence[str] = ()
 
 
 def plot(figure, name: str, alt: str) -> Plot:
     """A plot from its figure; `name` is that of its file, and unique on a page."""
-    figures.lay_out(figure)
-    return Plot(figures.to_svg(figure, name), figures.to_png(figure), f"{name}.png", alt)
+    return Plot(*figures.saved(figure, name), f"{name}.png", alt)
 
 
 def status(run: RunFiles) -> str:
     """How far a run is, in a sentence."""
-    done = len(run.results)
-    text = f"{done} of {len(run.stages)} stages are trained and measured"
-    for stage in run.stages:
-        if stage.row is None:
-            if stage.step >= stage.updates:
-                return f"{text}; {stage.name} is being measured."
-            if stage.step:
-                return f"{text}; {stage.name} is at update {stage.step:,} of {stage.updates:,}."
-            break
+    text = f"{len(run.results)} of {len(run.stages)} stages are trained and measured"
+    stage = next((stage for stage in run.stages if stage.row is None), None)
+    if stage and stage.step >= stage.updates:
+        return f"{text}; {stage.name} is being measured."
+    if stage and stage.step:
+        return f"{text}; {stage.name} is at update {stage.step:,} of {stage.updates:,}."
     return f"{text}."
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
     """(what, value) for the head of the page."""
-    found = []
-    name = str(run.value("data.name", "unknown"))
-    shape = "x".join(map(str, run.image_shape or ()))
-    if run.real is not None and "total" in run.real:
-        shape = f"{int(run.real['total']):,} images of {shape}, split {run.value('data.split')}"
-    known = benchmark(run)
-    found.append(("data", f"{known.title if known else name}: {shape}"))
-    predicts = run.value("diffusion.parameterization")
-    found.append(("network predicts", f"{predicts}, weighting {run.value('diffusion.weighting')}"))
+    known, shape = series.benchmark(run), "x".join(map(str, run.image_shape or ()))
+    name = known.title if known else str(run.value("data.name", "unknown"))
+    if total := _total(run):
+        shape = f"{total:,} images of {shape}, split {run.value('data.split')}"
+    predicts, weighting = (run.value(f"diffusion.{f}") for f in ("parameterization", "weighting"))
+    found = {"data": f"{name}: {shape}", "network predicts": f"{predicts}, weighting {weighting}"}
     for row in run.results[-1:]:
-        found.append(("measured on", f"{row.get('devices', '?')} x {row.get('device_kind', '?')}"))
-        found.append(("code", str(row.get("code_version", "?"))))
-    return found
+        found["measured on"] = f"{row.get('devices', '?')} x {row.get('device_kind', '?')}"
+        found["code"] = str(row.get("code_version", "?"))
+    return list(found.items())
+
+
+def _total(run: RunFiles) -> int:
+    """Images of the training split; 0 where that is not known."""
+    return int((run.real or {}).get("total", 0))
 
 
 def results(run: RunFiles) -> Table | None:
@@ -91,15 +78,19 @@ def results(run: RunFiles) -> Table | None:
 
 def distance_plot(metric: str, runs: list[tuple[str, RunFiles]], name: str) -> dict | None:
     """The plot of a metric against steps, its numbers, and what is to be said of the paper's."""
-    found = [(title, distances(run).get(metric, [])) for title, run in runs]
+    found = [(title, series.distances(run).get(metric, [])) for title, run in runs]
     found = [(title, lines) for title, lines in found if lines]
     if not found:
         return None
-    paper = next((p for _, run in runs if (p := paper_series(run, metric))), [])
+    paper = next((p for _, run in runs if (p := series.paper_series(run, metric))), [])
     figure = figures.distance_figure(metric, found, paper, table.lower_is_better(metric))
     columns = [(figures.series_name(s, title), s) for title, lines in found for s in lines]
     columns += [("paper, distilled" if s.distilled else "paper, DDIM", s) for s in paper]
-    said = "; ".join(f"{header}: {_in_words(metric, s)}" for header, s in columns)
+
+    def in_words(s: Series) -> str:
+        return ", ".join(f"{value_text(metric, p.mean)} at {p.num_steps}" for p in s.points)
+
+    said = "; ".join(f"{header}: {in_words(s)}" for header, s in columns)
     return {
         "metric": metric,
         "meaning": table.meaning(metric),
@@ -109,10 +100,6 @@ def distance_plot(metric: str, runs: list[tuple[str, RunFiles]], name: str) -> d
         "has_spread": any(p.std is not None for _, s in columns for p in s.points),
         "several": len(found) > 1,
     }
-
-
-def _in_words(metric: str, series: Series) -> str:
-    return ", ".join(f"{value_text(metric, p.mean)} at {p.num_steps}" for p in series.points)
 
 
 def _numbers(metric: str, columns: list[tuple[str, Series]]) -> Table:
@@ -126,31 +113,27 @@ def _numbers(metric: str, columns: list[tuple[str, Series]]) -> Table:
         return f"{text} ({point.seeds})" if point.seeds > 1 else text
 
     body = [[str(n), *(cell(by.get(n)) for by in points)] for n in steps]
-    return Table(["steps", *(header for header, _ in columns)], body, [])
+    return Table(["steps", *(header for header, _ in columns)], body)
 
 
 def _paper_note(run: RunFiles, metric: str) -> list[str]:
-    known = benchmark(run)
+    known = series.benchmark(run)
     if known is None:
         return []
     if not known.students_fid:
         return [f"For {known.title} the paper has curves, and no numbers to draw here."]
-    if metric != PAPER_METRIC:
-        return [
-            "What the paper reports for this data is FID of 50,000 images against the training "
-            f"split. {metric} is another quantity, so that the paper's numbers are not drawn."
-        ]
-    return [
-        "Hollow marks are the paper's: FID of 50,000 images against the training split, as "
-        "Salimans and Ho (2022) report it."
-    ]
+    fid = "FID of 50,000 images against the training split"
+    if metric == series.PAPER_METRIC:
+        return [f"Hollow marks are the paper's: {fid}, as Salimans and Ho (2022) report it."]
+    other = f"{metric} is another quantity, so that the paper's numbers are not drawn."
+    return [f"What the paper reports for this data is {fid}. {other}"]
 
 
 def training(run: RunFiles, name: str) -> dict | None:
     """Loss, gradient norm and learning rate over the chain: plot and table."""
     body = []
     for stage in run.stages:
-        kept = [stage.curves[field] for field in ("loss", "grad_norm", "learning_rate")]
+        kept = [stage.curves[field] for field in CURVES]
         loss, norm, rate = (values[np.isfinite(values)] for values in kept)
         if len(loss) and len(norm) and len(rate):
             numbers = [loss[0], loss[-1], np.median(norm), rate.max()]
@@ -160,53 +143,46 @@ def training(run: RunFiles, name: str) -> dict | None:
     header = ["stage", "first loss", "last loss", "median gradient norm", "highest learning rate"]
     ends = "; ".join(f"{stage} from {first} to {last}" for stage, first, last, *_ in body)
     alt = f"Loss, gradient norm and learning rate against updates. Loss: {ends}."
-    figure = plot(figures.training_figure(run), name, alt)
-    return {"plot": figure, "table": Table(header, body, [])}
+    return {"plot": plot(figures.training_figure(run), name, alt), "table": Table(header, body)}
 
 
 def cost(run: RunFiles, name: str) -> dict | None:
     """What the students cost beside the teacher: plot, sentence and table."""
-    found = spent(run)
+    found = series.spent(run)
     if not found:
         return None
-    claim = _claim(run, found)
-    total = int(run.real["total"]) if run.real is not None and "total" in run.real else 0
+    claim, total = _claim(run, found), _total(run)
     teacher = found[0].seconds if found[0].stage.is_teacher else None
     body, seconds = [], 0.0
     for c in found:
-        seconds += 0.0 if c.stage.is_teacher else c.seconds or 0.0
-        body.append(
-            [
-                c.stage.name + ("" if c.finished else " (so far)"),
-                f"{c.stage.step:,}",
-                f"{c.images:,}",
-                f"{c.images / total:,.1f}" if total else "",
-                "" if c.seconds is None else duration(c.seconds),
-                f"{seconds / teacher:.2f}" if teacher and not c.stage.is_teacher else "",
-            ]
-        )
-    header = ["stage", "updates", "images seen", "epochs", "training time",
-              "sum / teacher"]  # fmt: skip
+        student = not c.stage.is_teacher
+        seconds += (c.seconds or 0.0) if student else 0.0
+        body.append([
+            c.stage.name + ("" if c.finished else " (so far)"),
+            f"{c.stage.step:,}",
+            f"{c.images:,}",
+            f"{c.images / total:,.1f}" if total else "",
+            "" if c.seconds is None else duration(c.seconds),
+            f"{seconds / teacher:.2f}" if teacher and student else "",
+        ])  # fmt: skip
+    header = ["stage", "updates", "images seen", "epochs", "training time", "sum / teacher"]
     figure = plot(figures.cost_figure(run), name, f"Bars of training time and images. {claim}")
-    return {"plot": figure, "claim": claim, "table": Table(header, body, [])}
+    return {"plot": figure, "claim": claim, "table": Table(header, body)}
 
 
 def _claim(run: RunFiles, found: list[Spent]) -> str:
     rounds = [c for c in found if not c.stage.is_teacher and c.finished]
-    teachers = [c for c in found if c.stage.is_teacher]
-    if not teachers or not teachers[0].finished:
+    teacher = next((c for c in found if c.stage.is_teacher), None)
+    if teacher is None or not teacher.finished:
         return "The teacher is not done yet."
-    if not teachers[0].stage.updates:
+    if not teacher.stage.updates:
         return "The teacher was trained elsewhere: what it cost is not known here."
     if not rounds:
         return "No round of distillation is done yet."
     seconds, images = sum(c.seconds for c in rounds), sum(c.images for c in rounds)
-    teacher = teachers[0]
     planned = sum(not stage.is_teacher for stage in run.stages)
-    which = (
-        f"All {planned} rounds" if len(rounds) == planned else f"{len(rounds)} of {planned} rounds"
-    )
-    which = which if planned > 1 else "The only round"
+    which = "All" if len(rounds) == planned else f"{len(rounds)} of"
+    which = f"{which} {planned} rounds" if planned > 1 else "The only round"
 
     def times(a, b):
         return f", {a / b:.2f} times the teacher's" if b else ", the teacher's"
@@ -216,3 +192,31 @@ def _claim(run: RunFiles, found: list[Spent]) -> str:
         f"{duration(teacher.seconds)}, and saw {images:,} images"
         f"{times(images, teacher.images)} {teacher.images:,}."
     )
+
+
+def settings(runs: list[RunFiles]) -> list[dict]:
+    """Sections of fields, each with its value in every run, its default, and what differs."""
+    configs = (to_dict(base()), *(run.config for run in runs))
+    defaults, *values = (flatten_dict(config, sep=".") for config in configs)
+    sections: dict[str, list] = {}
+    for name in dict.fromkeys(name for fields in (defaults, *values) for name in fields):
+        default, *texts = (_setting(fields, name) for fields in (defaults, *values))
+        section, _, field = name.rpartition(".")
+        sections.setdefault(section, []).append({
+            "field": field,
+            "values": [(text, text != default) for text in texts],
+            "default": default,
+            "between": len(set(texts)) > 1,
+        })  # fmt: skip
+    return [{"name": name or "the run", "fields": fields} for name, fields in sections.items()]
+
+
+def _setting(fields: dict, name: str) -> str:
+    if name not in fields:
+        return "(none)"
+    value = fields[name]
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "(none)"
+    if isinstance(value, float):
+        return f"{value:g}"  # 1 and 1.0 are one value: JSON keeps apart what a config does not
+    return value if isinstance(value, str) and value else json.dumps(value)

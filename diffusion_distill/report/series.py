@@ -13,35 +13,21 @@ BINS = 400  # points of a curve at most: a line of more is not seen
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One number of steps, measured once or with several seeds.
-
-    Attributes:
-        num_steps: sampling steps.
-        mean: over the seeds.
-        std: their standard deviation (of a sample: over n - 1); None for one seed.
-        seeds: how many.
-    """
+    """A number of sampling steps, measured once or with several seeds."""
 
     num_steps: int
-    mean: float
-    std: float | None = None
-    seeds: int = 1
+    mean: float  # over the seeds
+    std: float | None = None  # of a sample: over n - 1; None for one seed
+    seeds: int = 1  # how many
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line of the plot of distance against steps.
+    """One line of the plot of distance against steps."""
 
-    Attributes:
-        sampler: by its name in the config.
-        distilled: whether each point is of the stage that is made for its steps, not of the
-            undistilled teacher.
-        points: by steps, each number once.
-    """
-
-    sampler: str
-    distilled: bool
-    points: tuple[Point, ...]
+    sampler: str  # by its name in the config
+    distilled: bool  # each point is of the stage made for its steps, not of the undistilled teacher
+    points: tuple[Point, ...]  # by steps, each number once
 
 
 PAPER_METRIC = "fid50k_train"  # what the paper reports, by its name here
@@ -75,38 +61,35 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
 
     From results.jsonl and evaluations.jsonl together; what differs in the seed alone is one point.
     """
-    found = {}  # metric -> (not distilled, sampler) -> steps -> seed -> value
+    found = {}  # metric -> (not distilled, not DDIM, sampler) -> steps -> seed -> value
 
-    def add(metric, distilled, sampler, num_steps, seed, value):
+    def add(metric, stage, sampler, num_steps, seed, value):
         usable = is_number(value) and isinstance(num_steps, int) and num_steps >= 1
         if isinstance(metric, str) and isinstance(sampler, str) and usable:
+            undistilled = stage == "teacher" and not run.teacher_is_student
             lines = found.setdefault(metric, {})
-            seeds = lines.setdefault((not distilled, sampler), {}).setdefault(num_steps, {})
-            seeds[str(seed)] = float(value)
-
-    def is_distilled(name: str) -> bool:
-        return name != "teacher" or run.teacher_is_student
+            seeds = lines.setdefault((undistilled, sampler != "ddim", sampler), {})
+            seeds.setdefault(num_steps, {})[str(seed)] = float(value)
 
     for row in run.results:
-        distilled, seed = is_distilled(row["stage"]), row.get("seed")
+        stage, seed = row["stage"], row.get("seed")
         for metric in _metrics(row):
-            add(metric, distilled, "ddim", row.get("measured_steps"), seed, row.get(metric))
+            add(metric, stage, "ddim", row.get("measured_steps"), seed, row.get(metric))
         of = row.get("baseline_metric", row.get("metric"))
         for sampler, values in _items(row.get("baselines")):
             for num_steps, value in _items(values):
                 if num_steps.isdecimal():
-                    add(of, distilled, sampler, int(num_steps), seed, value)
+                    add(of, stage, sampler, int(num_steps), seed, value)
     stages = {stage.name for stage in run.stages}
     for row in run.evaluations:
         if row["stage"] in stages:
             for metric in _metrics(row):
-                sampler, value = row.get("sampler"), row.get(metric)
-                distilled = is_distilled(row["stage"])
-                add(metric, distilled, sampler, row["num_steps"], row.get("seed"), value)
+                asked = row["stage"], row.get("sampler"), row["num_steps"], row.get("seed")
+                add(metric, *asked, row.get(metric))
     return {
         metric: [
             Series(sampler, not undistilled, tuple(_point(n, by[n]) for n in sorted(by)))
-            for (undistilled, sampler), by in sorted(lines.items(), key=_by_kind)
+            for (undistilled, _, sampler), by in sorted(lines.items())
         ]
         for metric, lines in found.items()
     }
@@ -114,10 +97,8 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
 
 def plotted_metrics(runs: list[RunFiles]) -> list[str]:
     """What the headline plots show: the first metric of each run, and that of its baselines."""
-    names = []
-    for run in runs:
-        for row in run.results:
-            names += [row.get("metric"), row.get("baseline_metric")]
+    rows = [row for run in runs for row in run.results]
+    names = [row.get(what) for row in rows for what in ("metric", "baseline_metric")]
     return [name for name in dict.fromkeys(names) if isinstance(name, str)]
 
 
@@ -136,31 +117,23 @@ def chain_curves(run: RunFiles) -> tuple[dict[str, list[tuple]], list[tuple[str,
     width = max(end / BINS, 1.0)
     curves = {name: [] for name in CURVES}
     for stage, (_, begin, _) in zip(run.stages, borders, strict=True):
+        steps = stage.curves["step"]
         for name in CURVES:
             values = stage.curves[name]
-            known = np.isfinite(values) & np.isfinite(stage.curves["step"])
+            known = np.isfinite(values) & np.isfinite(steps)
             if known.any():
-                curves[name].append(
-                    _binned(begin + stage.curves["step"][known], values[known], width)
-                )
+                curves[name].append(_binned(begin + steps[known], values[known], width))
     return curves, borders
 
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What was spent on training one stage, so far.
-
-    Attributes:
-        stage: which.
-        seconds: None while they are not known.
-        images: seen in training.
-        finished: whether that is all.
-    """
+    """What was spent on training one stage, so far."""
 
     stage: StageFiles
-    seconds: float | None
-    images: int
-    finished: bool
+    seconds: float | None  # None while they are not known
+    images: int  # seen in training
+    finished: bool  # whether that is all
 
 
 def spent(run: RunFiles) -> list[Spent]:
@@ -174,12 +147,6 @@ def spent(run: RunFiles) -> list[Spent]:
             images = stage.step * (batch_size if isinstance(batch_size, int) else 0)
             found.append(Spent(stage, None, images, False))
     return found
-
-
-def _by_kind(item: tuple) -> tuple:
-    """Sorts lines: students, the teacher with DDIM, then by the name of the sampler."""
-    (undistilled, sampler), _ = item
-    return undistilled, sampler != "ddim", sampler
 
 
 def _point(num_steps: int, by_seed: dict[str, float]) -> Point:

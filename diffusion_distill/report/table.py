@@ -1,5 +1,7 @@
 """The table of a run: what each number of steps costs and gives."""
 
+import functools
+
 from diffusion_distill.metrics.names import kind, value_text
 
 # What a kind of metric is, and whether lower is better.
@@ -25,8 +27,15 @@ def results_table(rows: list[dict]) -> str:
 
 
 def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """The table's header, and its body: cells for each row. The first row is the teacher's."""
-    columns = [*_cost_columns(), *_metric_columns(rows[0])]
+    """The table's header, and its body. The first row is the teacher's."""
+    columns = [
+        ("stage", lambda row: row["stage"]),
+        ("steps", lambda row: str(row["num_steps"])),
+        ("updates", lambda row: f"{row['updates']:,}"),
+        ("images seen", lambda row: f"{row['images_seen']:,}"),
+        ("seconds", lambda row: f"{row['seconds']:.0f}"),
+        *_metric_columns(rows[0]),
+    ]
     return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows]
 
 
@@ -49,66 +58,46 @@ def lower_is_better(metric: str) -> bool:
     return _MEANINGS.get(kind(metric), _FRECHET)[1]
 
 
-def _cost_columns():
-    return [
-        ("stage", lambda row: row["stage"]),
-        ("steps", lambda row: str(row["num_steps"])),
-        ("updates", lambda row: f"{row['updates']:,}"),
-        ("images seen", lambda row: f"{row['images_seen']:,}"),
-        ("seconds", lambda row: f"{row['seconds']:.0f}"),
-    ]
-
-
 def _metric_columns(teacher: dict):
     """(header, row -> cell) of each column with something measured."""
     first, *others = teacher.get("metrics", [teacher["metric"]])
-    baselines = teacher["baselines"]
-    yield first, _own(first)
+    yield first, functools.partial(_first, first)
     of = teacher.get("baseline_metric", first)
-    for name in baselines:
+    for name, values in teacher["baselines"].items():
         header = f"teacher, {name}" if of == first else f"teacher, {name}: {of}"
-        yield header, _baseline(of, baselines[name])
+        yield header, functools.partial(_baseline, of, values)
     for metric in others:
-        yield metric, _other(metric)
+        yield metric, functools.partial(_measured, metric)
     if "label_agreement" in teacher:
-        yield "label agreement", _agreement
+        has = "label_agreement"
+        yield "label agreement", lambda row: f"{row[has]:.1%}" if has in row else ""
 
 
-def _own(metric: str):
-    def cell(row):
-        text = value_text(metric, row.get(metric), row.get(f"{metric}_std"))
-        steps = row.get("measured_steps", row["num_steps"])
-        return text if steps == row["num_steps"] else f"{text} at {steps} steps"
-
-    return cell
+def _measured(metric: str, row: dict) -> str:
+    return value_text(metric, row.get(metric), row.get(f"{metric}_std"))
 
 
-def _other(metric: str):
-    return lambda row: value_text(metric, row.get(metric), row.get(f"{metric}_std"))
+def _first(metric: str, row: dict) -> str:
+    text = _measured(metric, row)
+    steps = row.get("measured_steps", row["num_steps"])
+    return text if steps == row["num_steps"] else f"{text} at {steps} steps"
 
 
-def _baseline(metric: str, values: dict[str, float]):
-    return lambda row: value_text(metric, values.get(str(row["num_steps"])))
-
-
-def _agreement(row):
-    return f"{row['label_agreement']:.1%}" if "label_agreement" in row else ""
+def _baseline(metric: str, values: dict[str, float], row: dict) -> str:
+    return value_text(metric, values.get(str(row["num_steps"])))
 
 
 def legend(rows: list[dict]) -> list[str]:
     """Sentences on what the table's columns are, and on what was not measured."""
     teacher = rows[0]
-    first, *others = teacher.get("metrics", [teacher["metric"]])
-    lines = [
-        f"{first}: {meaning(first)} Of the stage at its steps; the columns after it, of the "
-        "undistilled teacher at as many."
-    ]
-    lines += [f"{metric}: {meaning(metric)}" for metric in others]
+    lines = [f"{m}: {meaning(m)}" for m in teacher.get("metrics", [teacher["metric"]])]
+    lines[0] += " Of the stage at its steps; the columns after it, of the undistilled teacher at "
+    lines[0] += "as many."
     steps = teacher.get("measured_steps", teacher["num_steps"])
     if steps != teacher["num_steps"]:
         lines.append(f"teacher: everything is measured at {steps} steps.")
-    lines += [f"{row['stage']}: not measured: {row['not_measured']}." for row in rows
-              if "not_measured" in row]  # fmt: skip
+    missing = [row for row in rows if "not_measured" in row]
+    lines += [f"{row['stage']}: not measured: {row['not_measured']}." for row in missing]
     notes = [f"{what}: {note}." for row in rows for what, note in row.get("notes", {}).items()]
     lines += dict.fromkeys(notes)
     if "label_agreement" in teacher:
@@ -120,18 +109,12 @@ def legend(rows: list[dict]) -> list[str]:
 
 
 def markdown(header: list[str], body: list[list[str]]) -> str:
-    widths = [max(len(row[c]) for row in [header, *body]) for c in range(len(header))]
+    """A Markdown table: its first column stands on the left, the others on the right."""
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    rule = [":".rjust(width, "-") if n else "-" * width for n, width in enumerate(widths)]
 
-    def line(cells, pad=" "):
-        first, *rest = (
-            cell.ljust(w, pad) if n == 0 else cell.rjust(w, pad)
-            for n, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
+    def line(row: list[str]) -> str:
+        padded = enumerate(zip(row, widths, strict=True))
+        return f"| {' | '.join(c.rjust(w) if n else c.ljust(w) for n, (c, w) in padded)} |"
 
-    rule = (
-        "| "
-        + " | ".join("-" * w if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths))
-        + " |"
-    )
-    return "\n".join([line(header), rule, *map(line, body)])
+    return "\n".join(map(line, [header, rule, *body]))

@@ -6,9 +6,8 @@ import jax
 import pytest
 
 from diffusion_distill.devices.sharding import make_mesh
-from diffusion_distill.plan.describe import describe
 from diffusion_distill.plan.flops import count_flops
-from diffusion_distill.plan.programs import programs
+from diffusion_distill.plan.programs import describe, programs
 from diffusion_distill.stages import plan
 from tests.conftest import tiny_config
 

@@ -1,12 +1,17 @@
 """The programs of a run, as the maths and the network say that they must be."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
-from diffusion_distill.plan.describe import describe
-from diffusion_distill.plan.programs import programs
+from diffusion_distill.errors import UserError
+from diffusion_distill.plan.programs import describe, programs
 from diffusion_distill.stages import plan
+from diffusion_distill.validate import from_file
 from tests.plan.conftest import mesh, small_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_an_update_takes_as_many_forward_passes_as_the_maths_says(flops):
@@ -47,3 +52,15 @@ def test_a_resident_data_set_is_an_argument_on_every_device(program):
     images, labels, ten_batches = 1797 * 64, 1797 * 4, 10 * resident.images
     difference = resident.argument_bytes() - streamed.argument_bytes()
     assert difference == images + labels - ten_batches * 64
+
+
+def test_the_data_need_not_be_there():
+    config = from_file(str(CONFIGS / "imagenet64_distill.py"))
+    data = describe(config)
+    assert (data.image_shape, data.num_classes, data.num_images) == ((64, 64, 3), 1000, 0)
+    assert "there is no data/imagenet64: 64x64x3, read ahead, 1000 labels" in data.assumed
+    config.data.image_size = 0
+    with pytest.raises(UserError, match="config.data.image_size is 0"):
+        describe(config)
+    cifar = describe(from_file(str(CONFIGS / "cifar10_distill.py")))
+    assert (cifar.image_shape, cifar.num_images) == ((32, 32, 3), 50_000)

@@ -4,10 +4,10 @@ import dataclasses
 
 from diffusion_distill.plan.bounds import stage_time
 from diffusion_distill.plan.cost import Cost
-from diffusion_distill.plan.describe import Data
 from diffusion_distill.plan.hardware import parse_topology
 from diffusion_distill.plan.hlo import Collective
 from diffusion_distill.plan.make import NO_LIMIT, Plan
+from diffusion_distill.plan.programs import Data
 from diffusion_distill.plan.text import text
 from diffusion_distill.stages import plan as stages_of
 from tests.conftest import tiny_config

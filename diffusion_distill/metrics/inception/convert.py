@@ -33,7 +33,7 @@ ACCEPTED = (
 def convert(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a weights file (see weights.py) from one of the public files.
 
-    Not checked against the network's checksum: `weights.check` does that.
+    They are not checked against the network's checksum: `weights.check` does that.
 
     Raises:
         UserError: there is no such file, or it is none of those that are read.
@@ -65,11 +65,7 @@ def _unwrapped(path: Path) -> bytes:
 
 
 def read_graph(data: bytes) -> dict[str, np.ndarray]:
-    """The float32 constants of a frozen TensorFlow graph (a GraphDef), by their nodes' names.
-
-    Raises:
-        UserError: the bytes are no graph, or a constant's size and shape differ.
-    """
+    """The float32 constants of a frozen TensorFlow graph (a GraphDef), by their nodes' names."""
     graph = GraphDef()
     try:
         graph.ParseFromString(data)

@@ -41,14 +41,9 @@ class Conv(nn.Module):
         beta = self.param("beta", nn.initializers.zeros, shape[-1:])
         mean = self.param("mean", nn.initializers.zeros, shape[-1:])
         var = self.param("var", nn.initializers.ones, shape[-1:])
-        x = lax.conv_general_dilated(
-            x,
-            weight,
-            window_strides=(self.stride, self.stride),
-            padding=self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=lax.Precision.HIGHEST,
-        )
+        how = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
+        strides = (self.stride, self.stride)
+        x = lax.conv_general_dilated(x, weight, strides, self.padding, **how)
         return nn.relu((x - mean) * lax.rsqrt(var + EPSILON) + beta)
 
 
@@ -126,13 +121,14 @@ def at_8(pool: Callable, x: jax.Array) -> list[jax.Array]:
     a = Conv(384, name="tower_conv")(x)
     b = Conv(448, name="tower_1_conv")(x)
     b = Conv(384, (3, 3), name="tower_1_conv_1")(b)
+    pooled = pool(x)
     return [
         Conv(320, name="conv")(x),
         Conv(384, (1, 3), name="tower_mixed_conv")(a),
         Conv(384, (3, 1), name="tower_mixed_conv_1")(a),
         Conv(384, (1, 3), name="tower_1_mixed_conv")(b),
         Conv(384, (3, 1), name="tower_1_mixed_conv_1")(b),
-        Conv(192, name="tower_2_conv")(pool(x)),
+        Conv(192, name="tower_2_conv")(pooled),
     ]
 
 
