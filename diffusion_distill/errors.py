@@ -30,6 +30,12 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient that is not finite; the message names the stage and the step."""
 
 
+def reason(error: Exception) -> str:
+    """The last line of what an error says: after others' tracebacks and settings, it says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
 class Stopped(Exception):
     """The run was asked to stop, and has saved what it had.
 

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
-from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
+from diffusion_distill.data.sources import load_images
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError

@@ -36,7 +36,7 @@ from diffusion_distill.report.page import show_results
 from diffusion_distill.report.pictures import write_pictures
 from diffusion_distill.report.table import summary
 from diffusion_distill.runs import checkpoints
-from diffusion_distill.runs.network import Network, abstract_weights
+from diffusion_distill.runs.network import Network, with_abstract_params
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.buckets import as_path
@@ -108,8 +108,8 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     _check_labels(config, source)
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
-    params = abstract_weights(config, source.image_shape, num_classes, mesh)
-    network = Network(config, source.image_shape, num_classes, None, params)
+    network = Network(config, source.image_shape, num_classes, None, {})
+    network = with_abstract_params(network, mesh)
     teacher = teachers.find(network, workdir, mesh)
     if teacher is not None:
         asked = config.distill.start_steps

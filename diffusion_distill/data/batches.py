@@ -24,19 +24,10 @@ def _epoch_order(seed: int, stage: int, epoch: int, size: int) -> np.ndarray:
 
 
 def batch_indices(seed: int, stage: int, step: int, batch_size: int, size: int) -> np.ndarray:
-    """The indices of the global batch of one update, a function of its arguments alone.
+    """The global batch after `step` updates of a stage: int32 [batch_size], in 0..size - 1.
 
-    Images come in a new random order each epoch, each exactly once; a batch may span two epochs.
-
-    Args:
-        seed: the run's seed.
-        stage: the stage's own number (`Stage.rng_id`), so that stages see different orders.
-        step: updates made before this one in the stage.
-        batch_size: of the global batch.
-        size: how many images there are.
-
-    Returns:
-        int32 [batch_size] in 0..size - 1.
+    A function of its arguments alone; `stage` is its `Stage.rng_id`. Images come in a new random
+    order each epoch, each exactly once; a batch may span two epochs.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within = np.divmod(positions, size)

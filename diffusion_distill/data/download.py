@@ -27,7 +27,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what no new attem
 
 
 def download_file(url: str, path: Path, *, checksum: str, size: int) -> bool:
-    """Downloads a file to `path`, unless it is there and right.
+    """Downloads a file to `path`, unless it is there and right; returns whether it downloaded.
 
     Where the connection drops, or the server is busy, it begins anew, a few times.
 
@@ -35,10 +35,7 @@ def download_file(url: str, path: Path, *, checksum: str, size: int) -> bool:
         url: http or https.
         path: of the file; its folder is made.
         checksum: of the file, as "md5:..." or "sha256:..." (any of hashlib's names).
-        size: bytes of the file.
-
-    Returns:
-        Whether anything was downloaded.
+        size: of the file, in bytes.
 
     Raises:
         UserError: the address cannot be reached or has no such file, the disk is full, the file

@@ -22,10 +22,7 @@ def load(config: ml_collections.ConfigDict) -> Source:
 
     With config.folder_labels each subfolder is a label, in the order of their names (for ImageNet's
     that is the usual one); without, images at any depth are taken. Files are read when they are
-    asked for.
-
-    Raises:
-        UserError: there is no such folder, no image in it, or images beside the subfolders.
+    asked for. Raises UserError where there is no such folder, no image, or images beside labels.
     """
     root = as_path(config.path)
     splits = [name for name in SPLITS if (root / name).is_dir()]
@@ -67,13 +64,10 @@ def load(config: ml_collections.ConfigDict) -> Source:
 
 def _check_all_splits(root: Path, splits: list[str]) -> None:
     """Raises UserError where labels, or images, stand beside what would be taken for splits."""
-    others = [
-        p
-        for p in sorted(root.iterdir())
-        if p.name not in splits and p.name[0] != "." and (p.is_dir() or _is_image(p.name))
-    ]
-    for other in others:
-        if _is_image(other.name) or _images_below(other):
+    for other in sorted(root.iterdir()):
+        if other.name in splits or other.name[0] == ".":
+            continue
+        if _is_image(other.name) or (other.is_dir() and _images_below(other)):
             raise UserError(
                 f"{root} has {', '.join(splits)}, which would be a split, beside {other.name}, "
                 "which is none: give ",
@@ -190,13 +184,12 @@ def _fingerprint(root: Path, files: list[str], rest: tuple) -> str:
     In a bucket, of the number that each content of an object has to itself.
     """
     digest = hashlib.sha256(repr(rest).encode())
-    if is_bucket(root):
-        generations = {str(path): entry["generation"] for path, entry in root.below().items()}
-        for file in files:
-            digest.update(f"{file} {generations[file]}\n".encode())
-        return digest.hexdigest()
+    objects = {str(path): at for path, at in root.below().items()} if is_bucket(root) else {}
     for file in files:
-        stat = os.stat(file)
-        named = f"{os.path.relpath(file, root)} {stat.st_size} {stat.st_mtime_ns}\n"
-        digest.update(named.encode())
+        if objects:
+            line = f"{file} {objects[file]['generation']}\n"
+        else:
+            stat = os.stat(file)
+            line = f"{os.path.relpath(file, root)} {stat.st_size} {stat.st_mtime_ns}\n"
+        digest.update(line.encode())
     return digest.hexdigest()

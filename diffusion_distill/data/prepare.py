@@ -114,15 +114,9 @@ def _data_config(dataset: str):
         config.folder_labels = known.num_classes > 0
     elif _SOURCE.value is None:
         raise UserError("--dataset or --source must be given; --help says how")
-    given = {
-        "path": _PATH.value,
-        "tfds_name": _TFDS_NAME.value,
-        "image_size": _IMAGE_SIZE.value,
-        "resize": _RESIZE.value,
-        "channels": _CHANNELS.value,
-        "folder_labels": _FOLDER_LABELS.value,
-    }
-    config.update({name: value for name, value in given.items() if value is not None})
+    for flag in (_PATH, _TFDS_NAME, _IMAGE_SIZE, _RESIZE, _CHANNELS, _FOLDER_LABELS):
+        if flag.value is not None:
+            config[flag.name] = flag.value
     if config.resize not in preprocess.RESIZES:
         raise UserError(f"--resize is {config.resize!r}; there are {', '.join(preprocess.RESIZES)}")
     if config.image_size < 0 or config.channels not in (0, 1, 3):

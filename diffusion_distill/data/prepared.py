@@ -7,12 +7,11 @@ PATH/train/
   ...
 
 Plain NumPy files, so that other programs can read them, too. A record costs one page fault or
-two, no decoding and no memory of our own: the operating system keeps what is read often. See
-benchmarks/reading.py for what that gives beside array_record.
+two, no decoding and no memory of our own (benchmarks/reading.py has it beside array_record).
 
 A split in a bucket is copied to a local cache first, once, by each host. To read single records
-from there would ask for each of them: 10^9 requests, each paid for, in ImageNet's paper run, far
-slower than a batch is trained on; and their checksums could not be compared.
+from there would be 10^9 paid requests in ImageNet's paper run, far slower than a batch is trained
+on; and their checksums could not be compared.
 """
 
 import concurrent.futures
@@ -52,30 +51,17 @@ VERIFIED_AT_LOADING = 2**30  # bytes; a larger set has its sizes compared, not i
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is in a prepared split.
+    """What is in a prepared split."""
 
-    Attributes:
-        name: of the data set.
-        split: of it.
-        image_shape: (H, W, C).
-        num_classes: how many labels; 0 for none.
-        preprocessing: what was done to the published images.
-        source: where they came from, as `prepare` was told.
-        files: for each file of images (name, images in it, sha256).
-        labels_sha256: of labels.npy.
-        unreadable: for each image that could not be read (its name, why).
-        format: of this description.
-    """
-
-    name: str
+    name: str  # of the data set
     split: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    preprocessing: str
-    source: dict
-    files: list[tuple[str, int, str]]
-    labels_sha256: str
-    unreadable: list[tuple[str, str]]
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    num_classes: int  # 0 for no labels
+    preprocessing: str  # what was done to the published images
+    source: dict  # where they came from, as `prepare` was told
+    files: list[tuple[str, int, str]]  # (name, images in it, sha256) of each file of images
+    labels_sha256: str  # of labels.npy
+    unreadable: list[tuple[str, str]]  # (its name, why) of each image that could not be read
     format: int = FORMAT
 
     @property
@@ -97,11 +83,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest of a split's folder.
-
-        Raises:
-            UserError: it is missing, damaged or of another version.
-        """
+        """The manifest of a split's folder. Raises UserError where it is missing or damaged."""
         path = folder / MANIFEST
         fields = read_json(path)
         try:
@@ -123,13 +105,9 @@ class Manifest:
 def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source:
     """The split config.split of the prepared set in the folder config.path.
 
-    Args:
-        config: a run's config.data.
-        cache: where the local copy of a set in a bucket is kept; None for the usual place.
-
-    Raises:
-        UserError: it is not there, or a file is missing or damaged; names it. Sets over a GiB have
-            their files' sizes compared; `prepare --verify` compares their checksums.
+    `cache` is where the local copy of a set in a bucket is kept; None for the usual place. Raises
+    UserError where a file is missing or damaged. Of sets over a GiB the files' sizes are compared;
+    `prepare --verify` compares their checksums.
     """
     root = as_path(config.path)
     folder = root / config.split
@@ -147,7 +125,9 @@ def load(config: ml_collections.ConfigDict, cache: Path | None = None) -> Source
     manifest = Manifest.read(folder)
     if is_bucket(folder):
         folder = local_copy(folder, manifest, cache or cache_folder())
-    labels = _labels(folder, manifest)
+    path, count = folder / LABELS, manifest.count
+    _check(path, manifest.labels_sha256)
+    labels, _ = checked_labels(np.load(path), count, manifest.num_classes, str(path))
     files = [_mapped(folder / name, count, manifest) for name, count, _ in manifest.files]
     if sum(file.nbytes for file in files) <= VERIFIED_AT_LOADING:
         verify(folder, manifest)
@@ -190,18 +170,10 @@ def _how_to_make(root: Path, config: ml_collections.ConfigDict) -> tuple[str, Fi
 
 
 def local_copy(folder: Path, manifest: Manifest, cache: Path) -> Path:
-    """The local copy of a split in a bucket; what is missing of it is copied now.
+    """The local copy of a split in a bucket, in `cache`; what is missing of it is copied now.
 
     Each file is compared with its checksum as it comes. Of several processes on a host one copies,
-    and the others wait for it.
-
-    Args:
-        folder: of the split, in a bucket.
-        manifest: of the split.
-        cache: the copy is in a folder of its own in it, by the manifest's fingerprint.
-
-    Raises:
-        UserError: a file is damaged or missing, or the disk is too small.
+    and the others wait for it. Raises UserError where a file is damaged or the disk is too small.
     """
     copy = cache / "data" / f"{manifest.name}-{manifest.split}-{manifest.fingerprint[:16]}"
     files = [(LABELS, manifest.labels_sha256), *((n, s) for n, _, s in manifest.files)]
@@ -254,8 +226,7 @@ def _copy(source: Path, target: Path, expected: str) -> None:
 def verify(folder: Path, manifest: Manifest) -> None:
     """Compares every file of a split with its checksum, by all cores.
 
-    Raises:
-        UserError: one differs, or is not there; names the first.
+    Raises UserError, which names the first that differs or is not there.
     """
     names = [*(name for name, _, _ in manifest.files), LABELS]
     sums = [*(sha for _, _, sha in manifest.files), manifest.labels_sha256]
@@ -271,13 +242,6 @@ def _check(path: Path, expected: str) -> None:
         raise UserError(f"there is no {path}, which the manifest names") from None
     if found != expected:
         raise UserError(f"{path} is damaged: its sha256 is not the manifest's")
-
-
-def _labels(folder: Path, manifest: Manifest) -> np.ndarray:
-    path = folder / LABELS
-    _check(path, manifest.labels_sha256)
-    labels = np.load(path, allow_pickle=False)
-    return checked_labels(labels, manifest.count, manifest.num_classes, str(path))[0]
 
 
 def _mapped(path: Path, count: int, manifest: Manifest) -> np.ndarray:

@@ -20,10 +20,10 @@ _AS_COLOUR = ("L", "LA", "RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "1")
 
 
 def decode(path: str, channels: int) -> np.ndarray:
-    """The image in a file, uint8 [H, W, C]. EXIF orientation is not applied.
+    """The image in a file, here or in a bucket, uint8 [H, W, C]. EXIF orientation is not applied.
 
     Args:
-        path: of an image that Pillow reads; it may be in a bucket.
+        path: of an image that Pillow reads.
         channels: 1 or 3: what is not of that kind is converted (grey to colour by repeating it,
             colour to grey by luma), unless transparency would be lost. 0: nothing is converted.
 
@@ -46,11 +46,8 @@ def _converted(image: Image.Image, channels: int, path: str) -> Image.Image:
     if image.mode in _CHANNELS and channels in (0, _CHANNELS[image.mode]):
         return image
     if not channels or image.mode not in _AS_COLOUR:
-        raise UserError(
-            f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that ",
-            fields.CHANNELS,
-            "=3 turns into RGB",
-        )
+        must = f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that "
+        raise UserError(must, fields.CHANNELS, "=3 turns into RGB")
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
@@ -96,17 +93,13 @@ def area(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def antialias(image: np.ndarray, size: int) -> np.ndarray:
-    """A square image [S, S, C] as [size, size, C] by Pillow's antialiased bilinear resize.
+    """A square image [S, S, C] as [size, size, C] by Pillow's antialiased bilinear resize, uint8.
 
-    The triangle filter is widened by the scale, so that no input pixel is left out. uint8 in and
-    out.
+    The triangle filter is widened by the scale, so that no input pixel is left out.
     """
-    grey = image.shape[-1] == 1
-    resized = Image.fromarray(image[..., 0] if grey else image).resize(
-        (size, size), Image.Resampling.BILINEAR
-    )
-    out = np.asarray(resized)
-    return out[..., None] if grey else out
+    pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    resized = pillow.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(size, size, -1)
 
 
 RESIZES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"area": area, "antialias": antialias}
@@ -115,10 +108,7 @@ RESIZES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"area": area, "an
 def to_square(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     """A uint8 image [H, W, C] as [size, size, C]; as it is where it is that already, or size is 0.
 
-    Args:
-        image: of any size.
-        size: of the result; 0 to leave the image as it is.
-        resize: one of RESIZES.
+    `resize` is one of RESIZES.
     """
     if not size or image.shape[:2] == (size, size):
         return image

@@ -65,17 +65,10 @@ def from_arrays(
     name: str = "arrays",
     split: str = "train",
 ) -> Source:
-    """A source of images that are in memory, or memory-mapped.
+    """A source of images in memory, or memory-mapped: uint8 [N, H, W, C], N at least 1.
 
-    Args:
-        images: uint8 [N, H, W, C], N at least 1.
-        labels: integers [N]; None for data without labels.
-        num_classes: how many labels there are; None for one more than the largest.
-        name: see `Source`; what messages call the images.
-        split: see `Source`.
-
-    Raises:
-        UserError: an array has another shape or type, or a label is out of range; names which.
+    `labels` are integers [N], None for none; `num_classes` is one more than the largest where it is
+    None. Raises UserError, with `name` in it, where an array has another shape, type or range.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
         raise UserError(
@@ -108,8 +101,7 @@ def checked_labels(
 ) -> tuple[np.ndarray, int]:
     """(labels as int32 [count], num_classes), where they are what labels must be.
 
-    Raises:
-        UserError: they are not integers, not one an image, or out of range.
+    Raises UserError where they are not integers, not one an image, or out of range.
     """
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
         raise UserError(

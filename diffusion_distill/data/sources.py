@@ -1,19 +1,23 @@
-"""Data sources by name: what config.data.name may be.
+"""Data sources by name, what config.data.name may be, and anybody's images by path.
 
 To add one, write a function from a config's `data` section to a `Source` and name it in SOURCES;
 everything above works by index. See "Your own images" in docs/data.md.
 """
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
-from diffusion_distill.data import cifar10, fields, folder, npz, prepared, tfds
+from diffusion_distill.config import base
+from diffusion_distill.data import cifar10, fields, folder, prepared, tfds
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import Field, UserError
 from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import read_npz
 
 
 def digits(config: ml_collections.ConfigDict | None = None) -> Source:
@@ -31,16 +35,35 @@ def digits(config: ml_collections.ConfigDict | None = None) -> Source:
     return from_arrays(images, bunch.target, 10, name="digits")
 
 
+def npz(config: ml_collections.ConfigDict) -> Source:
+    """The arrays in config.path: `images` uint8 [N, H, W, C] and, where there are, `labels` [N].
+
+    As in sample files of other projects, images may be `arr_0`, and an only array have any name.
+    config.split says what to call them. All are kept in memory.
+    """
+    path = as_path(config.path)
+    try:
+        arrays = read_npz(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    if "images" not in arrays and ("arr_0" in arrays or len(arrays) == 1):
+        arrays["images"] = arrays.get("arr_0", next(iter(arrays.values())))
+    if "images" not in arrays:
+        raise UserError(f"{path} has the arrays {', '.join(arrays) or 'none'}; it must have images")
+    return from_arrays(arrays["images"], arrays.get("labels"), name=str(path), split=config.split)
+
+
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
     "cifar10": cifar10.load,
     "digits": digits,
     "folder": folder.load,
-    "npz": npz.load,
+    "npz": npz,
     "prepared": prepared.load,
     "tfds": tfds.load,
 }
 _NEED_PATH = ("cifar10", "folder", "npz", "prepared")
 _RESIZE = ("folder", "tfds")
+_LOSSY = (".jpg", ".jpeg", ".webp")
 
 
 def load(
@@ -48,13 +71,8 @@ def load(
 ) -> Source:
     """The source that a config's `data` section names.
 
-    Args:
-        config: a run's config.data.
-        split: in place of config.split.
-        cache: where what is copied from a bucket is kept; None for the usual place.
-
-    Raises:
-        UserError: there is none of that name, or its files are missing or wrong; says what to do.
+    `split` is in place of config.split; `cache` is where copies from a bucket are kept, None for
+    the usual place. Raises UserError, which says what to do, where files are missing or wrong.
     """
     if config.name not in SOURCES:
         raise UserError(fields.NAME, f" is {config.name!r}; there are {', '.join(SOURCES)}")
@@ -78,32 +96,54 @@ def load(
 def _check_as_asked(config: ml_collections.ConfigDict, source: Source) -> None:
     """Raises UserError where fields ask for a conversion that this source does not make."""
     what, (height, width, channels) = config.path or config.name, source.image_shape
-    if config.image_size and (height, width) != (config.image_size,) * 2:
-        raise UserError(
-            fields.IMAGE_SIZE,
-            f" is {config.image_size}, but {what} has images of {height}x{width}",
-        )
+    size, resize = config.image_size, config.resize
+    if size and (height, width) != (size, size):
+        raise UserError(fields.IMAGE_SIZE, f" is {size}, but {what} has images of {height}x{width}")
     if config.channels not in (0, channels):
-        raise UserError(
-            fields.CHANNELS,
-            f" is {config.channels}, but {what} has images of {channels}; only folder and tfds "
-            "convert",
-        )
+        found = f"{what} has images of {channels}; only folder and tfds convert"
+        raise UserError(fields.CHANNELS, f" is {config.channels}, but {found}")
     # "area" is the default, and asks for nothing.
-    if config.name not in _RESIZE and config.resize not in ("area", *source.preprocessing.split()):
-        raise UserError(
-            fields.RESIZE,
-            f" is {config.resize!r}, but {what} is not resized; only folder and tfds are",
-        )
+    if config.name not in _RESIZE and resize not in ("area", *source.preprocessing.split()):
+        rest = f"{what} is not resized; only folder and tfds are"
+        raise UserError(fields.RESIZE, f" is {resize!r}, but {rest}")
 
 
 def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
     """Raises UserError where config.path is one split, and another is asked for."""
-    alone = config.name == "npz" or (
-        config.name == "folder" and not (as_path(config.path) / split).is_dir()
-    )
-    if alone:
-        raise UserError(
-            fields.PATH,
-            f": {config.path} has no split {split!r}: it is the split {config.split!r} alone",
-        )
+    is_folder = config.name == "folder"
+    if config.name == "npz" or (is_folder and not (as_path(config.path) / split).is_dir()):
+        alone = f"it is the split {config.split!r} alone"
+        raise UserError(fields.PATH, f": {config.path} has no split {split!r}: {alone}")
+
+
+def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
+    """The images in a folder, at any depth, or in an .npz, as they are: nothing is resized.
+
+    `say` is told where files are lossy. Raises UserError where there is nothing at `path`; reading
+    images of several sizes raises it, too.
+    """
+    path = as_path(path)
+    config = base().data
+    config.path, config.split, config.folder_labels = str(path), "", False
+    if path.is_dir():
+        source = folder.load(config)
+        files = [as_path(source.image_name(index)) for index in range(len(source))]
+        source = dataclasses.replace(source, fingerprint_of=lambda: _content(files))
+        if lossy := [file.name for file in files if file.suffix.lower() in _LOSSY]:
+            say(
+                f"warning: {len(lossy)} files in {path} are lossy, like {lossy[0]}: "
+                "compression alone moves FID, by as much as methods differ"
+            )
+    elif path.suffix == ".npz" and path.is_file():
+        source = npz(config)
+    else:
+        raise UserError(f"{path} is neither a folder of images nor an .npz")
+    return dataclasses.replace(source, name=str(path), split="all")
+
+
+def _content(files: list[Path]) -> str:
+    """A sha256 of all files: what is measured is read anyway, and no two sets are confused."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

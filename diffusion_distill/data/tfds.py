@@ -21,12 +21,10 @@ PART = 1000  # records whose labels one thread reads at a time
 def load(config: ml_collections.ConfigDict) -> Source:
     """The data set config.tfds_name ("cifar10", "lsun/church:3.1.0") in the folder config.path.
 
-    It must have been prepared in the file format array_record. Images come from its feature
-    "image". Labels come from its feature "label"; to learn them every record is read once (and no
-    image decoded), so a large set is better turned into a prepared one first (data/prepare.py).
-
-    Raises:
-        UserError: it is not there, has no such split, or no images; says what to do.
+    It must have been prepared in the file format array_record, with a feature "image". Labels come
+    from its feature "label"; to learn them every record is read once (and no image decoded), so a
+    large set is better turned into a prepared one first (data/prepare.py). Raises UserError, which
+    says what to do, where it is not there, has no such split, or no images.
     """
     name = config.tfds_name
     builder = _open(name, config.path, config.split)

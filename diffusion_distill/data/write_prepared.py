@@ -23,15 +23,11 @@ def write(source: Source, folder: Path, origin: dict, file_bytes: int = FILE_BYT
     """Writes a source as a prepared split, going on where an earlier call was stopped.
 
     Args:
-        source: what to write. Reading one image may raise UserError, which names it: it is left
-            out.
+        source: what to write. An image whose reading raises UserError is left out, and named.
         folder: of the split.
-        origin: says where it comes from, to be kept in the manifest; a folder that was begun with
+        origin: where it comes from, to be kept in the manifest; a folder that was begun with
             other settings, or from other images, is refused. Its "path" may be another.
         file_bytes: of images in one file, about.
-
-    Returns:
-        The manifest, which is written last.
 
     Raises:
         UserError: the folder holds another set, or half of the images cannot be read: of all, or
@@ -134,12 +130,7 @@ def _part(source: Source, folder: Path, number: int, indices, pool, tried: _Trie
             labels.append(int(source.labels[index]))
             tried.add(1, [])
         tried.progress.add(1)
-    digest = ""
-    if labels:
-        buffer = io.BytesIO()
-        np.save(buffer, images[: len(labels)])
-        write_atomically(path, buffer.getbuffer())
-        digest = sha256(path)
+    digest = _save(path, images[: len(labels)]) if labels else ""
     part = {"file": path.name, "sha256": digest, "labels": labels, "unreadable": unreadable}
     write_atomically(note, json.dumps(part))
     return part
@@ -148,9 +139,6 @@ def _part(source: Source, folder: Path, number: int, indices, pool, tried: _Trie
 def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Manifest:
     labels = np.array([label for part in parts for label in part["labels"]], np.int32)
     unreadable = [tuple(pair) for part in parts for pair in part["unreadable"]]
-    buffer = io.BytesIO()
-    np.save(buffer, labels)
-    write_atomically(folder / LABELS, buffer.getbuffer())
     manifest = Manifest(
         name=source.name,
         split=source.split,
@@ -159,7 +147,7 @@ def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Ma
         preprocessing=source.preprocessing,
         source=origin,
         files=[(p["file"], len(p["labels"]), p["sha256"]) for p in parts if p["labels"]],
-        labels_sha256=sha256(folder / LABELS),
+        labels_sha256=_save(folder / LABELS, labels),
         unreadable=unreadable,
     )
     manifest.write(folder)
@@ -167,6 +155,14 @@ def _finish(source: Source, folder: Path, origin: dict, parts: list[dict]) -> Ma
     left_out = f", {len(unreadable):,} could not be read and were left out" if unreadable else ""
     say(f"{folder}: {manifest.count:,} images{left_out}")
     return manifest
+
+
+def _save(path: Path, array: np.ndarray) -> str:
+    """Writes an array as .npy; returns the file's sha256."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getbuffer())
+    return sha256(path)
 
 
 def _remove_notes(folder: Path) -> None:

@@ -23,20 +23,14 @@ _CPU_OPTIONS = {
 }
 
 
-def options(platform: str) -> dict[str, str] | None:
-    """What jax.jit takes as compiler_options for a program that is to be fast there.
-
-    Args:
-        platform: of the devices: "cpu", "gpu", "tpu".
-
-    Returns:
-        None where XLA's defaults stand. An option that this jaxlib does not know is left out.
-    """
-    return _known_cpu_options() if platform == "cpu" else None
-
-
 @functools.cache
-def _known_cpu_options() -> dict[str, str] | None:
+def options(platform: str) -> dict[str, str] | None:
+    """jax.jit's compiler_options for a program that is to be fast on "cpu", "gpu" or "tpu".
+
+    None where XLA's defaults stand. An option that this jaxlib does not know is left out.
+    """
+    if platform != "cpu":
+        return None
     device = jax.local_devices(backend="cpu")[0]
 
     def is_known(name: str) -> bool:
@@ -52,18 +46,12 @@ def _known_cpu_options() -> dict[str, str] | None:
 
 
 def keep_programs(named: str = "") -> None:
-    """Keeps compiled programs in the cache's folder `compiled`, for later starts to load.
+    """Keeps compiled programs in the folder `compiled` of `cache_folder(named)`, for later starts.
 
     JAX's own persistent cache does it, for each kind of CPU apart: a program for one may crash on
     another. Of several processes the first alone writes, so that other hosts, with caches of their
     own, compile at each start. Where JAX was told a place (JAX_COMPILATION_CACHE_DIR) or to keep
     nothing (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed. Removing the folder does no harm.
-
-    Args:
-        named: as for `files.cache_folder`.
-
-    Raises:
-        UserError: the cache is in a bucket.
     """
     cache = cache_folder(named)
     if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:

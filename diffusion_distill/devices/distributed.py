@@ -4,6 +4,7 @@ All run the same program in step. Process 0 talks and writes files; what it read
 reaches the others by `on_main`. With one process everything here does nothing, at no cost.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -49,8 +50,7 @@ def initialize(
         coordinator: "host:port" of process 0, on a free port.
         num_processes: in all.
         process_id: of this one, from 0 on.
-        heartbeat_timeout: seconds after which a process that is silent counts as dead, and ends
-            the others.
+        heartbeat_timeout: seconds of silence after which a process counts as dead, and ends all.
         preemption: whether SIGTERM is a notice that `reached_preemption` tells all processes of.
 
     Raises:
@@ -115,12 +115,9 @@ def several() -> bool:
 def on_main(work: Callable):
     """What work() returns in process 0, in every process; it is called in process 0 alone.
 
-    Args:
-        work: () -> bytes, or a value that JSON can hold. Inside it, `on_main` is a plain call.
-
-    Raises:
-        What work() raises, in every process: UserError, CheckpointError and OSError as they are,
-            anything else as RuntimeError in the others. Its attribute `said_by` is 0.
+    It returns bytes, or a value that JSON can hold; inside it, `on_main` is a plain call. What it
+    raises is raised in every process, its `said_by` 0: UserError, CheckpointError and OSError as
+    they are, anything else as RuntimeError in the others.
     """
     global _alone
     if _alone or not several():
@@ -144,15 +141,16 @@ def on_main(work: Callable):
     return outcome[1:] if outcome[:1] == b"b" else json.loads(outcome[1:])
 
 
+def from_main(function: Callable):
+    """A decorator: a call gives what it gives in process 0; see `on_main`."""
+    return functools.wraps(function)(lambda *args: on_main(lambda: function(*args)))
+
+
 def everywhere(work: Callable):
     """What work() returns here, once it has come to its end in every process.
 
-    Args:
-        work: called in each process; nothing in it may wait for another process.
-
-    Raises:
-        What work() raises, here or in another process. Its attribute `said_by` is the number of
-            the first process in which it did.
+    Nothing in it may wait for another process. What it raises, here or elsewhere, is raised in all;
+    its `said_by` is the number of the first process in which it was.
     """
     if not several():
         return work()

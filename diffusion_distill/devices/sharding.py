@@ -21,15 +21,11 @@ SPLIT_FROM = 2**12  # elements; a smaller array costs more to gather than to kee
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices of all processes with the axes "data" and "fsdp".
+    """A mesh of all devices of all processes, or of those given, with the axes "data" and "fsdp".
 
-    Args:
-        fsdp: how many devices, neighbours, share one copy of the weights: config.runtime.fsdp. All
-            of them where there are fewer, so that one config runs on any hardware.
-        devices: in place of those of this machine.
-
-    Raises:
-        UserError: so many do not divide the devices.
+    `fsdp` neighbours share one copy of the weights (config.runtime.fsdp): all where there are
+    fewer, so that one config runs on any hardware. Raises UserError where so many do not divide
+    them.
     """
     devices = np.asarray(jax.devices() if devices is None else devices)
     fsdp = min(fsdp, devices.size)
@@ -80,11 +76,8 @@ def shardings(abstract):
 def place(arrays, sharding):
     """A tree of host arrays, the same in every process, on the devices.
 
-    Each process places the parts that its own devices hold; none waits for another.
-
-    Args:
-        arrays: the tree.
-        sharding: one for all, or a tree of them.
+    Each process places the parts that its own devices hold; none waits for another. There is one
+    sharding for all, or a tree of them.
     """
     if not several():
         return jax.device_put(arrays, sharding)

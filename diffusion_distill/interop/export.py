@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.runs.network import Network, abstract_weights, as_params, flatten, from_stage
+from diffusion_distill.runs.network import Network, flatten, from_stage, with_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json, write_atomically
@@ -50,15 +50,9 @@ def is_export(path: str | Path) -> bool:
 def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     """Writes a network to the folder `out`, which is made; what was exported there is replaced.
 
-    Args:
-        dtype: what the weights are kept in, one of validate.DTYPES.
-
-    Returns:
-        Bytes of the weights.
-
-    Raises:
-        UserError: `out` is a file, or a folder that has other files; or there is no such dtype.
-        OSError: it cannot be written.
+    `dtype` is what the weights are kept in, one of validate.DTYPES. Returns the bytes of the
+    weights. Raises UserError where `out` is a file, or has other files; OSError where it cannot be
+    written.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
@@ -84,9 +78,8 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
 def read(path: str | Path, mesh: Mesh) -> Network:
     """The network in a folder that `write` wrote.
 
-    Raises:
-        UserError: a file is missing or damaged, the two do not belong together, or they are of a
-            later version.
+    Raises UserError where a file is missing or damaged, the two do not belong together, or they are
+    of a later version.
     """
     path = as_path(path)
     fields = read_json(path / DESCRIPTION)
@@ -101,17 +94,13 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     except FileNotFoundError:
         raise UserError(f"there is no {path / WEIGHTS}") from None
     if hashlib.sha256(content).hexdigest() != expected:
-        raise UserError(
-            f"{path / WEIGHTS} is damaged, or of another export: its SHA-256 is not the one in "
-            f"{DESCRIPTION}"
-        )
+        other = f"of another export: its SHA-256 is not the one in {DESCRIPTION}"
+        raise UserError(f"{path / WEIGHTS} is damaged, or {other}")
     try:
         weights = _decode(content)
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
-    abstract = abstract_weights(network.config, network.image_shape, network.num_classes, mesh)
-    params = as_params(weights, abstract, str(path))
-    return Network(**{**vars(network), "params": params})
+    return with_weights(network, weights, mesh, str(path))
 
 
 def _decode(content: bytes) -> dict[str, np.ndarray]:
@@ -165,13 +154,8 @@ def _network(fields: dict) -> Network:
         if type(value) is not int or value < low:
             raise UserError(f"{name} has {value!r}; it must be an integer of at least {low}")
     height, width, channels = fields["image_shape"]
-    return Network(
-        config=from_dict(config),
-        image_shape=(height, width, channels),
-        num_classes=fields["num_classes"],
-        fixed_steps=None if continuous else num_steps,
-        params={},
-    )
+    shape, fixed_steps = (height, width, channels), None if continuous else num_steps
+    return Network(from_dict(config), shape, fields["num_classes"], fixed_steps, params={})
 
 
 def main(argv: list[str]) -> None:

@@ -39,8 +39,8 @@ def load_sampler(
         batch_size: images at once; None for the config's.
 
     Raises:
-        UserError: there is no such file, folder or stage, it is not finished, or it is not made
-            for that number of steps; or files outside of a workdir are damaged.
+        UserError: there is no such file, folder or stage, it is not finished, not made for that
+            number of steps, or damaged.
         CheckpointError: a workdir's checkpoint is damaged.
     """
     mesh = make_mesh()
@@ -49,14 +49,10 @@ def load_sampler(
         raise UserError(f"num_steps is {num_steps}; it must be at least 1")
     if network.fixed_steps is not None and num_steps not in (None, network.fixed_steps):
         raise UserError(f"{path} is made for {network.fixed_steps} steps; num_steps is {num_steps}")
-    program = make_sample_program(
-        network.config, network.image_shape, network.num_classes, sampler, mesh, batch_size
-    )
-    return Sampler(
-        program,
-        network.params,
-        num_steps or network.fixed_steps or network.config.distill.start_steps,
-    )
+    config, shape, classes = network.config, network.image_shape, network.num_classes
+    program = make_sample_program(config, shape, classes, sampler, mesh, batch_size)
+    steps = num_steps or network.fixed_steps or config.distill.start_steps
+    return Sampler(program, network.params, steps)
 
 
 def _load(
@@ -67,13 +63,11 @@ def _load(
     mesh: Mesh,
 ) -> Network:
     is_published = path.is_file()
-    if is_published != (config is not None):
-        raise UserError(
-            f"{path} is a file; a published checkpoint needs its config, as in "
-            'config="configs/cifar10_distill.py"'
-            if is_published
-            else f"config was given, but {path} is no file, and has a config of its own"
-        )
+    if is_published and config is None:
+        needed = 'its config, as in config="configs/cifar10_distill.py"'
+        raise UserError(f"{path} is a file; a published checkpoint needs {needed}")
+    if config is not None and not is_published:
+        raise UserError(f"config was given, but {path} is no file, and has a config of its own")
     if not is_published and not export.is_export(path):
         run = Workdir.open(path)
         return from_stage(run, run.finished_stage(num_steps, stage), mesh)

@@ -18,12 +18,12 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 from absl import flags
-from flax import serialization
+from flax import serialization, traverse_util
 from jax.sharding import Mesh
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.runs.network import Network, abstract_weights, as_params
+from diffusion_distill.runs.network import Network, with_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import started_from
 from diffusion_distill.storage.buckets import as_path
@@ -34,22 +34,16 @@ from diffusion_distill.validate import validate
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What is used of a published file.
+    """What is used of a published file: averaged weights by name, "down_0.block_0/conv1/kernel".
 
-    Attributes:
-        path: the file.
-        weights: the averaged weights by name, "down_0.block_0/conv1/kernel".
-        fixed_steps: the only number of sampling steps that they take; None where the file does
-            not say.
+    `fixed_steps` is the only number of sampling steps that they take; None where it does not say.
     """
 
-    path: Path
     weights: dict[str, np.ndarray]
     fixed_steps: int | None
 
     @property
     def image_channels(self) -> int:
-        """Channels of its images, from the first convolution."""
         return self.weights["conv_in/kernel"].shape[-2]
 
     @property
@@ -60,13 +54,10 @@ class Published:
 
 
 def read(path: str | Path) -> Published:
-    """The averaged weights of a published file.
+    """The averaged weights of a published file. Raises UserError where it is none, or is damaged.
 
-    They may stand below one more level, "params". GroupNorm's scale and bias, which older Flax
-    kept as [1, 1, 1, C], become [C].
-
-    Raises:
-        UserError: there is no such file, or it is no such file, damaged or cut off.
+    They may stand below one more level, "params". GroupNorm's scale and bias, which older Flax kept
+    as [1, 1, 1, C], become [C].
     """
     path = as_path(path)
     if not path.is_file():
@@ -75,9 +66,10 @@ def read(path: str | Path) -> Published:
     try:
         fields = serialization.msgpack_restore(content)
     except Exception as error:  # of any kind: the bytes may be of anything
+        why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path} is not a published checkpoint, or is damaged or cut off: its "
-            f"{len(content):,} bytes are no message of Flax's ({_reason(error)})"
+            f"{len(content):,} bytes are no message of Flax's ({why})"
         ) from error
     if not isinstance(fields, dict) or not isinstance(fields.get("ema_params"), dict):
         found = ", ".join(map(str, fields)) if isinstance(fields, dict) else type(fields).__name__
@@ -91,53 +83,40 @@ def read(path: str | Path) -> Published:
             f"{path} does not hold the weights of this U-Net: conv_in/kernel, of shape "
             f"[3, 3, C, channels], is not in ema_params; there are {', '.join(list(params)[:3])}"
         )
-    return Published(path, weights, _fixed_steps(fields.get("num_sample_steps"), path))
+    return Published(weights, _fixed_steps(fields.get("num_sample_steps"), path))
 
 
 def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Network:
     """The network of a published file; its channels and labels are read off the weights.
 
-    Args:
-        config: its architecture and diffusion. data.image_size is the side of its images.
-
-    Raises:
-        UserError: the file cannot be read, the weights are not those of config.model, or
-            config.data.image_size is not given.
+    `config` has its architecture and diffusion; data.image_size is the side of its images. Raises
+    UserError where the file cannot be read or that is not given, or the weights do not fit.
     """
     published = read(path)
     side = config.data.image_size
     if side < 1:
-        raise UserError(
-            f"config.data.image_size is {side}; {path} does not say how large its images are: set "
-            "config.data.image_size to the pixels of a side"
-        )
+        where = f"{path} does not say how large its images are: set config.data.image_size to"
+        raise UserError(f"config.data.image_size is {side}; {where} the pixels of a side")
     image_shape = (side, side, published.image_channels)
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
-    abstract = abstract_weights(config, image_shape, published.num_classes, mesh)
-    params = as_params(published.weights, abstract, str(path))
-    return Network(config, image_shape, published.num_classes, published.fixed_steps, params)
+    network = Network(config, image_shape, published.num_classes, published.fixed_steps, {})
+    return with_weights(network, published.weights, mesh, str(path))
 
 
-def _weights(tree: dict, path: Path, above: str = "") -> dict[str, np.ndarray]:
+def _weights(tree: dict, path: Path) -> dict[str, np.ndarray]:
     """The leaves of a tree from a file, by name, once each is known to be an array of floats."""
     weights = {}
-    for key, value in tree.items():
-        name = f"{above}{key}"
-        if isinstance(value, dict):
-            weights |= _weights(value, path, f"{name}/")
-        elif isinstance(value, np.ndarray) and _is_float(value):
-            is_norm = above.rstrip("/").rpartition("/")[2].startswith("norm")
-            old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
-            weights[name] = value.reshape(-1) if old else value
-        else:
-            kind = getattr(value, "dtype", type(value).__name__)
-            raise UserError(f"{path}: ema_params/{name} is {kind}, not an array of floats")
+    for keys, value in traverse_util.flatten_dict(tree).items():
+        names = [str(key) for key in keys]
+        name = "/".join(names)
+        dtype = getattr(value, "dtype", type(value).__name__)
+        if not isinstance(value, np.ndarray) or (dtype.kind != "f" and dtype.name != "bfloat16"):
+            raise UserError(f"{path}: ema_params/{name} is {dtype}, not an array of floats")
+        is_norm = any(above.startswith("norm") for above in names[-2:-1])
+        old = is_norm and value.ndim == 4 and value.shape[:3] == (1, 1, 1)
+        weights[name] = value.reshape(-1) if old else value
     return weights
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def _fixed_steps(value, path: Path) -> int | None:
@@ -149,10 +128,6 @@ def _fixed_steps(value, path: Path) -> int | None:
     return number.item() or None
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise UserError(f"one FILE must be given, and {len(argv) - 1} were")
@@ -161,9 +136,8 @@ def main(argv: list[str]) -> None:
     validate(config)
     network = load(argv[1], config, make_mesh())
     config = started_from(config, argv[1], network.fixed_steps)
-    run = Workdir(
-        as_path(path), config, network.image_shape, network.num_classes, network.fixed_steps
-    )
+    shape, classes = network.image_shape, network.num_classes
+    run = Workdir(as_path(path), config, shape, classes, network.fixed_steps)
     run.begin()
     with run.lock():
         written = run.put_teacher(network.params)

@@ -8,15 +8,7 @@ from jax.sharding import Mesh
 from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export, published
-from diffusion_distill.runs.network import (
-    Network,
-    abstract_weights,
-    as_params,
-    check_meaning,
-    check_shapes,
-    from_stage,
-    shapes,
-)
+from diffusion_distill.runs.network import Network, check_same, from_stage, with_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.terminal.console import say
@@ -28,8 +20,7 @@ class Teacher:
 
     Attributes:
         path: where its weights are, or were when the run began: config.distill.teacher.
-        fixed_steps: the only number of sampling steps that it takes; None where it was trained in
-            continuous time, or its file does not say.
+        fixed_steps: the only number of sampling steps that it takes; None for any, or not known.
     """
 
     path: str
@@ -39,15 +30,9 @@ class Teacher:
 def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
     """The teacher that a run starts from; None where it trains its own.
 
-    A run that is there already is taken at its word, and keeps its teacher where
-    config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be.
-
-    Args:
-        ours: the network that the run trains, its params ShapeDtypeStructs.
-        workdir: of the run, whether it is there or not.
-
-    Raises:
-        UserError: the teacher cannot be loaded, or its network is another than the run's.
+    A run that is in `workdir` already is taken at its word, and keeps its teacher where
+    config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be: see
+    `load`. `ours` is the network that the run trains, its params ShapeDtypeStructs.
     """
     path = ours.config.distill.teacher
     if on_main(lambda: (as_path(workdir) / "config.json").exists()):
@@ -59,52 +44,34 @@ def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
 
 
 def load(path: str, ours: Network, mesh: Mesh) -> Network:
-    """The network of the teacher that is at `path`.
+    """The network of the teacher at `path`: a workdir, a stage's folder, an export or published.
 
-    Args:
-        path: a workdir, a stage's folder in one, an exported folder, or a published file.
-        ours: the network that the run trains, its params ShapeDtypeStructs.
-
-    Raises:
-        UserError: it is none of these, is damaged or unfinished, or its network is another than
-            the run's: the first names and shapes that differ, or the fields.
-        CheckpointError: the checkpoint in its workdir is damaged.
+    Raises UserError where it is none of these, is damaged or unfinished, or its network is another
+    than the run's (the first names and shapes that differ, or the fields); CheckpointError where
+    the checkpoint in its workdir is damaged.
     """
     where = as_path(path)
     if where.is_file():
         file = published.read(where)
-        params = as_params(file.weights, ours.params, path)
-        return dataclasses.replace(ours, fixed_steps=file.fixed_steps, params=params)
+        theirs = dataclasses.replace(ours, fixed_steps=file.fixed_steps)
+        return with_weights(theirs, file.weights, mesh, path)
     if not where.is_dir():
-        raise UserError(
-            f"config.distill.teacher is {path!r}; there is no such workdir, stage's folder, "
-            "exported folder or published file"
-        )
+        kinds = "workdir, stage's folder, exported folder or published file"
+        raise UserError(f"config.distill.teacher is {path!r}; there is no such {kinds}")
     if export.is_export(where):
         network = export.read(where, mesh)
-    else:
-        network = _of_workdir(where, ours, mesh)
-    check_shapes(shapes(ours.params), shapes(network.params), path)
-    check_meaning(ours, network, path)
-    return network
-
-
-def _of_workdir(path: Path, ours: Network, mesh: Mesh) -> Network:
-    """The last finished stage of a workdir, or the stage whose folder `path` is."""
-    is_stage = not (path / "config.json").exists() and (path.parent / "config.json").exists()
-    run = Workdir.open(path.parent if is_stage else path)
-    stage = run.finished_stage(name=path.name if is_stage else None)
-    theirs = abstract_weights(run.config, run.image_shape, run.num_classes, mesh)
-    check_shapes(shapes(ours.params), shapes(theirs), str(path))  # before anything large is read
-    return from_stage(run, stage, mesh)
+        check_same(ours, network, path)
+        return network
+    is_stage = not (where / "config.json").exists() and (where.parent / "config.json").exists()
+    run = Workdir.open(where.parent if is_stage else where)
+    stage = run.finished_stage(name=where.name if is_stage else None)  # else the last
+    return from_stage(run, stage, mesh, lambda theirs: check_same(ours, theirs, path))
 
 
 def copy(teacher: Teacher, ours: Network, run: Workdir, mesh: Mesh) -> dict:
     """Makes a teacher a finished stage of a run, and returns its averaged weights.
 
-    Raises:
-        UserError: it is gone, or another one by now.
-        CheckpointError: it is damaged, or cannot be written.
+    Raises UserError where it is gone, or another one by now; CheckpointError where it is damaged.
     """
     network = load(teacher.path, ours, mesh)
     if network.fixed_steps != teacher.fixed_steps:

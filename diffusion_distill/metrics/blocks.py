@@ -16,8 +16,7 @@ import numpy as np
 from diffusion_distill.data.batches import batches_of
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.errors import UserError
-from diffusion_distill.storage.arrays import load_arrays, save_arrays
-from diffusion_distill.storage.files import remove
+from diffusion_distill.storage.files import load_arrays, remove, save_arrays
 
 BLOCK = 256  # images: what a stop can cost
 

@@ -13,16 +13,15 @@ import numpy as np
 
 from diffusion_distill import __version__
 from diffusion_distill.data.batches import subset
-from diffusion_distill.data.images import load_images
 from diffusion_distill.data.source import Source
+from diffusion_distill.data.sources import load_images
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Moments, Statistics, merge, moments, to_statistics
 from diffusion_distill.metrics.precision_recall import radii
-from diffusion_distill.storage.arrays import save_arrays
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import locked_in_turn, read_npz
+from diffusion_distill.storage.files import locked_in_turn, read_npz, save_arrays
 
 KEPT = 50_000  # features at most, for what compares with features
 FORMAT = 1  # raised whenever the same images would give other arrays

@@ -24,9 +24,9 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from diffusion_distill.devices.distributed import is_main, on_main
-from diffusion_distill.errors import BucketError, CheckpointError
-from diffusion_distill.storage.buckets import THREADS, is_bucket
+from diffusion_distill.devices.distributed import from_main, is_main, on_main
+from diffusion_distill.errors import BucketError, CheckpointError, reason
+from diffusion_distill.storage.buckets import THREADS
 from diffusion_distill.storage.files import files_below, remove, sha256, write_atomically
 
 CHECKSUMS = "sha256.json"
@@ -52,10 +52,7 @@ def is_finished(directory: Path, step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class WholeCheckpoint:
-    """A checkpoint that was compared with its checksums.
-
-    Only `verify` hands one out, and only from one can a state be restored.
-    """
+    """A checkpoint that was compared with its checksums: what can be restored from."""
 
     directory: Path
     step: int
@@ -80,46 +77,35 @@ class WholeCheckpoint:
             return manager.restore(self.step, args=ocp.args.Composite(**items))
 
 
-def verify(directory: Path, step: int) -> WholeCheckpoint:
-    """The checkpoint of that step, every file of it read and compared.
+def verify(directory: Path, step: int, item: str | None = None) -> WholeCheckpoint:
+    """The checkpoint of that step, every file of it, or of one item of it, read and compared.
 
-    Raises:
-        CheckpointError: it is missing or damaged; says which file.
+    Raises CheckpointError, which says which file is missing or damaged.
     """
-    check(directory, step)
+    path = directory / str(step)
+    if problem := on_main(lambda: _damage(path, item)):
+        raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
     return WholeCheckpoint(directory, step)
 
 
-def check(directory: Path, step: int, item: str | None = None) -> None:
-    """Reads every file of a checkpoint, or of one item of it, and compares.
-
-    Raises:
-        CheckpointError: it is missing or damaged; says which file.
-    """
-    problem = on_main(lambda: _damage(directory / str(step), item))
-    if problem is not None:
-        raise CheckpointError(f"checkpoint {directory / str(step)} cannot be used: {problem}")
-
-
 def load_ema_params(directory: Path, step: int, abstract: dict) -> dict:
-    """The averaged weights alone: nothing else of the checkpoint is read, or need be there.
+    """The averaged weights, verified: nothing else of the checkpoint is read, or need be there.
 
-    Args:
-        abstract: their ShapeDtypeStructs with shardings.
-
-    Raises:
-        CheckpointError: they are missing or damaged; says which file.
+    `abstract` has their ShapeDtypeStructs with shardings. Raises CheckpointError as `verify` does.
     """
-    check(directory, step, "ema_params")
-    return WholeCheckpoint(directory, step).trees({"ema_params": abstract})["ema_params"]
+    whole = verify(directory, step, "ema_params")
+    return whole.trees({"ema_params": abstract})["ema_params"]
+
+
+def load_meta(directory: Path, step: int) -> dict:
+    """What was saved as JSON with a state, verified. Raises CheckpointError as `verify` does."""
+    return verify(directory, step, "meta").meta()
 
 
 def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpoint | None:
     """The newest checkpoint of which every file is as written; None where there is none.
 
-    Args:
-        directory: of a stage's checkpoints.
-        report: called with one line for each newer checkpoint that is not whole.
+    `report` gets one line for each newer one that is not whole.
     """
 
     def newest() -> int | None:
@@ -134,15 +120,12 @@ def newest_whole(directory: Path, report: Callable[[str], None]) -> WholeCheckpo
     return None if step is None else WholeCheckpoint(directory, step)
 
 
+@from_main
 def set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
     """Clears the way for a run that goes on from `whole`: newer folders cannot be written again.
 
     Unfinished ones are removed; damaged ones are moved to `damaged/` beside.
     """
-    on_main(lambda: _set_aside_newer(directory, whole))
-
-
-def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
     for step in steps(directory):
         if whole is not None and step <= whole.step:
             continue
@@ -157,21 +140,13 @@ def _set_aside_newer(directory: Path, whole: WholeCheckpoint | None) -> None:
         path.rename(aside / f"{step}-{count}")
 
 
-def load_meta(directory: Path, step: int) -> dict:
-    """What was saved as JSON with a state, alone.
-
-    Raises:
-        CheckpointError: it is missing or damaged; says which file.
-    """
-    check(directory, step, "meta")
-    return WholeCheckpoint(directory, step).meta()
-
-
 class Writer:
-    """Saves a stage's checkpoints while training goes on, one at a time."""
+    """Saves a stage's checkpoints while training goes on, one at a time; keeps the newest `kept`.
+
+    Each method raises CheckpointError where the checkpoint that is being written cannot be.
+    """
 
     def __init__(self, directory: Path, kept: int):
-        """Makes the folder. `kept` is how many of the newest checkpoints stay."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, cleanup_tmp_directories=True)
@@ -183,15 +158,9 @@ class Writer:
         self._step: int | None = None  # of the newest save
 
     def save(self, step: int, trees: dict[str, Any], meta: dict) -> None:
-        """Starts to write a checkpoint; returns once the arrays have been copied.
+        """Starts to write trees of arrays, by name, and `meta`, plain JSON values.
 
-        Args:
-            step: updates that it is after.
-            trees: of arrays, by name.
-            meta: plain JSON values.
-
-        Raises:
-            CheckpointError: this one, or the one before, could not be written.
+        Waits for the one before; returns once the arrays have been copied.
         """
         self.wait()
         self._step = step
@@ -207,9 +176,8 @@ class Writer:
         try:
             yield
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-            path = self._directory / str(self._step)
-            raise CheckpointError(f"checkpoint {path} could not be written: {reason}") from error
+            what = f"checkpoint {self._directory / str(self._step)}"
+            raise CheckpointError(f"{what} could not be written: {reason(error)}") from error
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
@@ -224,22 +192,14 @@ class Writer:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written, checksums included.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
+        """Waits for the checkpoint that is being written, checksums included."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             with self._explained():
                 pending.result()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder.
-
-        Raises:
-            CheckpointError: the one being written could not be.
-        """
+        """Waits, and lets go of the folder."""
         try:
             self.wait()
             with self._explained():
@@ -282,7 +242,5 @@ def _checksums(path: Path, below: Path) -> dict[str, str]:
     files = {file.relative_to(path).as_posix(): file for file in files_below(below)}
     for name in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
         files.pop(name, None)
-    if not is_bucket(path):
-        return {name: sha256(file) for name, file in files.items()}
     with concurrent.futures.ThreadPoolExecutor(THREADS, "checksums") as pool:
         return dict(zip(files, pool.map(sha256, files.values()), strict=True))

@@ -1,7 +1,7 @@
 """A trained network, whatever file its weights came in, and whether weights fit a config."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ml_collections
 import numpy as np
@@ -23,52 +23,59 @@ _FREE = {"model": ("dtype",), "diffusion": ("weighting",)}
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A trained network and all that is needed to sample from it.
+    """A trained network and all that is needed to sample from it."""
 
-    Attributes:
-        config: whose sections model and diffusion describe it.
-        image_shape: (H, W, C) of its images.
-        num_classes: labels that it knows; 0 for none.
-        fixed_steps: the only number of sampling steps that it takes; None where it was trained in
-            continuous time, or nobody knows: any will do.
-        params: its averaged weights, on the devices of a mesh.
-    """
-
-    config: ml_collections.ConfigDict
-    image_shape: tuple[int, int, int]
-    num_classes: int
+    config: ml_collections.ConfigDict  # whose sections model and diffusion describe it
+    image_shape: tuple[int, int, int]  # (H, W, C) of its images
+    num_classes: int  # labels that it knows; 0 for none
+    # The only number of sampling steps that it takes; None where it was trained in continuous
+    # time, or nobody knows: any will do.
     fixed_steps: int | None
-    params: dict
+    params: dict  # its averaged weights, on the devices of a mesh
 
 
-def from_stage(run: Workdir, stage: Stage, mesh: Mesh) -> Network:
+def from_stage(
+    run: Workdir, stage: Stage, mesh: Mesh, check: Callable[[Network], None] = lambda network: None
+) -> Network:
     """A finished stage of a run. Only its averaged weights are read, and verified first.
 
-    Raises:
-        CheckpointError: its checkpoint is damaged.
+    `check` gets it before anything large is read, its params ShapeDtypeStructs. Raises
+    CheckpointError where the weights are damaged.
     """
-    abstract = abstract_weights(run.config, run.image_shape, run.num_classes, mesh)
+    fixed_steps = run.fixed_steps(stage)
+    network = Network(run.config, run.image_shape, run.num_classes, fixed_steps, {})
+    network = with_abstract_params(network, mesh)
+    check(network)
     directory = checkpoints.folder(run.path, stage.name)
-    params = checkpoints.load_ema_params(directory, stage.updates, abstract)
-    return Network(run.config, run.image_shape, run.num_classes, run.fixed_steps(stage), params)
+    params = checkpoints.load_ema_params(directory, stage.updates, network.params)
+    return dataclasses.replace(network, params=params)
 
 
-def abstract_weights(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    mesh: Mesh,
-) -> dict:
-    """Shapes, dtypes and shardings of the weights of a config's network, without computing any.
+def with_abstract_params(network: Network, mesh: Mesh) -> Network:
+    """A network with ShapeDtypeStructs with shardings for params; no weights are computed.
 
-    Raises:
-        UserError: the network does not fit images of that shape.
+    Raises UserError where the network does not fit images of its shape.
     """
     try:
-        model = build_unet(config, image_shape[-1], num_classes)
-        return abstract_params(model, image_shape, mesh)
+        model = build_unet(network.config, network.image_shape[-1], network.num_classes)
+        params = abstract_params(model, network.image_shape, mesh)
     except ValueError as error:
         raise UserError(f"config.model does not fit the data: {error}") from error
+    return dataclasses.replace(network, params=params)
+
+
+def with_weights(
+    network: Network, weights: Mapping[str, np.ndarray], mesh: Mesh, where: str
+) -> Network:
+    """A network with weights by name, as float32 arrays on the devices of a mesh.
+
+    Raises UserError where names or shapes are not those of the network's config.
+    """
+    network = with_abstract_params(network, mesh)
+    _check_shapes(network.params, weights, where)
+    arrays = {name: np.asarray(w, np.float32) for name, w in weights.items()}
+    tree = traverse_util.unflatten_dict(arrays, sep="/")
+    return dataclasses.replace(network, params=place(tree, shardings(network.params)))
 
 
 def flatten(params: dict) -> dict:
@@ -76,17 +83,9 @@ def flatten(params: dict) -> dict:
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def shapes(params: dict) -> dict[str, list[int]]:
-    """The shape of every weight of a tree, by its name as in `flatten`."""
-    return {name: list(leaf.shape) for name, leaf in flatten(params).items()}
-
-
-def check_shapes(ours: Mapping[str, list], theirs: Mapping[str, list], where: str) -> None:
-    """Compares the weights of a config's network with others, by name and shape.
-
-    Raises:
-        UserError: they differ; names the first that do, with both shapes.
-    """
+def _check_shapes(ours: Mapping, theirs: Mapping, where: str) -> None:
+    """Raises UserError where weights differ; names the first that do, with both shapes."""
+    ours, theirs = ({n: list(w.shape) for n, w in flatten(x).items()} for x in (ours, theirs))
     lines = [
         f"{name}: ours {ours.get(name, 'none')}, theirs {theirs.get(name, 'none')}"
         for name in sorted(ours.keys() | theirs.keys())
@@ -100,12 +99,9 @@ def check_shapes(ours: Mapping[str, list], theirs: Mapping[str, list], where: st
         )
 
 
-def check_meaning(ours: Network, theirs: Network, where: str) -> None:
-    """Compares what weights of the same shapes stand for: images, groups, time, prediction.
-
-    Raises:
-        UserError: they differ; names the fields.
-    """
+def check_same(ours: Network, theirs: Network, where: str) -> None:
+    """Raises UserError where networks differ: in names and shapes of weights, or in fields."""
+    _check_shapes(ours.params, theirs.params, where)
     pairs = {"image shape": (ours.image_shape, theirs.image_shape)}
     for section, free in _FREE.items():
         for name in set(ours.config[section]) - set(free):
@@ -114,16 +110,3 @@ def check_meaning(ours: Network, theirs: Network, where: str) -> None:
     lines = [f"{n}: ours {a!r}, theirs {b!r}" for n, (a, b) in sorted(pairs.items()) if a != b]
     if lines:
         raise UserError(f"the network in {where} is another than this config's: {'; '.join(lines)}")
-
-
-def as_params(weights: Mapping[str, np.ndarray], abstract: dict, where: str) -> dict:
-    """Weights by name -> the tree of float32 arrays that `abstract` asks for, where it says.
-
-    Raises:
-        UserError: names or shapes differ; see `check_shapes`.
-    """
-    check_shapes(shapes(abstract), {name: list(w.shape) for name, w in weights.items()}, where)
-    tree = traverse_util.unflatten_dict(
-        {name: np.asarray(w, np.float32) for name, w in weights.items()}, sep="/"
-    )
-    return place(tree, shardings(abstract))

@@ -20,32 +20,25 @@ from pathlib import Path
 import ml_collections
 
 from diffusion_distill.config import differences, to_dict
-from diffusion_distill.devices.distributed import on_main
+from diffusion_distill.devices.distributed import from_main
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.stages import Stage, plan
+from diffusion_distill.storage import files
 from diffusion_distill.storage.buckets import as_path, is_bucket
-from diffusion_distill.storage.files import (
-    locked,
-    read_json,
-    read_rows,
-    write_atomically,
-    write_rows,
-)
 from diffusion_distill.terminal.console import say
 from diffusion_distill.validate import from_dict
 
 
-def existing(path: str | Path, files: tuple[str, ...] = ("config.json",)) -> Path:
-    """The path of a workdir that a run has written to: one of these files is there.
+def existing(path: str | Path, names: tuple[str, ...] = ("config.json",)) -> Path:
+    """The path of a workdir that a run has written to: a file of one of these names is there.
 
-    Raises:
-        UserError: there is no such folder, or none of the files in it.
+    Raises UserError where there is no such folder, or none of the files in it.
     """
     path = as_path(path)
     if not path.is_dir():
         raise UserError(f"there is no workdir {path}")
-    if not any((path / name).exists() for name in files):
+    if not any((path / name).exists() for name in names):
         raise UserError(f"{path} is not the workdir of a run: it has no config.json")
     return path
 
@@ -73,44 +66,22 @@ class Workdir:
     def open(cls, path: str | Path) -> "Workdir":
         """The run that is in `path`.
 
-        Raises:
-            UserError: there is none, or its config.json is damaged or of another version.
+        Raises UserError where there is none, or its config.json is damaged or of another version.
         """
         path = existing(path)
-        fields = read_json(path / "config.json")
+        fields = files.read_json(path / "config.json")
         try:
-            config = from_dict(fields["config"])
-            return cls(
-                path,
-                config,
-                tuple(fields["image_shape"]),
-                fields["num_classes"],
-                fields["teacher_num_steps"] or None,
-            )
+            config, shape = from_dict(fields["config"]), tuple(fields["image_shape"])
+            teacher_fixed_steps = fields["teacher_num_steps"] or None
+            return cls(path, config, shape, fields["num_classes"], teacher_fixed_steps)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path / 'config.json'} is damaged: {error!r}") from None
         except UserError as error:
             raise UserError(f"{path / 'config.json'}: {error}") from None
 
+    @from_main
     def check(self) -> None:
-        """Whether this run may be in `path`: it is there already, or nothing is. Writes nothing.
-
-        Raises:
-            UserError: another config's run is there, or other files; names the fields that differ;
-                or the bucket that it is in cannot be used.
-        """
-        on_main(self._check)
-
-    def begin(self) -> None:
-        """Makes the folder, and notes in it what the run is.
-
-        Raises:
-            UserError: as in `check`.
-            OSError: the folder cannot be written to.
-        """
-        on_main(self._begin)
-
-    def _check(self) -> None:
+        """Raises UserError where another run, or other files, are in `path`. Writes nothing."""
         path = self.path
         if (path / "config.json").exists():
             lines = differences(_fields(Workdir.open(path)), _fields(self))
@@ -122,21 +93,24 @@ class Workdir:
         elif path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
 
-    def _begin(self) -> None:
-        self._check()
+    @from_main
+    def begin(self) -> None:
+        """Makes the folder, and notes in it what the run is. Raises UserError as `check` does."""
+        self.check()
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.json", json.dumps(_fields(self), indent=1) + "\n")
-        write_rows(self.path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
+        files.write_atomically(
+            self.path / "config.json", json.dumps(_fields(self), indent=1) + "\n"
+        )
+        files.write_rows(self.path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
 
+    @from_main
     def check_space(self, stage: Stage, state_bytes: int) -> None:
         """Raises UserError where the disk cannot hold the checkpoints that a stage still writes.
 
         A bucket has no end.
         """
-        if not is_bucket(self.path):
-            on_main(lambda: self._check_space(stage, state_bytes))
-
-    def _check_space(self, stage: Stage, state_bytes: int) -> None:
+        if is_bucket(self.path):
+            return
         directory = checkpoints.folder(self.path, stage.name)
         there = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
         needed = (self.config.train.checkpoints_kept + 1) * state_bytes - there
@@ -147,10 +121,11 @@ class Workdir:
                 f"{needed / 1e6:,.0f} MB"
             )
 
+    @from_main
     def is_finished(self, stage: Stage) -> bool:
         """Whether the stage made all its updates; says nothing about damage since then."""
         directory = checkpoints.folder(self.path, stage.name)
-        return on_main(lambda: checkpoints.is_finished(directory, stage.updates))
+        return checkpoints.is_finished(directory, stage.updates)
 
     def is_settled(self, stage: Stage) -> bool:
         """Whether a measured stage is done with: it has no damage that can be mended.
@@ -162,7 +137,7 @@ class Workdir:
             return True
         try:
             directory = checkpoints.folder(self.path, stage.name)
-            checkpoints.check(directory, stage.updates, "ema_params")
+            checkpoints.verify(directory, stage.updates, "ema_params")
         except CheckpointError:
             return False
         return True
@@ -174,10 +149,8 @@ class Workdir:
     def finished_stage(self, num_steps: int | None = None, name: str | None = None) -> Stage:
         """The finished stage of that number of steps, or of that name; the last one for None.
 
-        A teacher asked for by its name may have any num_steps, if it knows all times.
-
-        Raises:
-            UserError: there is no such stage, or it is not finished.
+        A teacher asked for by its name may have any num_steps, if it knows all times. Raises
+        UserError where there is no such stage, or it is not finished.
         """
         stages = plan(self.config)
         finished = [s for s in stages if self.is_finished(s)]
@@ -196,22 +169,15 @@ class Workdir:
             asked += f" of {num_steps} steps" if num_steps is not None else ""
             raise UserError(f"{self.path} has no stage {asked.strip()}; finished stages: {there}")
         if matches[0] not in finished:
-            raise UserError(
-                f"{matches[0].name} in {self.path} is not finished; finished stages: {there}"
-            )
+            name = f"{matches[0].name} in {self.path}"
+            raise UserError(f"{name} is not finished; finished stages: {there}")
         return matches[0]
 
     def put_teacher(self, params: dict) -> bool:
-        """Makes weights that were trained elsewhere the finished stage "teacher".
+        """Makes weights that were trained elsewhere the finished stage "teacher"; the lock is held.
 
-        Leaves a whole copy that is there already as it is; sets a damaged one aside. The caller
-        holds the lock.
-
-        Returns:
-            Whether they were written: False where there was a copy.
-
-        Raises:
-            CheckpointError: they could not be written.
+        Leaves a whole copy that is there already as it is, and returns False; sets a damaged one
+        aside. Raises CheckpointError where they could not be written.
         """
         stage = plan(self.config)[0]
         directory = checkpoints.folder(self.path, stage.name)
@@ -224,17 +190,18 @@ class Workdir:
             writer.save(0, {"ema_params": params}, meta)
         return True
 
+    @from_main
     def results(self) -> list[dict]:
         """The rows of results.jsonl, one for each stage that was measured, in order."""
-        return on_main(lambda: read_rows(self.path / "results.jsonl"))
+        return files.read_rows(self.path / "results.jsonl")
 
     def add_result(self, row: dict) -> None:
         """Adds a row to results.jsonl."""
-        write_rows(self.path / "results.jsonl", [*self.results(), row])
+        files.write_rows(self.path / "results.jsonl", [*self.results(), row])
 
     def lock(self):
         """A `with` for as long as something writes here; UserError where another process does."""
-        return locked(self.path / ".lock")
+        return files.locked(self.path / ".lock")
 
 
 def _fields(run: Workdir) -> dict:

@@ -5,10 +5,9 @@ whole or not at all, so nothing need be renamed to be safe. But nothing can be a
 there are no folders apart from the names of objects, and no lock goes with a process: here are a
 file that grows, listings, and a lock that has to be renewed.
 
-Why not universal-pathlib, which has such paths, too: Orbax takes none of them (`epath.Path` refuses
-them), so that checkpoints would need a second kind. `is_file` says False of a bucket that cannot be
-reached, `mkdir` tries to make the bucket, there is no `replace`, and errors come as gcsfs raises
-them. Nearly every method would still be ours.
+Why not universal-pathlib: Orbax takes none of its paths, so that checkpoints would need a second
+kind. `is_file` says False of a bucket that cannot be reached, `mkdir` tries to make the bucket,
+there is no `replace`, and errors come as gcsfs raises them: nearly every method would be ours.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 import fsspec
 from etils.epath.gpath import PosixGPath
 
-from diffusion_distill.errors import BucketError, UserError
+from diffusion_distill.errors import BucketError, UserError, reason
 from diffusion_distill.terminal.console import say
 
 # TensorStore and other processes write objects, too: a listing that is kept would lack them.
@@ -54,8 +53,7 @@ def is_bucket(path: str | Path) -> bool:
 def as_path(path: str | Path) -> Path:
     """What a flag or a field of a config names: a pathlib.Path, or a BucketPath.
 
-    Raises:
-        UserError: it is an address of another kind, or gcsfs is not installed.
+    Raises UserError where it is an address of another kind, or gcsfs is not installed.
     """
     if not is_bucket(path):
         if re.match(r"\w+:/", str(path)):
@@ -153,15 +151,16 @@ class BucketPath(PosixGPath):
 
 
 class Growing:
-    """An object that grows, as an open file does: what was written is kept, flush uploads all."""
+    """An object that grows, as an open file does: what was written is kept, flush uploads all.
+
+    `content` is what the object holds by now.
+    """
 
     def __init__(self, path: Path | str, content: str = ""):
-        """`content` is what the object holds by now."""
         self._path, self._content = BucketPath(path), bytearray(content.encode())
         self._uploaded = len(self._content)
 
     def write(self, content: str | bytes) -> None:
-        """Adds to the end."""
         self._content += content.encode() if isinstance(content, str) else content
 
     def flush(self) -> None:
@@ -170,34 +169,25 @@ class Growing:
             self._path.write_bytes(self._content)
             self._uploaded = len(self._content)
 
-    def close(self) -> None:
-        """Writes out what is left."""
-        self.flush()
+    close = flush
 
 
 @contextlib.contextmanager
 def locked(path: Path, lost: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock object at `path` for the time of a `with`.
+    """Holds the lock object at `path` for a `with`; UserError where another process does.
 
     Of several that create it, the bucket lets one (its generation must be 0). While it is held it
     is changed every HEARTBEAT seconds. A process that ends without letting go leaves it behind,
-    unchanged: another one that watches it so for SILENCE seconds, by its own clock, removes it,
-    on condition that it is still unchanged, and takes its place. Who finds its lock in other hands
-    was silent for too long (suspended, say), and ends within HEARTBEAT seconds of going on.
-
-    Args:
-        path: of the object; its folder is what is locked.
-        lost: called, in another thread, with one line where the lock was lost; ends the process.
-
-    Raises:
-        UserError: another process holds it.
+    unchanged: another one that watches it so for SILENCE seconds, by its own clock, removes it, on
+    condition that it is still unchanged, and takes its place. Who finds its lock in other hands was
+    silent for too long (suspended, say), and ends within HEARTBEAT seconds of going on: `lost` is
+    called in another thread with one line, and ends the process.
     """
     with explained(path):
         generation = _acquire(path)
     done = threading.Event()
-    beating = threading.Thread(
-        target=_beat, args=(path, generation, done, lost or _end), daemon=True
-    )
+    arguments = (path, generation, done, lost or _end)
+    beating = threading.Thread(target=_beat, args=arguments, daemon=True)
     beating.start()
     try:
         yield
@@ -230,10 +220,8 @@ def _acquire(path: Path) -> str:
         now = {f"if{kind.title()}Match": fields[kind] for kind in ("generation", "metageneration")}
         if seen is None:
             seen, since = now, time.monotonic()
-            say(
-                f"{path.parent} is locked; waiting up to {SILENCE:.0f} s for a sign of life of "
-                "the process that did it"
-            )
+            sign = "a sign of life of the process that did it"
+            say(f"{path.parent} is locked; waiting up to {SILENCE:.0f} s for {sign}")
         elif now != seen:
             raise UserError(f"{path.parent} is in use by another process")
         elif time.monotonic() - since > SILENCE:
@@ -256,12 +244,12 @@ def _beat(path: Path, generation: str, done: threading.Event, lost) -> None:
         except (FileExistsError, FileNotFoundError):
             return lost(f"{path.parent} was taken over by another process")
         except Exception as error:  # of many kinds, after half a minute of attempts
-            return lost(f"{path.parent} could not be held: {_reason(error)}")
+            return lost(f"{path.parent} could not be held: {reason(error)}")
 
 
-def _end(reason: str) -> None:
+def _end(why: str) -> None:
     """Ends the process, which may write no more to what belongs to another one by now."""
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    print(f"error: {why}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
@@ -280,12 +268,7 @@ def explained(path: Path, makes: bool = False) -> Iterator[None]:
     except (UserError, BucketError, FileExistsError):
         raise
     except Exception as error:
-        raise BucketError(f"{path} cannot be used: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
+        raise BucketError(f"{path} cannot be used: {reason(error)}") from error
 
 
 def _filesystem():

@@ -1,4 +1,4 @@
-"""Small files of a workdir: written whole or not at all, whenever the program is stopped."""
+"""Small files, and arrays with a checksum: written whole or not at all. Nothing is unpickled."""
 
 import contextlib
 import fcntl
@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -22,14 +20,14 @@ from diffusion_distill.storage import buckets
 from diffusion_distill.storage.buckets import is_bucket
 
 CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
+HEADER = "header"  # the entry of an npz that holds what is not an array, as JSON
 LOOKS_EVERY = 2.0  # seconds, while a lock is another process's
 
 
 def cache_folder(named: str = "") -> Path:
     """The cache: config.runtime.cache_dir where it is given; it may not be there yet.
 
-    Raises:
-        UserError: it is in a bucket.
+    Raises UserError where it is in a bucket.
     """
     folder = named or os.environ.get(CACHE_DIR) or "~/.cache/diffusion_distill"
     if is_bucket(folder):
@@ -45,11 +43,11 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     """
     if not distributed.is_main():
         return
+    data = content.encode() if isinstance(content, str) else content
     if is_bucket(path):
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -63,13 +61,10 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path):
-    """Holds the lock file at `path` for the time of a `with`; it goes with the process.
+    """Holds the lock file at `path` for a `with`; UserError where another process does.
 
-    Of several processes that work as one, the first holds it for all. In a bucket see
-    `buckets.locked`.
-
-    Raises:
-        UserError: another process holds it.
+    It goes with the process. Of several that work as one, the first holds it for all. In a bucket
+    see `buckets.locked`.
     """
     with contextlib.ExitStack() as stack:
 
@@ -120,14 +115,13 @@ def locked_in_turn(
 
 def _held(path: Path) -> TextIO | None:
     """A lock file, open and held; None where another process holds it."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "a"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        stack.pop_all()
-    return file
+    file = open(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None
 
 
 def remove(folder: Path) -> None:
@@ -161,11 +155,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path) -> dict:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: the file is missing, or is not JSON.
-    """
+    """The content of a JSON file. Raises UserError where it is missing, or is not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -194,33 +184,13 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-# What NumPy and zipfile raise for a damaged .npz, each for damage in another place.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,  # zipfile: a compression that it does not know, from a flipped bit
-    RuntimeError,
-)
-
-
 def read_npz(
     path: Path, file: BinaryIO | None = None, names: tuple[str, ...] | None = None
 ) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file; nothing is unpickled.
+    """Arrays of an .npz file, or of its content where `file` has that; nothing is unpickled.
 
-    Args:
-        path: of the file.
-        file: its content, where that is at hand.
-        names: of the arrays to read; None for all. Those that are not in the file are left out.
-
-    Raises:
-        UserError: the file is damaged, or holds what would have to be unpickled.
-        FileNotFoundError: there is none.
+    Only those of `names` that are in it, where names are given. Raises UserError where the file is
+    damaged, or holds what would have to be unpickled; FileNotFoundError where there is none.
     """
     if file is None and is_bucket(path):
         file = opened(path)
@@ -228,5 +198,46 @@ def read_npz(
         with np.load(path if file is None else file, allow_pickle=False) as npz:
             wanted = npz.files if names is None else [n for n in npz.files if n in names]
             return {name: npz[name] for name in wanted}
-    except _DAMAGED as error:
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, by where the damage is
         raise UserError(f"{path} cannot be read as .npz: {error}") from None
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray], made_of: dict) -> None:
+    """Writes an npz of arrays of numbers, whole or not at all; its folder is made.
+
+    `made_of` says in plain JSON values what the arrays were computed from.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"made_of": made_of, "sha256": _digest(arrays)})
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, **{HEADER: np.array(header)})
+    write_atomically(path, buffer.getbuffer())
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, made_of) of a file that `save_arrays` wrote; of several processes the first reads.
+
+    Raises UserError where the file does not match its checksum, FileNotFoundError where there is
+    none.
+    """
+    try:
+        file = io.BytesIO(distributed.on_main(path.read_bytes)) if distributed.several() else None
+        arrays = read_npz(path, file)
+        header = json.loads(str(arrays.pop(HEADER)))
+        expected, made_of = header["sha256"], header["made_of"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if _digest(arrays) != expected:
+        raise UserError(f"{path} is damaged: its arrays do not match their SHA-256")
+    return arrays, made_of
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from diffusion_distill.devices import distributed
-from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
+from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError, reason
 
 EXIT_MISTAKE = 2  # something that a person can put right; the message says what
 EXIT_NON_FINITE = 3
@@ -24,9 +24,8 @@ flags.disclaim_key_flags()
 def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     """Parses flags and runs main. An error ends in one line on standard error and a code not 0.
 
-    Args:
-        main: the command; gets the words that are not flags.
-        several: whether it may run as several processes; then it has the flags that join them.
+    `main` gets the words that are not flags. With `several` the command may run as several
+    processes, and has the flags that join them.
     """
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
@@ -57,11 +56,7 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
 
 
 def _define_process_flags() -> Callable[[], None]:
-    """Defines the flags that say who the other processes are.
-
-    Returns:
-        What joins them, once the flags are parsed.
-    """
+    """Defines flags that say who the other processes are; returns what joins them."""
     coordinator = flags.DEFINE_string(
         "coordinator", None, "Of several processes: HOST:PORT of the first, on a free port."
     )
@@ -85,35 +80,26 @@ def _unraisablehook(unraisable) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; returns the words that are not flags.
-
-    Raises:
-        UserError: a flag, or a config file or field that a flag names, is wrong.
-    """
+    """Parses the flags; returns the words that are not flags. Raises UserError."""
     app.define_help_flags()
     try:
         return flags.FLAGS(argv)
     except (KeyError, AttributeError) as error:
         if getattr(error, "name", None) == "get_config":  # the config file lacks it
             raise UserError(str(error)) from error
-        reason = error  # else mostly a field in --config.field=value; the reason is inside others
-        while isinstance(reason, Exception) and reason.args:
-            reason = reason.args[0]
-        reason = (str(reason) or repr(reason)).replace("\n", ". ").replace("'", "").replace('"', "")
-        raise UserError(f"a --config flag names a field that is not there: {reason}") from error
+        why = error  # else mostly a field in --config.field=value; the reason is inside others
+        while isinstance(why, Exception) and why.args:
+            why = why.args[0]
+        why = (str(why) or repr(why)).replace("\n", ". ").replace("'", "").replace('"', "")
+        raise UserError(f"a --config flag names a field that is not there: {why}") from error
     except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
-        # Where a config file raised, the message is its whole traceback; the end says why.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(lines[-1] if lines else repr(error)) from error
+        raise UserError(reason(error)) from error  # of a config file's own, a whole traceback
 
 
-def fail(code: int, reason: str, cause: BaseException) -> None:
+def fail(code: int, why: str, cause: BaseException) -> None:
     """Says why in one line, and exits. Where TRACEBACK is set it raises the cause instead.
 
-    Args:
-        code: to exit with.
-        reason: the line.
-        cause: its `said_by`, where it has one, is the process that says it: all fail alike.
+    The cause's `said_by`, where it has one, is the process that says it: all fail alike.
     """
     if os.environ.get(TRACEBACK) == "1":
         raise cause
@@ -121,7 +107,7 @@ def fail(code: int, reason: str, cause: BaseException) -> None:
     said_by = getattr(cause, "said_by", None)
     if said_by in (None, process):
         where = f"process {process}: " if distributed.several() and said_by != 0 else ""
-        print(f"error: {where}{' '.join(reason.split())}", file=sys.stderr, flush=True)
+        print(f"error: {where}{' '.join(why.split())}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     if said_by is not None:
         distributed.leave()

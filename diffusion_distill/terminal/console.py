@@ -9,12 +9,9 @@ from diffusion_distill.devices import distributed
 
 
 class Above(FileProxy):
-    """Stands in for standard output while something is drawn at the bottom of the terminal.
+    """Stands in for standard output while something is drawn at the bottom: prints go above it.
 
-    What is printed goes above the drawing.
-
-    Attributes:
-        height: of the drawing, in lines. The last one is empty, and the cursor is at its start.
+    `height` is that of the drawing, in lines. The last is empty, and the cursor is at its start.
     """
 
     height = 1

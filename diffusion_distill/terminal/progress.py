@@ -49,7 +49,7 @@ class Progress:
 
         Args:
             label: what the sentence begins with.
-            total: the units of the work.
+            total: of the work, in units.
             unit: their name in the plural; or "step", for "step 45 of 600".
             every_seconds: between two lines, at least.
             images: in each unit, where the speed is that of images.
@@ -110,12 +110,10 @@ class Progress:
         self.update(self._task.completed + count)
 
     def update(self, done: int, fact: str = "", say_last: bool = True) -> None:
-        """So many units are done in all.
+        """So many units are done in all, at most `total`.
 
-        Args:
-            done: at most `total`.
-            fact: what else the sentence says, such as "loss 0.5636".
-            say_last: whether the last sentence becomes a line, however short ago another was.
+        `fact` is what else the sentence says, such as "loss 0.5636". With `say_last` the last
+        sentence becomes a line, however short ago another was.
         """
         self._bar.update(self._task.id, completed=done)
         now = time.monotonic()

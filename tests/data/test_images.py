@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_distill.data.images import load_images
+from diffusion_distill.data.sources import load_images
 from diffusion_distill.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), np.uint8)

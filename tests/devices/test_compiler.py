@@ -30,11 +30,11 @@ def test_this_jaxlib_knows_all_options():
 
 def test_an_option_that_is_not_known_is_left_out(monkeypatch):
     monkeypatch.setitem(compiler._CPU_OPTIONS, "xla_no_such_option", "true")
-    compiler._known_cpu_options.cache_clear()
+    compiler.options.cache_clear()
     try:
         assert compiler.options("cpu") == OPTIONS
     finally:
-        compiler._known_cpu_options.cache_clear()
+        compiler.options.cache_clear()
 
 
 def test_what_is_materialized_is_computed_once():

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_distill.data.images import load_images
+from diffusion_distill.data.sources import load_images
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import CheckpointError
 from diffusion_distill.interop.load import load_sampler

@@ -165,7 +165,7 @@ def test_a_bucket_out_of_reach_is_not_taken_for_damage_or_for_an_empty_one(serve
         lambda: sha256(run),
         lambda: checkpoints.steps(directory),
         lambda: checkpoints.is_finished(directory, 12),
-        lambda: checkpoints.check(directory, 12),
+        lambda: checkpoints.verify(directory, 12),
         lambda: read_rows(run / "results.jsonl"),
         lambda: Workdir(run, tiny_config(), (8, 8, 1), 10).begin(),
         lambda: sources.load(data_config("folder", "gs://bucket/photos")),

@@ -1,5 +1,6 @@
 """The commands as a person types them: mistakes end in one line and a non-zero exit."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.interop import export
-from diffusion_distill.runs.network import Network, abstract_weights
+from diffusion_distill.runs.network import Network, with_abstract_params
 from tests.commands import ROOT, run
 from tests.conftest import tiny_config
 
@@ -102,9 +103,9 @@ def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
 def test_sampling_a_network_without_labels(tmp_path):
     config = tiny_config()
     config.model.class_conditional = False
-    shape = (8, 8, 1)
-    params = jax.tree.map(jnp.zeros_like, abstract_weights(config, shape, 0, make_mesh()))
-    export.write(Network(config, shape, 0, 1, params), tmp_path / "export")
+    network = with_abstract_params(Network(config, (8, 8, 1), 0, 1, {}), make_mesh())
+    params = jax.tree.map(jnp.zeros_like, network.params)
+    export.write(dataclasses.replace(network, params=params), tmp_path / "export")
     common = [f"--workdir={tmp_path / 'export'}", "--num_images=3", f"--out={tmp_path / 'x.npz'}"]
     done = run("sample", *common)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import hashlib
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.inception.network import Inception, network_input
@@ -22,20 +23,17 @@ def load(weights: str = "") -> FeatureNetwork:
     Logits [B, 1008] are the classifier's without its bias, because the Inception Score is defined
     on these: its first code (Salimans et al. 2016) left the bias out, and StyleGAN's and
     torch-fidelity's do the same, over all 1,008 outputs (8 of them mean nothing). They are None
-    where the weights file has no classifier.
-
-    The fingerprint tells the classifier, too.
+    where the weights file has no classifier; the fingerprint tells which classifier it has.
 
     Args:
-        weights: path of the weights, an .npz; "" for $DIFFUSION_DISTILL_INCEPTION where that is
-            set, otherwise ~/.cache/diffusion_distill/inception.npz.
+        weights: path of the weights, an .npz; "" for `usual_place`.
 
     Raises:
         UserError: the file is missing, damaged, or has other weights.
     """
     arrays = read(weights or usual_place())
     arrays.pop("softmax/biases", None)
-    params = jax.tree.map(jnp.asarray, _tree(arrays))
+    params = jax.tree.map(jnp.asarray, unflatten_dict(arrays, sep="/"))
     fingerprint = NETWORK_SHA256
     if "softmax/weights" in arrays:
         fingerprint += "-" + hashlib.sha256(arrays["softmax/weights"].tobytes()).hexdigest()
@@ -53,15 +51,3 @@ def apply(params, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         return features, None
     logits = jnp.matmul(features, params["softmax"]["weights"], precision=jax.lax.Precision.HIGHEST)
     return features, logits
-
-
-def _tree(arrays: dict) -> dict:
-    """Nested by the parts of each name: "mixed/conv/beta" is at ["mixed"]["conv"]["beta"]."""
-    tree = {}
-    for name, array in arrays.items():
-        *path, leaf = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = array
-    return tree

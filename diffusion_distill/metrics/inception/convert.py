@@ -1,8 +1,7 @@
 """Public packings of FID's Inception network -> the arrays of a weights file.
 
-Whatever the packing, the arrays must be the same bits: their checksum is looked at when they are
-written and whenever they are read. Files of PyTorch are recognised by their own checksums before
-anything in them is looked at.
+Neither PyTorch nor TensorFlow is needed. Whatever the packing, the arrays must be the same bits;
+files of PyTorch are recognised by their own checksums before anything in them is looked at.
 """
 
 import hashlib
@@ -13,9 +12,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
+from tensorboardX.proto.graph_pb2 import GraphDef
+from tensorboardX.proto.types_pb2 import DT_FLOAT
 
 from diffusion_distill.errors import UserError
-from diffusion_distill.metrics.inception.graph_files import read_graph
 from diffusion_distill.metrics.inception.torch_files import read_torch
 from diffusion_distill.metrics.inception.weights import CLASSIFIER
 
@@ -41,9 +42,8 @@ def convert(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"there is no file {path}; what is read: {ACCEPTED}")
     try:
         data = _unwrapped(path)
-        if data[:2] in (b"PK", b"\x80\x02"):
-            return _from_torch(data)
-        return from_graph(read_graph(data))
+        is_torch = data[:2] in (b"PK", b"\x80\x02")
+        return _from_torch(data) if is_torch else from_graph(read_graph(data))
     except UserError as error:
         raise UserError(f"{path}: {error}; what is read: {ACCEPTED}") from error
 
@@ -62,6 +62,35 @@ def _unwrapped(path: Path) -> bytes:
     except (KeyError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"it is damaged, or another archive ({error})") from error
     return path.read_bytes()
+
+
+def read_graph(data: bytes) -> dict[str, np.ndarray]:
+    """The float32 constants of a frozen TensorFlow graph (a GraphDef), by their nodes' names.
+
+    Raises:
+        UserError: the bytes are no graph, or a constant's size and shape differ.
+    """
+    graph = GraphDef()
+    try:
+        graph.ParseFromString(data)
+    except DecodeError as error:
+        raise UserError(f"it is no TensorFlow graph ({error})") from error
+    tensors = ((node.name, node.attr["value"].tensor) for node in graph.node if node.op == "Const")
+    return {name: _array(name, tensor) for name, tensor in tensors if tensor.dtype == DT_FLOAT}
+
+
+def _array(name: str, tensor) -> np.ndarray:
+    """Values are raw bytes, or a list, in which one value stands for all."""
+    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    if tensor.tensor_content:
+        values = np.frombuffer(tensor.tensor_content, "<f4")
+    else:
+        values = np.array(tensor.float_val, np.float32)
+    if len(values) == 1:
+        return np.full(shape, values[0], np.float32)
+    if len(values) != np.prod(shape):
+        raise UserError(f"constant {name!r} of shape {list(shape)} has {len(values)} values")
+    return values.reshape(shape)
 
 
 def _from_torch(data: bytes) -> dict[str, np.ndarray]:
@@ -83,16 +112,12 @@ def from_state_dict(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     `bn.weight` is the gamma that the network does not have; `num_batches_tracked` serves training.
     """
     parts = {
-        "conv.weight": "weight",
-        "bn.bias": "beta",
-        "bn.running_mean": "mean",
-        "bn.running_var": "var",
+        ".conv.weight": "weight",
+        ".bn.bias": "beta",
+        ".bn.running_mean": "mean",
+        ".bn.running_var": "var",
     }
-    arrays = {
-        f"{_our_name(layer)}/{part}": _hwio(_named(tensors, f"{theirs}.{their_part}"))
-        for layer, theirs in layers().items()
-        for their_part, part in parts.items()
-    }
+    arrays = {name: _hwio(array) for name, array in _renamed(tensors, layers(), parts).items()}
     if "fc.weight" in tensors:
         arrays["softmax/weights"] = np.ascontiguousarray(tensors["fc.weight"].T)
         arrays["softmax/biases"] = _named(tensors, "fc.bias")
@@ -105,17 +130,22 @@ def from_graph(constants: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     `batchnorm/gamma` is in the graph but not applied: scale_after_normalization is off.
     """
     parts = {
-        "conv2d_params": "weight",
-        "batchnorm/beta": "beta",
-        "batchnorm/moving_mean": "mean",
-        "batchnorm/moving_variance": "var",
+        "/conv2d_params": "weight",
+        "/batchnorm/beta": "beta",
+        "/batchnorm/moving_mean": "mean",
+        "/batchnorm/moving_variance": "var",
     }
-    arrays = {
-        f"{_our_name(layer)}/{part}": _named(constants, f"{layer}/{their_part}")
-        for layer in layers()
+    arrays = _renamed(constants, {layer: layer for layer in layers()}, parts)
+    return arrays | {name: constants[name] for name in CLASSIFIER if name in constants}
+
+
+def _renamed(arrays: dict, names: dict[str, str], parts: dict[str, str]) -> dict[str, np.ndarray]:
+    """By our names: `names` has the graph's name of each layer and theirs, `parts` theirs first."""
+    return {
+        f"{_our_name(layer)}/{part}": _named(arrays, theirs + their_part)
+        for layer, theirs in names.items()
         for their_part, part in parts.items()
     }
-    return arrays | {name: constants[name] for name in CLASSIFIER if name in constants}
 
 
 def _named(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -156,22 +186,13 @@ STEM = {
     "conv_3": "Conv2d_3b_1x1",
     "conv_4": "Conv2d_4a_3x3",
 }
-AT_35 = (
-    {"conv": "branch1x1"}
-    | _row("tower", "branch5x5", 2)
-    | _row("tower_1", "branch3x3dbl", 3)
-    | {"tower_2/conv": "branch_pool"}
-)
+FIRST, LAST = {"conv": "branch1x1"}, {"tower_2/conv": "branch_pool"}
+AT_35 = FIRST | _row("tower", "branch5x5", 2) | _row("tower_1", "branch3x3dbl", 3) | LAST
 FROM_35_TO_17 = {"conv": "branch3x3"} | _row("tower", "branch3x3dbl", 3)
-AT_17 = (
-    {"conv": "branch1x1"}
-    | _row("tower", "branch7x7", 3)
-    | _row("tower_1", "branch7x7dbl", 5)
-    | {"tower_2/conv": "branch_pool"}
-)
+AT_17 = FIRST | _row("tower", "branch7x7", 3) | _row("tower_1", "branch7x7dbl", 5) | LAST
 FROM_17_TO_8 = _row("tower", "branch3x3", 2) | _row("tower_1", "branch7x7x3", 4)
 AT_8 = {
-    "conv": "branch1x1",
+    **FIRST,
     "tower/conv": "branch3x3_1",
     "tower/mixed/conv": "branch3x3_2a",
     "tower/mixed/conv_1": "branch3x3_2b",
@@ -179,7 +200,7 @@ AT_8 = {
     "tower_1/conv_1": "branch3x3dbl_2",
     "tower_1/mixed/conv": "branch3x3dbl_3a",
     "tower_1/mixed/conv_1": "branch3x3dbl_3b",
-    "tower_2/conv": "branch_pool",
+    **LAST,
 }
 BLOCKS = {
     "mixed": ("Mixed_5b", AT_35),

@@ -13,6 +13,9 @@ All arithmetic is float32, with precision HIGHEST: by default TPUs multiply in b
 TF32, and FID would depend on the hardware. Names are those of the graph.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,97 +64,76 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        last = len(self.channels) - 1
         for i, (channels, kernel) in enumerate(zip(self.channels, self.kernels, strict=True)):
-            name = f"conv_{i}" if i else "conv"
-            if i == last and self.last_stride > 1:
-                x = Conv(channels, kernel, self.last_stride, "VALID", name=name)(x)
-            else:
-                x = Conv(channels, kernel, name=name)(x)
+            halves = self.last_stride > 1 and i == len(self.channels) - 1
+            how = (self.last_stride, "VALID") if halves else ()
+            x = Conv(channels, kernel, *how, name=f"conv_{i}" if i else "conv")(x)
         return x
 
 
-class Mixed35(nn.Module):
+class Mixed(nn.Module):
+    """Towers beside one another: what `towers` makes of x, joined along the channels."""
+
+    towers: Callable[[jax.Array], list[jax.Array]]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.concatenate(self.towers(x), axis=-1)
+
+
+def at_35(pool_channels: int, x: jax.Array) -> list[jax.Array]:
     """At 35x35 (mixed, mixed_1, mixed_2)."""
-
-    pool_channels: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        towers = [
-            Conv(64, name="conv")(x),
-            Tower((48, 64), ((1, 1), (5, 5)), name="tower")(x),
-            Tower((64, 96, 96), ((1, 1), (3, 3), (3, 3)), name="tower_1")(x),
-            Tower((self.pool_channels,), ((1, 1),), name="tower_2")(average_pool(x)),
-        ]
-        return jnp.concatenate(towers, axis=-1)
+    return [
+        Conv(64, name="conv")(x),
+        Tower((48, 64), ((1, 1), (5, 5)), name="tower")(x),
+        Tower((64, 96, 96), ((1, 1), (3, 3), (3, 3)), name="tower_1")(x),
+        Tower((pool_channels,), ((1, 1),), name="tower_2")(average_pool(x)),
+    ]
 
 
-class Mixed35To17(nn.Module):
+def from_35_to_17(x: jax.Array) -> list[jax.Array]:
     """From 35x35 to 17x17 (mixed_3)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        towers = [
-            Conv(384, (3, 3), 2, "VALID", name="conv")(x),
-            Tower((64, 96, 96), ((1, 1), (3, 3), (3, 3)), last_stride=2, name="tower")(x),
-            halving_pool(x),
-        ]
-        return jnp.concatenate(towers, axis=-1)
+    return [
+        Conv(384, (3, 3), 2, "VALID", name="conv")(x),
+        Tower((64, 96, 96), ((1, 1), (3, 3), (3, 3)), last_stride=2, name="tower")(x),
+        halving_pool(x),
+    ]
 
 
-class Mixed17(nn.Module):
-    """At 17x17 (mixed_4 to mixed_7)."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        c = self.channels
-        across, down = (1, 7), (7, 1)
-        towers = [
-            Conv(192, name="conv")(x),
-            Tower((c, c, 192), ((1, 1), across, down), name="tower")(x),
-            Tower((c, c, c, c, 192), ((1, 1), down, across, down, across), name="tower_1")(x),
-            Tower((192,), ((1, 1),), name="tower_2")(average_pool(x)),
-        ]
-        return jnp.concatenate(towers, axis=-1)
+def at_17(c: int, x: jax.Array) -> list[jax.Array]:
+    """At 17x17 (mixed_4 to mixed_7), with c channels inside of its towers."""
+    across, down = (1, 7), (7, 1)
+    return [
+        Conv(192, name="conv")(x),
+        Tower((c, c, 192), ((1, 1), across, down), name="tower")(x),
+        Tower((c, c, c, c, 192), ((1, 1), down, across, down, across), name="tower_1")(x),
+        Tower((192,), ((1, 1),), name="tower_2")(average_pool(x)),
+    ]
 
 
-class Mixed17To8(nn.Module):
+def from_17_to_8(x: jax.Array) -> list[jax.Array]:
     """From 17x17 to 8x8 (mixed_8)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernels = ((1, 1), (1, 7), (7, 1), (3, 3))
-        towers = [
-            Tower((192, 320), ((1, 1), (3, 3)), last_stride=2, name="tower")(x),
-            Tower((192,) * 4, kernels, last_stride=2, name="tower_1")(x),
-            halving_pool(x),
-        ]
-        return jnp.concatenate(towers, axis=-1)
+    kernels = ((1, 1), (1, 7), (7, 1), (3, 3))
+    return [
+        Tower((192, 320), ((1, 1), (3, 3)), last_stride=2, name="tower")(x),
+        Tower((192,) * 4, kernels, last_stride=2, name="tower_1")(x),
+        halving_pool(x),
+    ]
 
 
-class Mixed8(nn.Module):
-    """At 8x8 (mixed_9, and mixed_10 with its max pool)."""
-
-    max_pool: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        a = Conv(384, name="tower_conv")(x)
-        b = Conv(448, name="tower_1_conv")(x)
-        b = Conv(384, (3, 3), name="tower_1_conv_1")(b)
-        pooled = nn.max_pool(x, (3, 3), (1, 1), "SAME") if self.max_pool else average_pool(x)
-        towers = [
-            Conv(320, name="conv")(x),
-            Conv(384, (1, 3), name="tower_mixed_conv")(a),
-            Conv(384, (3, 1), name="tower_mixed_conv_1")(a),
-            Conv(384, (1, 3), name="tower_1_mixed_conv")(b),
-            Conv(384, (3, 1), name="tower_1_mixed_conv_1")(b),
-            Conv(192, name="tower_2_conv")(pooled),
-        ]
-        return jnp.concatenate(towers, axis=-1)
+def at_8(pool: Callable, x: jax.Array) -> list[jax.Array]:
+    """At 8x8 (mixed_9, mixed_10)."""
+    a = Conv(384, name="tower_conv")(x)
+    b = Conv(448, name="tower_1_conv")(x)
+    b = Conv(384, (3, 3), name="tower_1_conv_1")(b)
+    return [
+        Conv(320, name="conv")(x),
+        Conv(384, (1, 3), name="tower_mixed_conv")(a),
+        Conv(384, (3, 1), name="tower_mixed_conv_1")(a),
+        Conv(384, (1, 3), name="tower_1_mixed_conv")(b),
+        Conv(384, (3, 1), name="tower_1_mixed_conv_1")(b),
+        Conv(192, name="tower_2_conv")(pool(x)),
+    ]
 
 
 class Inception(nn.Module):
@@ -166,23 +148,28 @@ class Inception(nn.Module):
         x = Conv(80, name="conv_3")(x)
         x = Conv(192, (3, 3), 1, "VALID", name="conv_4")(x)
         x = halving_pool(x)
-        x = Mixed35(32, name="mixed")(x)
-        x = Mixed35(64, name="mixed_1")(x)
-        x = Mixed35(64, name="mixed_2")(x)
-        x = Mixed35To17(name="mixed_3")(x)
-        x = Mixed17(128, name="mixed_4")(x)
-        x = Mixed17(160, name="mixed_5")(x)
-        x = Mixed17(160, name="mixed_6")(x)
-        x = Mixed17(192, name="mixed_7")(x)
-        x = Mixed17To8(name="mixed_8")(x)
-        x = Mixed8(max_pool=False, name="mixed_9")(x)
-        x = Mixed8(max_pool=True, name="mixed_10")(x)
+        x = Mixed(partial(at_35, 32), name="mixed")(x)
+        x = Mixed(partial(at_35, 64), name="mixed_1")(x)
+        x = Mixed(partial(at_35, 64), name="mixed_2")(x)
+        x = Mixed(from_35_to_17, name="mixed_3")(x)
+        x = Mixed(partial(at_17, 128), name="mixed_4")(x)
+        x = Mixed(partial(at_17, 160), name="mixed_5")(x)
+        x = Mixed(partial(at_17, 160), name="mixed_6")(x)
+        x = Mixed(partial(at_17, 192), name="mixed_7")(x)
+        x = Mixed(from_17_to_8, name="mixed_8")(x)
+        x = Mixed(partial(at_8, average_pool), name="mixed_9")(x)
+        x = Mixed(partial(at_8, max_pool), name="mixed_10")(x)
         return x.mean(axis=(1, 2))
 
 
 def average_pool(x: jax.Array) -> jax.Array:
     """The mean of each pixel's 3x3 neighbourhood inside the image: fewer than 9 at its edges."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maximum of each pixel's 3x3 neighbourhood."""
+    return nn.max_pool(x, (3, 3), (1, 1), "SAME")
 
 
 def halving_pool(x: jax.Array) -> jax.Array:

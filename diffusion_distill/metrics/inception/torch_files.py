@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from diffusion_distill.errors import UserError
 
@@ -31,9 +32,8 @@ def _rebuild_tensor(storage, offset, shape, strides, *_) -> np.ndarray:
     """A view of a storage; offset and strides count values. NumPy keeps it inside the storage."""
     if min(strides, default=0) < 0:
         raise ValueError("a tensor with a negative stride")
-    size = storage.itemsize
-    steps = [stride * size for stride in strides]
-    return np.ndarray(shape, storage.dtype, storage, offset * size, steps)
+    steps = [stride * storage.itemsize for stride in strides]
+    return np.ndarray(shape, storage.dtype, storage, offset * storage.itemsize, steps)
 
 
 DTYPES = {"torch FloatStorage": "<f4", "torch LongStorage": "<i8"}
@@ -46,11 +46,9 @@ NAMES = DTYPES | {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Follows a pickle that describes plain data and tensors.
+    """Follows a pickle that describes plain data and tensors; reads to its end, no further.
 
-    Args:
-        file: is read to the end of the pickle, no further.
-        storage: (dtype, key, how many values) -> the values that tensors are views of.
+    `storage` gives (dtype, key, how many values) -> the values that tensors are views of.
     """
 
     def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
@@ -80,7 +78,8 @@ def read_torch(file: BinaryIO) -> dict[str, np.ndarray]:
     try:
         read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
         file.seek(0)
-        return {name: tensor.copy() for name, tensor in _tensors(read(file))}
+        found = flatten_dict(read(file), sep="/")
+        return {name: x.copy() for name, x in found.items() if isinstance(x, np.ndarray)}
     except UserError:
         raise
     # What a damaged file does to the reader of its pickle has no end; each is one line here.
@@ -118,12 +117,3 @@ def _read_legacy(file: BinaryIO) -> dict:
         if file.readinto(values) != values.nbytes:
             raise EOFError("a storage is cut off")
     return tree
-
-
-def _tensors(tree: dict, prefix: str = ""):
-    """(name, array) of each tensor in nested dictionaries, in their order."""
-    for key, value in tree.items():
-        if isinstance(value, np.ndarray):
-            yield prefix + key, value
-        elif isinstance(value, dict):
-            yield from _tensors(value, f"{prefix}{key}/")

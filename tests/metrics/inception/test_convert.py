@@ -16,7 +16,6 @@ import pytest
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.inception import convert, network
-from diffusion_distill.metrics.inception.graph_files import read_graph
 from tests.commands import run
 from tests.metrics.inception import archives
 
@@ -98,18 +97,18 @@ def graph(classifier=False):
 
 def test_graphs_have_nearly_our_names():
     data, values = graph()
-    arrays = convert.from_graph(read_graph(data))
+    arrays = convert.from_graph(convert.read_graph(data))
     assert set(arrays) == names_of_the_network()
     for name, expected in values.items():
         np.testing.assert_array_equal(arrays[name], expected)
-    with_classifier = convert.from_graph(read_graph(graph(classifier=True)[0]))
+    with_classifier = convert.from_graph(convert.read_graph(graph(classifier=True)[0]))
     np.testing.assert_array_equal(with_classifier["softmax/weights"], [[0], [1]])
     np.testing.assert_array_equal(with_classifier["softmax/biases"], [2])
 
 
 def test_constants_of_a_graph():
     two = np.float32([1, 2]).tobytes()
-    constants = read_graph(
+    constants = convert.read_graph(
         archives.constant("raw", (2, 1), content=two)
         + archives.constant("list", (1, 2), floats=two)
         + archives.constant("one_for_all", (2, 2), floats=two[4:])
@@ -123,7 +122,7 @@ def test_constants_of_a_graph():
     np.testing.assert_array_equal(constants["one_for_all"], [[2, 2], [2, 2]])
     np.testing.assert_array_equal(constants["scalar"], np.float32(1))
     with pytest.raises(UserError, match=r"constant 'bad' of shape \[3\] has 2 values"):
-        read_graph(archives.constant("bad", (3,), content=two))
+        convert.read_graph(archives.constant("bad", (3,), content=two))
 
 
 def test_a_graph_alone_and_in_its_archive(tmp_path):
