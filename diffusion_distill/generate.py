@@ -117,7 +117,7 @@ class SampleProgram:
     sample_fn: SampleFn  # of `make_sample_fn`
     image_shape: tuple[int, int, int]  # (H, W, C) of the images
     num_classes: int  # labels that the network knows; 0 where it has none
-    mesh: Mesh  # the devices
+    mesh: Mesh
     batch_size: int  # images at once, at the most
 
 

@@ -69,7 +69,7 @@ class Setup:
 
     config: ConfigDict  # the run's; the chain starts at the steps that its teacher is made for
     workdir: Workdir  # where it is, or will be
-    mesh: Mesh  # the devices
+    mesh: Mesh
     source: Source  # what is trained on
     network: Network  # what is trained; its params are ShapeDtypeStructs
     # whose weights the chain starts from; None where the run trains its own

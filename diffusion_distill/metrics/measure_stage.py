@@ -25,7 +25,7 @@ class Setting:
     """One way in which a stage's weights are sampled and measured."""
 
     sampler: str  # its name
-    num_steps: int  # sampling steps
+    num_steps: int
     count: int  # images
     only: str | None = None  # the one metric of a baseline; None for all that are asked for
 

@@ -10,7 +10,7 @@ from diffusion_distill.metrics import frechet
 from diffusion_distill.metrics.blocks import Arrays, BlockStore, OnBatch, in_blocks
 from diffusion_distill.metrics.classifier import LabelJudge
 from diffusion_distill.metrics.features import FeatureNetwork
-from diffusion_distill.metrics.frechet import Statistics
+from diffusion_distill.metrics.frechet import Statistics, frechet_distance
 from diffusion_distill.metrics.inception_score import SPLITS, inception_score
 from diffusion_distill.metrics.kid import kernel_distance
 from diffusion_distill.metrics.names import check_count, is_biased, metric_name
@@ -41,7 +41,7 @@ class Metric:
 
 
 def _fd(sample, reference):
-    return {"fd": frechet.frechet_distance(sample.statistics, reference.statistics)}
+    return {"fd": frechet_distance(sample.statistics, reference.statistics)}
 
 
 def _kid(sample, reference):
@@ -51,8 +51,8 @@ def _kid(sample, reference):
 
 def _precision_recall(sample, reference):
     features = sample.arrays["features"]
-    values = precision_recall(features, reference.features, reference.radii)
-    return dict(zip(("precision", "recall"), values, strict=True))
+    precision, recall = precision_recall(features, reference.features, reference.radii)
+    return {"precision": precision, "recall": recall}
 
 
 def _inception_score(sample, reference):

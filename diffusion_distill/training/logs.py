@@ -59,11 +59,8 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, **known}) + "\n")
         if not self._in_bucket:
             self._file.flush()
-        value = summary_pb2.Summary.Value
-        summary = summary_pb2.Summary(
-            value=[value(tag=n, simple_value=v) for n, v in known.items()]
-        )
-        self._event(step, summary=summary)
+        values = [summary_pb2.Summary.Value(tag=n, simple_value=v) for n, v in known.items()]
+        self._event(step, summary=summary_pb2.Summary(value=values))
         if time.monotonic() - self._flushed > self._flush_every:
             self.flush()
 

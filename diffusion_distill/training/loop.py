@@ -42,9 +42,9 @@ def updates_per_call(config: ConfigDict, platform: str) -> int:
 class Job:
     """What training a stage takes beside its state."""
 
-    stage: Stage  # which
+    stage: Stage
     config: ConfigDict  # the run's
-    mesh: Mesh  # the devices
+    mesh: Mesh
     update: Callable  # the compiled step, of `make_update`
     # averaged weights of the stage that it learns from; None for the teacher
     teacher_params: dict | None
