@@ -184,11 +184,11 @@ def test_asked_to_stop_while_measuring_it_stops_within_a_batch_and_goes_on(
     stop = StopSignal()
     made, on_devices = [], Sampler.on_devices
 
-    def stopping(sampler, *arguments):
+    def stopping(sampler, *arguments, **named):
         made.append(arguments)
         if len(made) == 2:  # the first batch is of samples.png
             stop.signum = 15
-        return on_devices(sampler, *arguments)
+        return on_devices(sampler, *arguments, **named)
 
     monkeypatch.setattr(Sampler, "on_devices", stopping)
     with pytest.raises(Stopped, match="signal 15"):

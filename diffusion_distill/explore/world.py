@@ -176,7 +176,7 @@ class World:
         z = slerp(*ends, np.linspace(0.0, 1.0, FRAMES))
         labels = 0 if label is None and self.num_classes else label
         x, seconds = self._timed(lambda: sampler.from_noise(z, labels), num_steps * batches)
-        return Picture(name, num_steps, to_uint8(x), seconds)
+        return Picture(name, num_steps, np.asarray(to_uint8(x)), seconds)
 
     def _timed(self, draw: Callable[[], np.ndarray], steps: int) -> tuple[np.ndarray, float]:
         """What it draws, in so many steps of a batch, and the seconds that it took."""

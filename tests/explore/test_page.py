@@ -55,8 +55,12 @@ def fill(browser, **fields):
 
 def choose(browser, stage):
     browser.find_element(By.CSS_SELECTOR, "#stage input").click()
-    options = wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "[role=option]"))
-    next(option for option in options if option.text.strip("✓ \n").startswith(stage)).click()
+
+    def wanted():  # an option has no text as long as the list is not drawn
+        options = browser.find_elements(By.CSS_SELECTOR, "[role=option]")
+        return [option for option in options if option.text.strip("✓ \n").startswith(stage)]
+
+    wait(browser, wanted)[0].click()
 
 
 def open_tab(browser, name):
