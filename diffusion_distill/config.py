@@ -48,8 +48,11 @@ def base() -> ConfigDict:
     # residual blocks at each resolution on the way down; one more on the way up
     config.model.num_blocks = 3
     config.model.emb_channels = 1024  # width of the embedding of time and label
-    # image heights at which attention follows each block
+    # heights, in patches, at which attention follows each block
     config.model.attention_resolutions = (8, 16)
+    # pixels a side that become channels at the input and are put back at the output; the network
+    # works at the image's size over this; 1: on pixels
+    config.model.patch_size = 1
     config.model.num_heads = 1  # heads of attention; 0 exactly where `model.head_dim` is not
     config.model.head_dim = 0  # channels of a head; 0 exactly where `model.num_heads` is not
     config.model.num_groups = 32  # of GroupNorm; every number of channels must be a multiple of it

@@ -19,6 +19,8 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.names import check_count
 
 DTYPES = ("float32", "bfloat16")
+# Fields that configs which were stored before them lack: their defaults change nothing.
+LATER = (("model", "patch_size"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ ROWS = {
     "model.num_blocks": integer(1),
     "model.emb_channels": integer(1),
     "model.attention_resolutions": integers(),
+    "model.patch_size": integer(1),
     "model.num_heads": integer(0),
     "model.head_dim": integer(0),
     "model.num_groups": integer(1),
@@ -196,7 +199,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """The config that `to_dict` (or its JSON) came from, validated.
+    """The config that `to_dict` (or its JSON) came from, validated; without `LATER` as with it.
 
     Raises:
         UserError: the fields are not those of a valid config.
@@ -208,6 +211,9 @@ def from_dict(fields: dict) -> ConfigDict:
         return tuple(value) if isinstance(value, list) else value
 
     config = ConfigDict(with_tuples(fields))
+    for section, name in LATER:
+        if isinstance(config.get(section), ConfigDict) and name not in config[section]:
+            config[section][name] = base()[section][name]
     validate(config)
     return config
 
