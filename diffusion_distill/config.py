@@ -48,7 +48,7 @@ def base() -> ConfigDict:
     # residual blocks at each resolution on the way down; one more on the way up
     config.model.num_blocks = 3
     config.model.emb_channels = 1024  # width of the embedding of time and label
-    # heights, in patches, at which attention follows each block
+    # heights, in patches of `model.patch_size`, at which attention follows each block
     config.model.attention_resolutions = (8, 16)
     # pixels a side that become channels at the input and are put back at the output; the network
     # works at the image's size over this; 1: on pixels

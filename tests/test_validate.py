@@ -60,6 +60,7 @@ def test_checking_a_config_takes_none_of_what_it_names():
         ("teacher.learning_rate", -1e-3, r"learning_rate is -0.001; it must be at least 0"),
         ("model.head_dim", 64, r"config.model.num_heads is 1; it must be 0 exactly where"),
         ("model.channel_multipliers", (1, 0.5), r"channel_multipliers is \(1, 0.5\)"),
+        ("model.patch_size", 0, r"config.model.patch_size is 0; it must be at least 1"),
         ("model.dtype", "float16", r"config.model.dtype is 'float16'; it must be one of float32"),
         ("eval.baselines", ("ddim", "euler"), r"must be any of ddim, ancestral, dpmpp_2m"),
         ("eval.num_images", 1, r"config.eval.num_images is 1; it must be at least 2"),
