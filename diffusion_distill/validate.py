@@ -19,8 +19,6 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.names import check_count
 
 DTYPES = ("float32", "bfloat16")
-# Fields that configs which were stored before them lack: their defaults change nothing.
-LATER = (("model", "patch_size"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +197,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """The config that `to_dict` (or its JSON) came from, validated; without `LATER` as with it.
+    """The config that `to_dict` (or its JSON) came from, validated.
 
     Raises:
         UserError: the fields are not those of a valid config.
@@ -211,9 +209,6 @@ def from_dict(fields: dict) -> ConfigDict:
         return tuple(value) if isinstance(value, list) else value
 
     config = ConfigDict(with_tuples(fields))
-    for section, name in LATER:
-        if isinstance(config.get(section), ConfigDict) and name not in config[section]:
-            config[section][name] = base()[section][name]
     validate(config)
     return config
 
