@@ -94,6 +94,9 @@ def base() -> ConfigDict:
     config.distill.teacher = ""
     config.distill.start_steps = 8192  # steps as which the teacher is first distilled
     config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`
+    # what goes along a teacher that knows all times over a step of its first student, by two
+    # evaluations: two steps of `ddim`, or one of `heun`, of second order
+    config.distill.first_round_solver = "ddim"
     config.distill.updates = 50_000  # a round
     config.distill.updates_last_rounds = 100_000  # of the rounds to 2 and to 1 steps
     config.distill.learning_rate = 5e-5  # at its highest

@@ -144,7 +144,7 @@ class Programs:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._updates = {}  # steps: one for the teacher, one for all students
+        self._updates = {}  # steps: one for the teacher, one for all students of a solver
         self._samplers: dict[str, SampleProgram] = {}  # one for each sampler's name
         cast = functools.partial(compute_weights, dtype=setup.config.model.dtype)
         self._cast = jax.jit(cast, out_shardings=shardings(setup.network.params))
@@ -157,11 +157,11 @@ class Programs:
 
     def update(self, stage: Stage):
         """The step of a stage; see `make_update`."""
-        setup, is_student = self._setup, stage.is_student
-        if is_student not in self._updates:
+        setup, kind = self._setup, (stage.is_student, stage.solver)
+        if kind not in self._updates:
             recipe = Recipe(setup.model(stage.dropout), setup.config, stage, setup.mesh)
-            self._updates[is_student] = make_update(recipe, setup.abstract(stage))
-        return self._updates[is_student]
+            self._updates[kind] = make_update(recipe, setup.abstract(stage))
+        return self._updates[kind]
 
     def sampler(self, name: str, params: dict, num_steps: int) -> Sampler:
         """A sampler of these weights; all stages and numbers of steps share its program."""

@@ -25,6 +25,7 @@ class Stage:
     weight_decay: float
     ema_decay: float
     dropout: float
+    solver: str = "ddim"  # of its teacher's flow, for a student: one of TARGETS
 
     @property
     def is_student(self) -> bool:
@@ -59,7 +60,7 @@ def plan(config: ConfigDict) -> list[Stage]:
     stages = [teacher]
     num_steps = config.distill.start_steps // 2
     while num_steps >= config.distill.end_steps:
-        last = num_steps <= 2
+        first, last = num_steps == config.distill.start_steps // 2, num_steps <= 2
         stages.append(
             Stage(
                 name=f"student_{num_steps:04d}",
@@ -67,6 +68,7 @@ def plan(config: ConfigDict) -> list[Stage]:
                 teacher=stages[-1].name,
                 updates=config.distill.updates_last_rounds if last else config.distill.updates,
                 **_schedule(config.distill),
+                solver=config.distill.first_round_solver if first else "ddim",
             )
         )
         num_steps //= 2
@@ -82,7 +84,8 @@ def started_from(config: ConfigDict, teacher: str, fixed_steps: int | None) -> C
             `distill.start_steps` says; None for a teacher that takes any.
 
     Raises:
-        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`.
+        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`; or
+            `distill.first_round_solver` asks the teacher about other times than its steps'.
     """
     config = config.copy_and_resolve_references()
     config.distill.teacher = teacher
@@ -96,6 +99,11 @@ def started_from(config: ConfigDict, teacher: str, fixed_steps: int | None) -> C
             raise UserError(
                 f"config.distill.end_steps is {config.distill.end_steps}; {teacher} is made for "
                 f"{fixed_steps} steps, and it must be at most those"
+            )
+        if config.distill.first_round_solver != "ddim":
+            raise UserError(
+                f"config.distill.first_round_solver is {config.distill.first_round_solver!r}; it "
+                f"must be ddim, since {teacher} is made for {fixed_steps} steps of DDIM alone"
             )
         config.distill.start_steps = fixed_steps
     return config

@@ -141,6 +141,7 @@ ROWS = {
     "distill.teacher": _TEXT,
     "distill.start_steps": _POWER_OF_2,
     "distill.end_steps": _POWER_OF_2,
+    "distill.first_round_solver": one_of("ddim", "heun"),
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
     "distill.learning_rate": number(0),

@@ -10,6 +10,7 @@ from configs.digits_distill import get_config
 from diffusion_distill.config import base
 from diffusion_distill.data.preprocess import RESIZES
 from diffusion_distill.data.sources import SOURCES
+from diffusion_distill.diffusion.distill import TARGETS
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
 from diffusion_distill.diffusion.samplers import SAMPLERS
@@ -27,6 +28,7 @@ def test_accepted_names_are_those_of_the_mappings():
         "diffusion.parameterization": PARAMETERIZATIONS,
         "diffusion.weighting": WEIGHTINGS,
         "model.time_input": TIME_INPUTS,
+        "distill.first_round_solver": TARGETS,
         "eval.metrics": METRICS,
         "eval.features": FEATURES,
         "eval.baselines": SAMPLERS,

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch, to_network
 from diffusion_distill.devices.sharding import replicated
-from diffusion_distill.diffusion.distill import distillation_target
+from diffusion_distill.diffusion.distill import TARGETS
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import from_x, q_sample
 from diffusion_distill.models.build import make_denoiser, make_schedule
@@ -116,7 +116,7 @@ def loss(
 ) -> tuple[jax.Array, jax.Array]:
     """(mean loss of the examples, their losses [B]): the weighted error in x.
 
-    The target is the image itself for the teacher, and `distillation_target` for a student.
+    The target is the image itself for the teacher, and one of TARGETS for a student.
     """
     config = recipe.config
     schedule = make_schedule(config)
@@ -126,7 +126,8 @@ def loss(
     if teacher_params is not None:
         weights = recipe.gathered(teacher_params)
         teacher_denoiser = make_denoiser(recipe.model, weights, examples.labels, config)
-        x = distillation_target(teacher_denoiser, z, examples.i, this_round.num_steps, schedule)
+        target = TARGETS[recipe.stage.solver]
+        x = target(teacher_denoiser, z, examples.i, this_round.num_steps, schedule)
     weights, keys = recipe.gathered(params), examples.dropout_keys
     denoiser = make_denoiser(recipe.model, weights, examples.labels, config, keys)
     weighting = WEIGHTINGS[config.diffusion.weighting]
