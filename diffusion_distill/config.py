@@ -48,8 +48,11 @@ def base() -> ConfigDict:
     # residual blocks at each resolution on the way down; one more on the way up
     config.model.num_blocks = 3
     config.model.emb_channels = 1024  # width of the embedding of time and label
-    # image heights at which attention follows each block
+    # heights, in patches of `model.patch_size`, at which attention follows each block
     config.model.attention_resolutions = (8, 16)
+    # pixels a side that become channels at the input and are put back at the output; the network
+    # works at the image's size over this; 1: on pixels
+    config.model.patch_size = 1
     config.model.num_heads = 1  # heads of attention; 0 exactly where `model.head_dim` is not
     config.model.head_dim = 0  # channels of a head; 0 exactly where `model.num_heads` is not
     config.model.num_groups = 32  # of GroupNorm; every number of channels must be a multiple of it
@@ -113,6 +116,9 @@ def base() -> ConfigDict:
     config.distill.teacher = ""
     config.distill.start_steps = 8192  # steps as which the teacher is first distilled
     config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`
+    # what goes along a teacher that knows all times over a step of its first student, by two
+    # evaluations: two steps of `ddim`, or one of `heun`, of second order
+    config.distill.first_round_solver = "ddim"
     config.distill.updates = 50_000  # a round
     config.distill.updates_last_rounds = 100_000  # of the rounds to 2 and to 1 steps
     config.distill.learning_rate = 5e-5  # at its highest

@@ -28,6 +28,7 @@ class Stage:
     weight_decay: float
     ema_decay: float
     dropout: float
+    solver: str = "ddim"  # of its teacher's flow, for a student: one of TARGETS
 
     @property
     def is_student(self) -> bool:
@@ -46,8 +47,10 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        """ "teacher", "match" or "student": stages of one kind share a compiled step."""
-        return self.name if self.knows_all_times else "student"
+        """What shares a compiled step: "teacher", "match", "student" or "student, heun"."""
+        if self.knows_all_times:
+            return self.name
+        return "student" if self.solver == "ddim" else f"student, {self.solver}"
 
     @property
     def is_given(self) -> bool:
@@ -81,7 +84,7 @@ def plan(config: ConfigDict) -> list[Stage]:
         stages.append(Stage("match", **match, updates=updates, **_schedule(config.match)))
     num_steps = config.distill.start_steps // 2
     while num_steps >= config.distill.end_steps:
-        last = num_steps <= 2
+        first, last = num_steps == config.distill.start_steps // 2, num_steps <= 2
         stages.append(
             Stage(
                 name=f"student_{num_steps:04d}",
@@ -89,6 +92,7 @@ def plan(config: ConfigDict) -> list[Stage]:
                 teacher=stages[-1].name,
                 updates=config.distill.updates_last_rounds if last else config.distill.updates,
                 **_schedule(config.distill),
+                solver=config.distill.first_round_solver if first else "ddim",
             )
         )
         num_steps //= 2
@@ -119,7 +123,8 @@ def started_from(
             schedule is cut to its, outside of which it was never trained.
 
     Raises:
-        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`.
+        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`; or
+            `distill.first_round_solver` asks the teacher about other times than its steps'.
     """
     config = config.copy_and_resolve_references()
     config.distill.teacher = teacher
@@ -137,6 +142,11 @@ def started_from(
             raise UserError(
                 f"config.distill.end_steps is {config.distill.end_steps}; {teacher} is made for "
                 f"{fixed_steps} steps, and it must be at most those"
+            )
+        if config.distill.first_round_solver != "ddim":
+            raise UserError(
+                f"config.distill.first_round_solver is {config.distill.first_round_solver!r}; it "
+                f"must be ddim, since {teacher} is made for {fixed_steps} steps of DDIM alone"
             )
         config.distill.start_steps = fixed_steps
     return config

@@ -178,7 +178,7 @@ class World:
     def _compared(self) -> dict[int, list[str | None]]:
         """By the steps side by side, whom they are drawn by: [a student, the teacher], or None."""
         stages = self.stages()
-        students = {s.num_steps: s.name for s in stages if s.kind == "student"}
+        students = {s.num_steps: s.name for s in stages if not s.knows_all_times}
         teachers = [s for s in stages if not s.is_student]
         drawn = {}
         for steps in COMPARED:

@@ -29,6 +29,7 @@ def build_unet(
         num_blocks=model.num_blocks,
         emb_channels=model.emb_channels,
         attention_resolutions=tuple(model.attention_resolutions),
+        patch_size=model.patch_size,
         num_heads=model.num_heads or None,
         head_dim=model.head_dim or None,
         num_classes=num_classes if model.class_conditional else 0,

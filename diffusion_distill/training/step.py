@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch, to_network
 from diffusion_distill.devices.sharding import replicated
-from diffusion_distill.diffusion.distill import distillation_target
+from diffusion_distill.diffusion.distill import TARGETS
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.match import match_target
 from diffusion_distill.diffusion.process import from_x, q_sample
@@ -158,7 +158,7 @@ def target(
     logsnr: jax.Array,
     this_round: Round,
 ) -> jax.Array:
-    """The x that a student learns for z [B, H, W, C]: `distillation_target`, or `match_target`.
+    """The x that a student learns for z [B, H, W, C]: of TARGETS in a round, or `match_target`.
 
     In a round the teacher is told w as the student is: what was guided once is not guided again.
     """
@@ -166,7 +166,8 @@ def target(
     if not recipe.stage.is_match:
         teacher = make_denoiser(recipe.model, teacher_params, labels, recipe.config, guidance=w)
         schedule = make_schedule(recipe.config)
-        return distillation_target(teacher, z, examples.i, this_round.num_steps, schedule)
+        distilled = TARGETS[recipe.stage.solver]
+        return distilled(teacher, z, examples.i, this_round.num_steps, schedule)
     bound = recipe.source_model, teacher_params, labels, recipe.source_config
     if w is None:
         return match_target(examples.x, make_denoiser(*bound)(z, logsnr).x, logsnr)

@@ -55,7 +55,7 @@ def make_update(
         return jax.lax.scan(one, state, picks)
 
     # A match stage may learn from another network, which comes with shardings of its own.
-    teacher_shardings = weight_shardings if recipe.stage.kind == "student" else None
+    teacher_shardings = None if recipe.stage.knows_all_times else weight_shardings
     return jax.jit(
         update,
         in_shardings=(state_shardings, teacher_shardings, whole, over_batch, whole, whole),
