@@ -12,7 +12,7 @@ from diffusion_distill.evaluate import Chosen, evaluate_stage
 from diffusion_distill.interop import export
 from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.metrics.stage_row import Subject
-from diffusion_distill.report.page import show_results
+from diffusion_distill.report.page import refresh
 from diffusion_distill.run import check, run_config
 from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
@@ -101,7 +101,7 @@ def test_evaluations_at_w_are_rows_of_their_own(run):
     (row,) = evaluate_stage(config, Chosen(str(run), 1, guidance=2.0))
     assert row["guidance"] == 2.0
     assert read_rows(run / "evaluations.jsonl")[-1] == json.loads(json.dumps(row))
-    show_results(run, read_rows(run / "results.jsonl"))
+    refresh(run)
     page = (run / "report.html").read_text()
     assert "Against guidance. fd_pixels100_train of teacher, 4 steps at w 1: " in page
     assert "of student, 1 steps at w 2: " in page
