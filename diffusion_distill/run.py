@@ -14,6 +14,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffusion_distill.config import to_dict
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
@@ -84,8 +85,7 @@ class Setup:
     mesh: Mesh
     source: Source  # what is trained on
     network: Network  # of all stages but the teacher, untrained
-    # the teacher's, untrained: another where config.match.updates is not 0
-    teacher_network: Network
+    teacher_network: Network  # the teacher's, untrained: the same one where it is the same
     # what the chain starts from; None where the run trains its own teacher
     given_teacher: GivenTeacher | None
     stages: dict[str, Stage]  # by name, in order
@@ -147,7 +147,10 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     folder.check()
     stages = {stage.name: stage for stage in plan(config)}
     students, teacher = student_config(config), folder.network_config(stages["teacher"])
-    networks = network_by(students), network_by(teacher)
+    network = teacher_network = network_by(students)
+    if to_dict(teacher) != to_dict(students):
+        teacher_network = network_by(teacher)
+    networks = network, teacher_network
     return Setup(config, folder, mesh, source, *networks, given, stages, measurer)
 
 
