@@ -146,13 +146,6 @@ def test_side_by_side_and_walk(opened, world):
 def test_what_is_wrong_is_answered_in_the_page(world, asked, message):
     fields = {"stage": "student_0001", "steps": "1", "seed": "0", "label": "", "w": ""}
     fields["count"] = "16"
-        "stage": "student_0001",
-        "steps": "1",
-        "seed": "0",
-        "label": "",
-        "w": "",
-        "count": "16",
-    }
     *_, answer = page.Handlers(world).samples(*(fields | asked).values())
     assert answer.startswith('<p class="said refused" role="alert">')
     assert message in answer
