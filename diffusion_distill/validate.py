@@ -105,6 +105,7 @@ ROWS = {
     "data.resize": one_of("area", "antialias"),
     "data.channels": one_of(0, 1, 3),
     "data.folder_labels": _FLAG,
+    "data.upright": _FLAG,
     "data.tfds_name": _TEXT,
     "data.random_flip": _FLAG,
     "diffusion.parameterization": one_of("x", "eps", "v", "both"),
