@@ -19,6 +19,8 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.names import check_count
 
 DTYPES = ("float32", "bfloat16")
+# What configs that were stored before it lack: they take its default.
+LATER = ("data.upright",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +199,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """The config that `to_dict` (or its JSON) came from, validated.
+    """The config that `to_dict` (or its JSON) came from, validated; without `LATER` as with it.
 
     Raises:
         UserError: the fields are not those of a valid config.
@@ -208,7 +210,12 @@ def from_dict(fields: dict) -> ConfigDict:
             return {name: with_tuples(inner) for name, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    config = ConfigDict(with_tuples(fields))
+    config, defaults = ConfigDict(with_tuples(fields)), base()
+    for path in LATER:
+        section, _, name = path.rpartition(".")
+        ours, default = (c.get(section) if section else c for c in (config, defaults))
+        if isinstance(ours, ConfigDict) and name not in ours:
+            ours[name] = default[name]
     validate(config)
     return config
 
