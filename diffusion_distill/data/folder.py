@@ -17,7 +17,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
 from diffusion_distill.storage.files import opened
 
-BY_CONTENT = "content-"  # before a fingerprint: an older one was of names, sizes and times
+BY_CONTENT = "-content"  # ends a fingerprint: an older one was of names, sizes and times
 SAMPLED = 4096  # files whose content a fingerprint looks into
 BLOCK = 4096  # bytes of them: of the beginning, the middle and the end each; a small one is whole
 
@@ -143,7 +143,7 @@ def _fingerprint(below: tree.Tree, what: tuple) -> str:
                 digest.update(content)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or root} is gone, which was there a moment ago") from None
-    return BY_CONTENT + digest.hexdigest()
+    return digest.hexdigest() + BY_CONTENT
 
 
 def _starts(size: int) -> Iterable[int]:

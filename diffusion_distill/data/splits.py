@@ -11,6 +11,7 @@ from diffusion_distill.errors import UserError
 ALL = "all"  # the split that takes a folder whole, whatever its subfolders are called
 _ASKED = ("train", "val", "validation", "test")  # which of several folders it is must be sure
 
+_PART = "~"  # before the rest of a word that only begins as a split does
 # A word of a name: a split or two, what says nothing more, and the rest.
 _WORD = re.compile(
     "(?P<train>training|train|trn)?(?P<val>validation|valid|val)?(?P<test>testing|test|tst)?"
@@ -95,24 +96,27 @@ def _splits_among(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """(the split of each name that may be one's, those of them that are hardly anything else).
 
     The latter say nothing but the split, or the same as the name of another: church_train and
-    church_val, where bullet_train beside ship is a label.
+    church_val, where bullet_train beside ship is a label, and bullet_train beside freight_train.
     """
     found = {name: pair for name in names if (pair := _split_and_rest(name))[0]}
     of_rest = {}
     for split, rest in found.values():
         of_rest.setdefault(rest, set()).add(split)
     sure = [name for name, (_, rest) in found.items() if not rest or len(of_rest[rest]) > 1]
-    return {name: split for name, (split, _) in found.items()}, sure
+    maybe = {n: split for n, (split, rest) in found.items() if n in sure or _PART not in rest}
+    of_one_split = not sure and len(maybe) > 1 == len(set(maybe.values()))
+    return {} if of_one_split else maybe, sure
 
 
 def _split_and_rest(name: str) -> tuple[str, str]:
     """(train, val, test, or several as train+val, or "" for none; what else the name says).
 
-    ("train", "bullet") of bullet-train2.
+    ("train", "bullet") of bullet-train2, ("val", "~ley") of valley.
     """
     found, rest = set(), []
     for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name):
         parts = _WORD.fullmatch(word.lower()).groupdict()
-        rest += [r for r in [parts.pop("rest")] if len(r) > 1]
-        found.update(split for split, part in parts.items() if part)
+        more, here = parts.pop("rest"), [split for split, part in parts.items() if part]
+        rest += [_PART * bool(here) + more] if len(more) > 1 else []
+        found.update(here)
     return "+".join(s for s in ("train", "val", "test") if s in found), " ".join(rest)

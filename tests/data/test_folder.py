@@ -90,9 +90,24 @@ class TestSplits:
             load(tmp_path, folder_labels=False)
         assert names(load(tmp_path, "trainB", folder_labels=False)) == ["2.png"]
 
-    def test_are_no_labels_of_things_that_are_called_alike(self, tmp_path):
-        put(tmp_path, "bullet_train/1.png", "valley/2.png", "ship/3.png", "testudo/4.png")
-        assert load(tmp_path).num_classes == 4
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            "bullet_train valley ship testudo",
+            "valley testudo",
+            "valves",
+            "freight_train bullet_train",
+        ],
+    )
+    def test_are_no_labels_of_things_that_are_called_alike(self, tmp_path, labels):
+        put(tmp_path, *(f"{label}/1.png" for label in labels.split()))
+        assert load(tmp_path).num_classes == len(labels.split())
+
+    @pytest.mark.parametrize("only", ["train", "testing", "church_train_lmdb"])
+    def test_are_splits_alone_too(self, tmp_path, only):
+        put(tmp_path, f"{only}/a/1.png", f"{only}/b/1.png")
+        with pytest.raises(UserError, match=f"no split 'val'; it has {only}"):
+            load(tmp_path, "val")
 
     @pytest.mark.parametrize(
         "at", ["cat/{}/1.png", "images/{}/a/1.png", "all/images_{}/1.png", "a/b/{}2017/1.png"]
