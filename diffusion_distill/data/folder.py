@@ -13,9 +13,10 @@ from diffusion_distill.data import fields, preprocess, splits, tree
 from diffusion_distill.data.batches import subset
 from diffusion_distill.data.labels import labels_of
 from diffusion_distill.data.source import Source
-from diffusion_distill.errors import UserError
+from diffusion_distill.errors import BucketError, UserError
 from diffusion_distill.storage.buckets import THREADS, as_path, is_bucket
 from diffusion_distill.storage.files import opened
+from diffusion_distill.terminal.console import say_once
 
 BY_CONTENT = "-content"  # ends a fingerprint: an older one was of names, sizes and times
 SAMPLED = 4096  # files whose content a fingerprint looks into
@@ -34,9 +35,13 @@ def load(config: ml_collections.ConfigDict) -> Source:
     path = as_path(config.path)
     root = splits.split_folder(path, config.split)
     below = tree.below(root)
-    if config.split not in ("", splits.ALL):
-        splits.check_none_within(below)
     below.tell()
+    if config.split != splits.ALL and (mixed := splits.mixed(below)):
+        if config.split:
+            one = f"{mixed}, which would be one set: give "
+            whole = f"={splits.ALL}, which takes them together"
+            raise UserError(one, fields.PATH, " a folder of one alone, or ", fields.SPLIT, whole)
+        say_once(f"warning: {mixed}, which are taken together")
     labels, num_classes = labels_of(below, config)
     below.check()
     files = [os.path.join(root, *parts) for parts in below.images]
@@ -141,8 +146,10 @@ def _fingerprint(below: tree.Tree, what: tuple) -> str:
                 digest.update("{} {}\n".format(*name_and_size).encode())
             for content in pool.map(some, subset(len(names), SAMPLED).tolist()):
                 digest.update(content)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or root} is gone, which was there a moment ago") from None
+    except BucketError:
+        raise
+    except OSError as error:
+        raise UserError(f"{error.filename or root} cannot be read: {error.strerror}") from None
     return digest.hexdigest() + BY_CONTENT
 
 

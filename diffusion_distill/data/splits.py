@@ -68,8 +68,8 @@ def splits_in(root: Path) -> dict[str, str]:
     return splits
 
 
-def check_none_within(tree: Tree) -> None:
-    """Raises UserError where splits are in a folder that would be taken whole: cats/train."""
+def mixed(tree: Tree) -> str:
+    """Where splits are in a folder that is taken whole, such as cats/train and cats/test; ""."""
     subfolders = {}
     for folder in {parts[:-1] for parts in tree.images}:
         for depth, name in enumerate(folder):
@@ -77,14 +77,8 @@ def check_none_within(tree: Tree) -> None:
     for folder, names in sorted(subfolders.items()):
         splits, sure = _splits_among(sorted(names))
         if len({splits[name] for name in sure}) > 1:
-            raise UserError(
-                f"{tree.root.joinpath(*folder)} has {', '.join(sure)}, which would be one set with "
-                "what is beside them: give ",
-                fields.PATH,
-                " a folder of one split alone, or ",
-                fields.SPLIT,
-                f"={ALL}, which takes them together",
-            )
+            return f"{tree.root.joinpath(*folder)} has {', '.join(sure)}"
+    return ""
 
 
 def _is_of_images(folder: Path) -> bool:
@@ -103,6 +97,7 @@ def _splits_among(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     for split, rest in found.values():
         of_rest.setdefault(rest, set()).add(split)
     sure = [name for name, (_, rest) in found.items() if not rest or len(of_rest[rest]) > 1]
+    sure.sort(key=lambda name: found[name][0] != "train")  # which then is what messages propose
     maybe = {n: split for n, (split, rest) in found.items() if n in sure or _PART not in rest}
     of_one_split = not sure and len(maybe) > 1 == len(set(maybe.values()))
     return {} if of_one_split else maybe, sure

@@ -73,14 +73,16 @@ class TestSplits:
 
     @pytest.mark.parametrize("labels", [True, False])
     def test_beside_labels_are_refused_with_both_ways_to_say_what_is_meant(self, tmp_path, labels):
-        put(tmp_path, "Training/1.png", "dog/2.png")
-        with pytest.raises(UserError, match="has Training, .*beside dog, .*: give config") as error:
+        put(tmp_path, "Training/1.png", "Test/3.png", "dog/2.png")
+        with pytest.raises(
+            UserError, match="has Training, Test, which .*dog, .*: give config"
+        ) as error:
             load(tmp_path, folder_labels=labels)
         assert f"config.data.path={tmp_path}/Training where it is a split" in str(error.value)
         assert "config.data.split=all where it is a label" in str(error.value)
         assert len(load(tmp_path / "Training", folder_labels=False)) == 1
         whole = load(tmp_path, split="all", folder_labels=labels)
-        assert (len(whole), whole.num_classes) == (2, 2 * labels)
+        assert (len(whole), whole.num_classes) == (3, 3 * labels)
 
     def test_that_may_be_meant_by_one_name_are_taken_by_their_own(self, tmp_path):
         put(tmp_path, "trainA/1.png", "trainB/2.png", "testA/3.png", "testB/4.png")
@@ -112,12 +114,14 @@ class TestSplits:
     @pytest.mark.parametrize(
         "at", ["cat/{}/1.png", "images/{}/a/1.png", "all/images_{}/1.png", "a/b/{}2017/1.png"]
     )
-    def test_below_labels_are_not_mixed(self, tmp_path, at):
+    def test_below_labels_are_not_mixed(self, tmp_path, at, said):
         put(tmp_path, at.format("train"), at.format("val"))
         for labels in (True, False):
-            with pytest.raises(UserError, match="which would be one set .*config.data.split=all,"):
+            with pytest.raises(UserError, match="which would be one set: .*config.data.split=all,"):
                 load(tmp_path, folder_labels=labels)
-        assert len(load(tmp_path, split="", folder_labels=False)) == 2
+        said()
+        assert len(sources.load_images(tmp_path)) == 2
+        assert f"warning: {tmp_path}" in (told := said()) and ", which are taken together" in told
         if at[0] != "a":
             assert len(load(tmp_path, split="all")) == 2
 
@@ -370,5 +374,5 @@ class TestFingerprint:
         put(tmp_path, "a/1.png", "a/2.png")
         source = load(tmp_path)
         (tmp_path / "a/2.png").unlink()
-        with pytest.raises(UserError, match="a/2.png is gone"):
+        with pytest.raises(UserError, match="a/2.png cannot be read: No such file"):
             source.fingerprint  # noqa: B018
