@@ -4,21 +4,12 @@ import json
 
 from configs.digits_distill import get_config
 from diffusion_distill.config import base, differences, to_dict
-from diffusion_distill.validate import LATER, from_dict
+from diffusion_distill.validate import from_dict
 
 
 def test_a_config_survives_json():
     config = get_config()
     assert from_dict(json.loads(json.dumps(to_dict(config)))).to_dict() == config.to_dict()
-
-
-def test_a_config_that_was_stored_before_a_field_has_its_default():
-    config = get_config()
-    fields = to_dict(config)
-    for path in LATER:
-        section, _, name = path.rpartition(".")
-        del (fields[section] if section else fields)[name]
-    assert from_dict(fields).to_dict() == config.to_dict()
 
 
 def test_differences_name_fields_and_leave_out_runtime():
