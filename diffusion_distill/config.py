@@ -20,7 +20,8 @@ def base() -> ConfigDict:
     # the folder or file it is in, or its gs:// address (not for `tfds`); all but `digits` and
     # `tfds` need one
     config.data.path = ""
-    config.data.split = "train"  # what is trained on; the source must have it
+    # what is trained on; the source must have it; of a `folder`, `all` takes all subfolders
+    config.data.split = "train"
     # height and width; `folder` and `tfds` crop and resize to it, of others it must be what they
     # have; 0: as they are
     config.data.image_size = 0
@@ -30,6 +31,7 @@ def base() -> ConfigDict:
     # they are
     config.data.channels = 0
     config.data.folder_labels = True  # `folder`: whether each subfolder is a label
+    config.data.upright = True  # `folder`: whether photos are turned as their EXIF orientation says
     config.data.tfds_name = ""  # `tfds`: the data set, `cifar10` or `lsun/church:3.1.0`
     # training images are mirrored left to right, each with probability 1/2
     config.data.random_flip = False

@@ -125,6 +125,7 @@ ROWS = {
     "data.resize": one_of("area", "antialias"),
     "data.channels": one_of(0, 1, 3),
     "data.folder_labels": _FLAG,
+    "data.upright": _FLAG,
     "data.tfds_name": _TEXT,
     "data.random_flip": _FLAG,
     "diffusion.parameterization": one_of("x", "eps", "v", "both"),
@@ -232,7 +233,7 @@ def from_dict(fields: dict) -> ConfigDict:
     """The config that `to_dict` (or its JSON) came from, validated.
 
     A field that is missing has its default: the version that wrote it did not know it, and defaults
-    of new fields change nothing.
+    of new fields change nothing (but data.upright turns photos).
 
     Raises:
         UserError: the fields are not those of a valid config.

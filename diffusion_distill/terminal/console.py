@@ -1,5 +1,6 @@
 """What every command says, and how: one line at a time, at once."""
 
+import functools
 import os
 import sys
 
@@ -26,6 +27,9 @@ def say(line: str) -> None:
     """One line to standard output, at once; of several processes, from one."""
     if distributed.is_main():
         print(line, flush=True)
+
+
+say_once = functools.cache(say)  # however often a set, say, is opened
 
 
 def say_in_handler(line: str) -> None:
