@@ -8,8 +8,8 @@ Real images in colour for those who have no accelerator.
 Hardware: two CPU cores and 3 GB of memory.
 
 Time: four hours; planned, not measured. An update of the teacher takes 1.7 s of one core (measured
-beside other work), which makes 2.3 hours of two for its 10,000, and one of a student 5/3 of that, 1.6
-hours for the rounds' 4,000.
+beside other work), which makes 2.3 hours of two for its 10,000, and one of a student 5/3 of that,
+1.6 hours for the rounds' 4,000.
 
 Result: not measured here.
 
