@@ -64,6 +64,10 @@ def base() -> ConfigDict:
     # same result
     config.model.dtype = "float32"
 
+    # (low, high): the guidance w that the network is told lies between them; (): it is told none.
+    # For a chain that starts from such a network; `match.guidance` makes one
+    config.model.guidance = ()
+
     config.train = ConfigDict()  # every stage
     # of all devices together; a multiple of their number times `runtime.accumulation`
     config.train.batch_size = 128
@@ -86,6 +90,24 @@ def base() -> ConfigDict:
     config.teacher.weight_decay = 0.001
     config.teacher.ema_decay = 0.9999  # of the averaged weights, per update
     config.teacher.dropout = 0.2  # in residual blocks
+    # the share of examples that it learns from without their label, so that it can be guided
+    config.teacher.label_dropout = 0.0
+
+    # a stage between the teacher and the first round: another network learns what the teacher
+    # predicts, at the same times
+    config.match = ConfigDict()
+    # 0: no such stage. With it `distill.teacher` may predict something else than the run, or be
+    # another network
+    config.match.updates = 0
+    # (low, high): each example is guided by a w drawn between them, and the network is told it, in
+    # this stage and in every round; (): not guided. 0 is no guidance; others write 1 + w
+    config.match.guidance = ()
+    config.match.learning_rate = 2e-4  # at its highest
+    config.match.warmup = 1000  # as for the teacher
+    config.match.lr_schedule = "linear"  # as for the teacher
+    config.match.weight_decay = 0.0  # as for the teacher
+    config.match.ema_decay = 0.9999  # as for the teacher
+    config.match.dropout = 0.0  # as for the teacher
 
     config.distill = ConfigDict()  # the rounds
     # where a teacher's averaged weights are, if none is to be trained: a workdir (its last finished
@@ -125,6 +147,8 @@ def base() -> ConfigDict:
     config.eval.ancestral_variance = 0.0
     # judge labels by a classifier fitted on the data's pixels; for small images with labels
     config.eval.label_agreement = False
+    # further values of w at which each stage that can be guided is measured, by the first metric
+    config.eval.guidance = ()
     config.eval.grid_images = 40  # in `samples.png`, from the same noise in every stage
 
     config.runtime = ConfigDict()  # how to run

@@ -35,6 +35,7 @@ class Toy(nn.Module):
     """As small as a network can be: its output is one learned number for every pixel."""
 
     num_classes: int = 0
+    told_guidance: bool = False
 
     @nn.compact
     def __call__(self, z, logsnr, labels=None, dropout_keys=None):
