@@ -55,6 +55,7 @@ def get_config(variant: str = ""):
     config.teacher.ema_decay = 0.999  # an average over 1,000 updates
     config.teacher.weight_decay = 0.0  # so few epochs need no restraint
     config.teacher.dropout = 0.0  # the same reason
+    config.teacher.label_dropout = 0.1  # so that it can be guided
 
     config.distill.start_steps = 64  # six rounds: DDIM gains little beyond (above)
     config.distill.updates = 500  # a round
