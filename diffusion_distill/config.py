@@ -118,6 +118,9 @@ def base() -> ConfigDict:
     config.distill.teacher = ""
     config.distill.start_steps = 8192  # steps as which the teacher is first distilled
     config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`
+    # what each round divides the number of steps by; 2: halving, as in the paper; more: TRACT; the
+    # last round divides by less where need be
+    config.distill.divide_by = 2
     # what goes along a teacher that knows all times over a step of its first student, by two
     # evaluations: two steps of `ddim`, or one of `heun`, of second order
     config.distill.first_round_solver = "ddim"

@@ -172,6 +172,7 @@ ROWS = {
     "distill.teacher": _TEXT,
     "distill.start_steps": _POWER_OF_2,
     "distill.end_steps": _POWER_OF_2,
+    "distill.divide_by": one_of(2, 4, 8, 16, 32, 64, 128),
     "distill.first_round_solver": one_of("ddim", "heun"),
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
@@ -301,6 +302,8 @@ def _check_together(config):
         _reject("diffusion.logsnr_min", diffusion.logsnr_min, "less than logsnr_max")
     if distill.end_steps > distill.start_steps:
         _reject("distill.end_steps", distill.end_steps, "at most distill.start_steps")
+    if distill.divide_by > 2 and distill.first_round_solver != "ddim":
+        _reject("distill.first_round_solver", distill.first_round_solver, "ddim with divide_by > 2")
     _check_guidance(config)
     for name in ("num_images", "baseline_images"):
         if "fd" in evaluation.metrics and evaluation[name]:

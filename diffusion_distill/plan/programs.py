@@ -117,7 +117,8 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
     state = abstract_state(params, make_optimizer(config, stage), mesh)
     batches = _batches(config, data, count, mesh)
     function = make_update(recipe, state, _PLATFORM)
-    arguments = (state, teacher, *batches, key, Round(number, number))
+    this_round = jax.tree.map(lambda _: number, Round.of(stage))
+    arguments = (state, teacher, *batches, key, this_round)
     return Program(name, config.train.batch_size, count, function, arguments)
 
 

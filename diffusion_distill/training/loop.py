@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -62,8 +61,7 @@ class Job:
     def constants(self) -> tuple[jax.Array, Round]:
         """The key of the stage's randomness, and its round, on every device."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.stage.rng_id)
-        this_round = Round(np.int32(self.stage.num_steps), np.int32(self.stage.updates))
-        return place((key, this_round), replicated(self.mesh))
+        return place((key, Round.of(self.stage)), replicated(self.mesh))
 
 
 def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> TrainState:
