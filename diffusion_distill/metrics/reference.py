@@ -121,7 +121,7 @@ def images_or_statistics(path: str | Path) -> Source | Reference:
         UserError: it is none of these; see `load_images` and `reference_from_file`.
     """
     file = as_path(path)
-    if file.suffix == ".npz" and file.is_file() and "mu" in read_npz(file, names=("mu",)):
+    if file.suffix.lower() == ".npz" and file.is_file() and "mu" in read_npz(file, names=("mu",)):
         return reference_from_file(path)
     return dataclasses.replace(load_images(path), split=_vs_name(path))
 

@@ -1,6 +1,7 @@
 """Small files, and arrays with a checksum: written whole or not at all. Nothing is unpickled."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -57,6 +58,15 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_can_write(path: Path) -> None:
+    """Raises OSError where a file at `path` could not be written; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not is_bucket(path) and not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
 @contextlib.contextmanager

@@ -85,10 +85,10 @@ def test_no_permission_to_write(tmp_path):
 def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
     workdir = finished[0]
     common = ["--num_steps=2", "--num_images=12", "--seed=5", "--labels=3,4"]
-    for out in ("grid.png", "images.npz", "folder"):
+    for out in ("grid.PNG", "images.NPZ", "folder"):
         done = run("sample", f"--workdir={workdir}", *common, f"--out={tmp_path / 'new' / out}")
         assert done.returncode == 0, done.stderr
-    arrays = np.load(tmp_path / "new/images.npz")
+    arrays = np.load(tmp_path / "new/images.NPZ")
     assert arrays["images"].shape == (12, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
     np.testing.assert_array_equal(arrays["labels"], [3, 4] * 6)
@@ -96,7 +96,7 @@ def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
     assert [f.name for f in files] == [f"{n:02d}.png" for n in range(12)]
     for file, image in zip(files, arrays["images"], strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image[..., 0])
-    grid = np.asarray(Image.open(tmp_path / "new/grid.png"))
+    grid = np.asarray(Image.open(tmp_path / "new/grid.PNG"))
     np.testing.assert_array_equal(grid[1:33:4, 1:33:4], arrays["images"][0, ..., 0])
 
 
@@ -126,6 +126,7 @@ def test_sampling_a_network_without_labels(tmp_path):
         (["--num_steps=two", "--out=x"], "--num_steps=two"),
         (["--num_steps=2", "--out=/dev/null/x.png"], "/dev/null"),
         (["--num_steps=2", "--out=setup.py"], "--out=setup.py is a file"),
+        (["--num_steps=2", "--out=docs"], "--out=docs has files already, config.md for one; name a"),
         (["--num_steps=2", "--out=x.jpg"], ".jpg is not written; name a .png"),
     ],
 )
