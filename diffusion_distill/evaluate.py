@@ -178,7 +178,7 @@ def _blocks_folder(below: str | Path, key: str) -> Path:
 def show(result: Result, where: str, before: str = "") -> None:
     """Prints a line for each metric, and for each note."""
     for name in result.metrics:
-        text = value_text(name, result.values[name], result.values.get(f"{name}_std"), 2)
+        text = value_text(name, result.values[name], result.spreads.get(name), 2)
         print(f"{before}{name} {where}: {text}", flush=True)
     if "label_agreement" in result.values:
         print(f"{before}label_agreement {where}: {result.values['label_agreement']:.4f}")

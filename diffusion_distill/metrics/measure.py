@@ -139,10 +139,10 @@ class Measurer:
             with self.progress(label, request.count) as on_batch:
                 result = self.yardstick.measure(request, store, on_batch)
             folder.mkdir(parents=True, exist_ok=True)
-            fields = {"made_of": key, "values": result.values, "notes": result.notes}
+            fields = {"made_of": key, **dataclasses.asdict(result)}
             write_atomically(folder / "result.json", json.dumps(fields, indent=1) + "\n")
             store.clear()
-        return Result(result.values, result.notes | request.notes)
+        return dataclasses.replace(result, notes=result.notes | request.notes)
 
     def definition(self, count: int, seed: int | None = None) -> dict:
         """What a number is a number of, beside the names of the metrics."""
@@ -229,5 +229,5 @@ def _kept(path: Path, key: dict) -> Result | None:
     with contextlib.suppress(UserError, KeyError):
         found = on_main(lambda: read_json(path))
         if found["made_of"] == key:
-            return Result(found["values"], found["notes"])
+            return Result(found["values"], found["spreads"], found["notes"])
     return None

@@ -65,7 +65,7 @@ def on_one_and_eight(folder):
     np.testing.assert_allclose(eight, one, atol=1e-5)
     assert one.std() > 0.01
     assert values.keys() == others.keys()
-    assert len(values) == 6  # of five metrics, one with a spread
+    assert len(values) == 5
     for name, value in values.items():
         assert others[name] == pytest.approx(value, abs=1e-3)
 

@@ -1,5 +1,7 @@
 """Images whose quality is known, measured."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -105,7 +107,20 @@ def test_with_logits_everything_is_measured(tmp_path):
     ]  # fmt: skip
     assert result.notes == {}
     assert 1 < result.values["is_random500"] < 5
-    assert 0 < result.values["is_random500_std"] < 1
+    assert 0 < result.spreads["is_random500"] < 1
+    assert result.row()["is_random500_std"] == result.spreads["is_random500"]
+
+
+def test_a_reference_may_have_any_name(digits):
+    """Also one that ends as what a row calls a spread."""
+    reference = dataclasses.replace(digits, name="vs_my_std")
+    result = measure(Yardstick(pixels(), reference, ("fd", "kid")), SOURCE.images()[:1100])
+    names = ["fd_pixels1100_vs_my_std", "kid_pixels1100_vs_my_std"]
+    assert result.metrics == names
+    assert list(result.spreads) == names[1:]
+    assert result.row().keys() == {"metrics", *names, f"{names[1]}_std", "notes"}
+    measurement = measure(Yardstick(pixels(), digits, ("fd", "kid")), SOURCE.images()[:1100])
+    assert list(result.values.values()) == list(measurement.values.values())
 
 
 def test_statistics_alone_allow_the_frechet_distance_alone(digits):
