@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
-from diffusion_distill.devices.distributed import everywhere, fetch
+from diffusion_distill.devices.distributed import everywhere, fetch, on_main
 from diffusion_distill.devices.sharding import (
     check_divides,
     make_mesh,
@@ -121,7 +121,11 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
                 f"there, not at config.distill.start_steps {asked}"
             )
     fixed_steps = given.fixed_steps if given else None
-    folder = Workdir(as_path(workdir), config, source.image_shape, num_classes, fixed_steps)
+    data = on_main(
+        lambda: {"training": source.identity(), "reference": measurer.reference_identity()}
+    )
+    where, shape = as_path(workdir), source.image_shape
+    folder = Workdir(where, config, shape, num_classes, fixed_steps, data)
     folder.check()
     stages = {stage.name: stage for stage in plan(config)}
     return Setup(config, folder, mesh, source, network, given, stages, measurer)

@@ -104,6 +104,13 @@ class Measurer:
         reference = self._computed_reference()
         return Yardstick(self._network, reference, tuple(asked.metrics), asked.allow_biased, judge)
 
+    def reference_identity(self) -> dict:
+        """What tells the reference from any other, wherever it is; as `Source.identity`."""
+        real = self._reference
+        if isinstance(real, Reference):
+            return {"split": real.name, **real.made_of}
+        return real.identity()
+
     @contextlib.contextmanager
     def progress(self, label: str, count: int) -> Iterator[OnBatch]:
         """Shows how far so many images are, and looks after each batch at whether to stop."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill.paper import DATASETS, Dataset
-from diffusion_distill.report.run import CURVES, RunFiles, StageFiles, is_number
+from diffusion_distill.report.run import CURVES, RunFiles, StageFiles, is_number, metrics_of
 
 BINS = 400  # points of a curve at most: a line of more is not seen
 
@@ -73,7 +73,7 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
 
     for row in run.results:
         stage, seed = row["stage"], row.get("seed")
-        for metric in _metrics(row):
+        for metric in metrics_of(row):
             add(metric, stage, "ddim", row.get("measured_steps"), seed, row.get(metric))
         of = row.get("baseline_metric", row.get("metric"))
         for sampler, values in _items(row.get("baselines")):
@@ -83,7 +83,7 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
     stages = {stage.name for stage in run.stages}
     for row in run.evaluations:
         if row["stage"] in stages:
-            for metric in _metrics(row):
+            for metric in metrics_of(row):
                 asked = row["stage"], row.get("sampler"), row["num_steps"], row.get("seed")
                 add(metric, *asked, row.get(metric))
     return {
@@ -153,11 +153,6 @@ def _point(num_steps: int, by_seed: dict[str, float]) -> Point:
     values = list(by_seed.values())
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Point(num_steps, float(np.mean(values)), std, len(values))
-
-
-def _metrics(row: dict) -> list[str]:
-    names = row.get("metrics", [row.get("metric")])
-    return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
 
 def _items(value) -> list[tuple]:

@@ -160,25 +160,33 @@ def opened(path: Path) -> BinaryIO:
 def read_json(path: Path) -> dict:
     """The content of a JSON file. Raises UserError where it is missing, or is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: not JSON ({error})") from None
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is out."""
+def read_rows(path: Path, whole: bool = False) -> list[dict]:
+    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is out.
+
+    Raises UserError where another line is not JSON; with `whole`, where any line is no row.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
     rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise UserError(f"{path} is damaged in line {number}: not JSON") from None
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                if whole or number < len(lines):
+                    raise UserError(f"{path} is damaged in line {number}: not JSON") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: not JSON ({error})") from None
+    if whole and not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} has lines that are JSON, but no rows")
     return rows
 
 

@@ -30,6 +30,8 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _unraisablehook
+    for stream in (sys.stdout, sys.stderr):  # a terminal may know no "±": no reason to end
+        stream.reconfigure(errors="backslashreplace")
     join = _define_process_flags() if several else lambda: None
     try:
         words = _parse(sys.argv)

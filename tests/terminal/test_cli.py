@@ -1,6 +1,7 @@
 """The commands as a person types them: mistakes end in one line and a non-zero exit."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -126,7 +127,10 @@ def test_sampling_a_network_without_labels(tmp_path):
         (["--num_steps=two", "--out=x"], "--num_steps=two"),
         (["--num_steps=2", "--out=/dev/null/x.png"], "/dev/null"),
         (["--num_steps=2", "--out=setup.py"], "--out=setup.py is a file"),
-        (["--num_steps=2", "--out=docs"], "--out=docs has files already, config.md for one; name a"),
+        (
+            ["--num_steps=2", "--out=docs"],
+            "--out=docs has files already, config.md for one; name",
+        ),
         (["--num_steps=2", "--out=x.jpg"], ".jpg is not written; name a .png"),
     ],
 )
@@ -149,6 +153,14 @@ def test_evaluate_measures_what_the_run_measured(workdir):
     assert float(row.split("|")[6]) == pytest.approx(value, abs=0.01)
     refused = run("evaluate", f"--workdir={workdir}", "--num_images=1")
     assert refused.stderr == "error: --num_images is 1; it must be at least 2\n"
+
+
+def test_a_terminal_that_knows_no_such_sign_ends_nothing():
+    script = "from diffusion_distill.terminal import cli; cli.run(lambda words: print('1 ± 2'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "1 \\xb1 2\n")
 
 
 def test_help_names_the_flags():
