@@ -219,7 +219,7 @@ def from_file(path: str) -> ConfigDict:
         UserError: there is no such file, it cannot be run, or its config is not valid.
     """
     name, _, variant = str(path).partition(".py:")
-    file = Path(f"{name}.py" if variant else path)
+    file = Path(f"{name}.py" if variant else path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no config file {file}")
     try:

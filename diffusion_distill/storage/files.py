@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,7 @@ import numpy as np
 from diffusion_distill.devices import distributed
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage import buckets
-from diffusion_distill.storage.buckets import is_bucket
+from diffusion_distill.storage.buckets import as_path, is_bucket
 
 CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
 HEADER = "header"  # the entry of an npz that holds what is not an array, as JSON
@@ -34,7 +35,7 @@ def cache_folder(named: str = "") -> Path:
     if is_bucket(folder):
         what = "config.runtime.cache_dir" if named else CACHE_DIR
         raise UserError(f"{what} is {folder}; it must be a folder of this host")
-    return Path(folder).expanduser()
+    return as_path(folder)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
@@ -123,6 +124,10 @@ def _hold(path: Path, stack: contextlib.ExitStack) -> bool:
     except BlockingIOError:
         file.close()
         return False
+    except OSError as error:
+        file.close()
+        way_out = "mount its file system with locks (Lustre: -o flock), or choose another place"
+        raise UserError(f"{path} cannot be locked: {error.strerror}; {way_out}") from error
     stack.enter_context(file)
     return True
 
@@ -204,13 +209,30 @@ def read_npz(
     damaged, or holds what would have to be unpickled; FileNotFoundError where there is none.
     """
     try:
-        with file or opened(path) as content, np.load(content, allow_pickle=False) as npz:
-            wanted = npz.files if names is None else [n for n in npz.files if n in names]
-            return {name: npz[name] for name in wanted}
+        with file or opened(path) as content:
+            if content.read(6) == np.lib.format.MAGIC_PREFIX:
+                raise ValueError("it is an .npy, whatever its name; np.savez writes an .npz")
+            if not zipfile.is_zipfile(content):
+                raise ValueError("it is no zip file, or was cut off")
+            content.seek(0)
+            with np.load(content, allow_pickle=False) as npz:
+                wanted = npz.files if names is None else [n for n in npz.files if n in names]
+                return {name: _array(npz, name) for name in wanted}
     except OSError:
         raise
     except Exception as error:  # of many kinds, by where the damage is
         raise UserError(f"{path} cannot be read as .npz: {error}") from None
+
+
+def _array(npz: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of an .npz; ValueError where it would have to be unpickled."""
+    form = np.lib.format
+    with npz.zip.open(f"{name}.npy") as file:
+        old = form.read_magic(file) == (1, 0)
+        dtype = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(file)[2]
+    if dtype.hasobject:
+        raise ValueError(f"its array {name} is of Python objects, which are not read; save numbers")
+    return npz[name]
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray], made_of: dict) -> None:

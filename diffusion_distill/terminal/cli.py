@@ -1,6 +1,7 @@
 """What the command lines share: mistakes end in one line and a non-zero exit."""
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -84,8 +85,9 @@ def _unraisablehook(unraisable) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; returns the words that are not flags. Raises UserError."""
     app.define_help_flags()
+    at_home = re.compile("(?<=^--config=)~[^/]*")  # what a shell leaves as it is
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([at_home.sub(lambda m: os.path.expanduser(m[0]), w) for w in argv])
     except (KeyError, AttributeError) as error:
         if getattr(error, "name", None) == "get_config":  # the config file lacks it
             raise UserError(str(error)) from error

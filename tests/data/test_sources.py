@@ -206,7 +206,7 @@ def test_npz_gives_images_with_labels_or_without(tmp_path):
          "label -1 of image 1 is out of range"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0])},
          "one for each of the 2 images"),
-        ({"images": np.array([None])}, "cannot be read as .npz: Object arrays"),
+        ({"images": np.array([None])}, "cannot be read as .npz: its array"),
     ],
 )  # fmt: skip
 def test_npz_with_other_arrays_is_refused(tmp_path, arrays, message):
