@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices import distributed
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError, reason
@@ -85,10 +86,17 @@ def _unraisablehook(unraisable) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; returns the words that are not flags. Raises UserError."""
     app.define_help_flags()
-    at_home = re.compile("(?<=^--config=)~[^/]*")  # what a shell leaves as it is
+    argv = [*argv]
+    for number, word in enumerate(argv):
+        flag, _, file = word.partition("=")
+        if flag.lstrip("-") == "config" and file:
+            argv[number] = f"{flag}={os.path.expanduser(file)}"  # shells leave it as it is
+            if not re.search(r"\.py(:|$)", file):
+                known = "a run's config.json is read by --workdir where that is enough"
+                raise UserError(f"{word} must name a config file in Python, FILE.py; {known}")
     try:
-        return flags.FLAGS([at_home.sub(lambda m: os.path.expanduser(m[0]), w) for w in argv])
-    except (KeyError, AttributeError) as error:
+        return flags.FLAGS(argv)
+    except (LookupError, AttributeError) as error:
         if getattr(error, "name", None) == "get_config":  # the config file lacks it
             raise UserError(str(error)) from error
         why = error  # else mostly a field in --config.field=value; the reason is inside others
@@ -96,8 +104,25 @@ def _parse(argv: list[str]) -> list[str]:
             why = why.args[0]
         why = (str(why) or repr(why)).replace("\n", ". ").replace("'", "").replace('"', "")
         raise UserError(f"a --config flag names a field that is not there: {why}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_section_given(argv) or reason(error)) from error
     except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
         raise UserError(reason(error)) from error  # of a config file's own, a whole traceback
+    except Exception as error:  # of any kind: a config file is a person's own code
+        raise UserError(f"the file of --config: {error!r}") from error
+
+
+def _section_given(argv: list[str]) -> str:
+    """Of --config.SECTION=VALUE, what to write instead; "" where there is none."""
+    for word in argv:
+        name = word.partition("=")[0].lstrip("-")
+        if name.startswith("config."):
+            found = flags.FLAGS["config"].value
+            for part in name.split(".")[1:]:
+                found = found[part] if isinstance(found, ConfigDict) else None
+            if isinstance(found, ConfigDict):
+                return f"--{name} is a section; give its fields: --{name}.{next(iter(found))}=..."
+    return ""
 
 
 def fail(code: int, why: str, cause: BaseException) -> None:

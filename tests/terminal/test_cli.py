@@ -33,14 +33,22 @@ CONFIG = "--config=configs/digits_distill.py:tiny"
          "flag --config.train.batch_size=abc: invalid literal for int()"),
         ([CONFIG, "--workdir=x", "--config.train.batch_size=-3"],
          "error: config.train.batch_size is -3; it must be at least 1"),
+        ([CONFIG, "--workdir=x", "--config.teacher=y"],
+         "error: --config.teacher is a section; give its fields: --config.teacher.dropout=..."),
+        ([CONFIG, "--workdir=x", "--config.eval.metrics[0]=kid"], "not a valid index"),
+        ([CONFIG, "--workdir=x", "--config.eval.metrics=fd,kid"],
+         """config.eval.metrics is ('fd,kid',); it must be one or more of fd, kid, """
+         """precision_recall, inception_score: a tuple, as in "('fd', 'kid')\""""),
+        (["--config=FINISHED/config.json", "--workdir=x"],
+         "/config.json must name a config file in Python, FILE.py; a run's config.json is read by"),
         (["--config=configs/none.py", "--workdir=x"], "No such file or directory"),
         ([f"{CONFIG}2", "--workdir=x"], "this config has the variant tiny, not tiny2"),
         ([CONFIG, "--workdir=/dev/null/x"], "error: /dev/null/x: Not a directory"),
         ([CONFIG, "--workdir=/proc/x"], "error: /proc/x: No such file or directory"),
     ],
 )  # fmt: skip
-def test_mistakes_in_main(arguments, message):
-    done = run("main", *arguments)
+def test_mistakes_in_main(finished, arguments, message):
+    done = run("main", *(a.replace("FINISHED", str(finished[0])) for a in arguments))
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
     assert message in lines[-1]
@@ -56,6 +64,7 @@ def test_mistakes_in_main(arguments, message):
         ("x = 1", "no attribute 'get_config'"),
         ("def get_config(): return 3", "config"),
         ("def get_config(): raise KeyError", "KeyError"),
+        ("def get_config(): return null", "NameError"),
     ],
 )
 def test_mistakes_in_a_config_file(tmp_path, content, message):
