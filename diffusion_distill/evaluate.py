@@ -164,12 +164,12 @@ def evaluate_images(
     config.eval.num_images = max(count, 2)
     validate(config)
     real = config_reference(config) if reference is None else images_or_statistics(reference)
+    check_image_shapes(images, real)
     measurer = _measurer(config, images.image_shape, real)
     cache = cache_folder(config.runtime.cache_dir)
     folder = _blocks_folder(blocks_dir or cache / "evaluating", images.fingerprint)
     with locked(folder / ".lock"):
         request = of_images(images, count, measurer.batch_size(count))
-        check_image_shapes(images, real)
         result = measurer.measure(request, folder / "images", path)
         row = {"images": path, "fingerprint": images.fingerprint}
         row |= result.row() | measurer.definition(count)

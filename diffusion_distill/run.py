@@ -106,7 +106,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     source = everywhere(
         lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
     )
-    _check_labels(config, source)
+    _check_images(config, source)
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
     network = Network.untrained(config, source.image_shape, num_classes, None, mesh)
@@ -131,7 +131,12 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     return Setup(config, folder, mesh, source, network, given, stages, measurer)
 
 
-def _check_labels(config: ConfigDict, source: Source) -> None:
+def _check_images(config: ConfigDict, source: Source) -> None:
+    if (channels := source.image_shape[-1]) not in (1, 3):
+        raise UserError(
+            f"{config.data.path or source.name} has images of {channels} channels; they must have "
+            "1 (grey) or 3 (colour)"
+        )
     if config.model.class_conditional and not source.num_classes:
         raise UserError(
             f"config.model.class_conditional is True, but {config.data.name} has no labels"
