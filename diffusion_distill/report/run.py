@@ -138,11 +138,11 @@ class _Reader:
         """The evaluations, less those that give a metric of the results against other images."""
         names = {name for row in results for name in metrics_of(row)}
         known = references_of(results)
-        kept = [
-            row
-            for row in evaluations
-            if names.isdisjoint(metrics_of(row)) or not known or references_of([row]) <= known
-        ]
+        kept = []
+        for row in evaluations:
+            found = references_of([row])
+            if names.isdisjoint(metrics_of(row)) or found <= known or not differ(known | found):
+                kept.append(row)
         if others := len(evaluations) - len(kept):
             why = f"other images than results.jsonl: {others} of its rows are left out"
             self.problems.append(f"evaluations.jsonl compares with {why}")
@@ -213,6 +213,12 @@ def references_of(rows: list[dict]) -> set[str]:
     made_of = [row.get("reference") for row in rows]
     found = [of.get("statistics", of.get("fingerprint")) for of in made_of if isinstance(of, dict)]
     return {value for value in found if isinstance(value, str)}
+
+
+def differ(references: set[str]) -> bool:
+    """Whether these tell of different images: two fingerprints "KIND-SHA256" of one kind do."""
+    kinds = [reference.rpartition("-")[0] for reference in references]
+    return len(set(kinds)) < len(kinds)
 
 
 def _number(value) -> float:

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.metrics.names import value_text
 from diffusion_distill.report import figures, series, table
-from diffusion_distill.report.run import CURVES, RunFiles, references_of
+from diffusion_distill.report.run import CURVES, RunFiles, differ, references_of
 from diffusion_distill.report.series import Series, Spent
 from diffusion_distill.terminal.console import duration
 
@@ -92,10 +92,10 @@ def distance_plot(metric: str, runs: list[tuple[str, RunFiles]], name: str) -> d
 
     said = "; ".join(f"{header}: {in_words(s)}" for header, s in columns)
     notes = [n for _, run in runs for n in _paper_note(run, metric)]
-    if len(set.union(*(references_of(run.results) for _, run in runs))) > 1:
+    if differ(set.union(*(references_of(run.results) for _, run in runs))):
         notes.append("These runs are measured against different images: distances do not compare.")
     notes = [n for _, run in runs for n in _paper_note(run, metric)]
-    if len(set.union(*(references_of(run.results) for _, run in runs))) > 1:
+    if differ(set.union(*(references_of(run.results) for _, run in runs))):
         notes.append("These runs are measured against different images: distances do not compare.")
     return {
         "metric": metric,

@@ -83,8 +83,8 @@ class Workdir:
         if (path / "config.json").exists():
             here = Workdir.open(path)
             old, new = _fields(here), _fields(self)
-            if all("statistics" in d.get("reference", {}) for d in (here.known_data(), self.data)):
-                old["config"]["eval"]["reference"] = self.config.eval.reference  # told by content
+            if here.config.eval.reference and self.config.eval.reference:  # told by content below
+                old["config"]["eval"]["reference"] = self.config.eval.reference
             if lines := differences(old | {"data": {}}, new | {"data": {}}):
                 way_out = "Choose another --workdir, or the config that it was started with"
                 raise UserError(
