@@ -119,9 +119,10 @@ class Workdir:
         """`data`; of a run of an older version, what its results say of their reference."""
         if self.data:
             return self.data
-        made_of = next((row.get("reference") for row in self.results()), None) or {}
-        names = {"split", "count", "image_shape", "statistics"} & made_of.keys()
-        return {"reference": {name: made_of[name] for name in sorted(names)}}
+        made_of = next((row.get("reference") for row in self.results()), None)
+        found = made_of if isinstance(made_of, dict) else {}
+        names = {"split", "count", "image_shape", "statistics"} & found.keys()
+        return {"reference": {name: found[name] for name in sorted(names)}}
 
     @from_main
     def begin(self) -> None:
