@@ -8,7 +8,7 @@ import pytest
 
 from configs import cifar10_distill, imagenet64_distill
 from diffusion_distill.paper import DATASETS
-from diffusion_distill.report.run import read_run
+from diffusion_distill.report.run import differ, read_run
 from diffusion_distill.report.series import (
     benchmark,
     chain_curves,
@@ -82,6 +82,13 @@ def test_a_line_is_of_one_reference(digits_run):
         "evaluations.jsonl compares with other images than results.jsonl: 1 of its rows are left "
         "out"
     ]
+
+
+def test_fingerprints_are_compared_with_those_of_their_kind():
+    assert not differ({"a"})
+    assert differ({"a", "b"})
+    assert not differ({"a", "content-b"})
+    assert differ({"a", "content-b", "content-c"})
 
 
 def test_baselines_of_fewer_images_are_another_metric(digits_run):
