@@ -2,7 +2,8 @@
 
 A file in configs/ starts from `base()` and sets what differs. Defaults are the paper's where the
 paper has one. Fields under `runtime` say how to run and change no result beyond rounding: they
-may differ between two starts of one workdir, and so may data.path; every other field may not.
+may differ between two starts of one workdir, and so may data.path and eval.reference, where the
+same images or statistics are; every other field may not.
 
 docs/config.md is made of the comments here, by docs/make_config.py.
 """
@@ -193,7 +194,7 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lines that name each field in which two config dicts differ, `runtime` left out."""
+    """Lines that name each field in which two dicts differ, `runtime` and `data.path` left out."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         path = f"{prefix}{name}"

@@ -18,7 +18,7 @@ from diffusion_distill.config import to_dict
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
-from diffusion_distill.devices.distributed import everywhere, fetch
+from diffusion_distill.devices.distributed import everywhere, fetch, on_main
 from diffusion_distill.devices.sharding import (
     check_divides,
     make_mesh,
@@ -118,7 +118,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     source = everywhere(
         lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
     )
-    _check_labels(config, source)
+    _check_images(config, source)
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
 
@@ -134,7 +134,11 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
             "trains its own teacher (config.match.guidance is what its students are told)"
         )
     of_teacher = (given.fixed_steps, given.network) if given else (None, None)
-    folder = Workdir(as_path(workdir), config, source.image_shape, num_classes, *of_teacher)
+    data = on_main(
+        lambda: {"training": source.identity(), "reference": measurer.reference_identity()}
+    )
+    where, shape = as_path(workdir), source.image_shape
+    folder = Workdir(where, config, shape, num_classes, *of_teacher, data)
     folder.check()
     stages = {stage.name: stage for stage in plan(config)}
     students, teacher = student_config(config), folder.network_config(stages["teacher"])
@@ -160,7 +164,12 @@ def _started_from(config: ConfigDict, given: GivenTeacher) -> ConfigDict:
     return changed
 
 
-def _check_labels(config: ConfigDict, source: Source) -> None:
+def _check_images(config: ConfigDict, source: Source) -> None:
+    if (channels := source.image_shape[-1]) not in (1, 3):
+        raise UserError(
+            f"{config.data.path or source.name} has images of {channels} channels; they must have "
+            "1 (grey) or 3 (colour)"
+        )
     if config.model.class_conditional and not source.num_classes:
         raise UserError(
             f"config.model.class_conditional is True, but {config.data.name} has no labels"

@@ -55,7 +55,8 @@ def names(known: tuple[str, ...], least: int = 0) -> Row:
     def accepts(value: tuple) -> bool:
         return len(value) >= least and all(map(_in(known), value))
 
-    return Row(tuple, f"{start} {_codes(known)}", f"{start} {_list(known)}", accepts)
+    must_be = f'{start} {_list(known)}: a tuple, as in "{known[:2]}"'
+    return Row(tuple, f"{start} {_codes(known)}", must_be, accepts)
 
 
 def integer(low: int, high: int | None = None) -> Row:
@@ -74,8 +75,9 @@ def integers(low: int | None = None) -> Row:
         return whole and (low is None or (len(value) > 0 and min(value) >= low))
 
     if low is None:
-        return Row(tuple, "integers", "a tuple of integers", accepts)
-    return Row(tuple, f"integers from {low}", f"one or more integers of at least {low}", accepts)
+        return Row(tuple, "integers", 'a tuple of integers, as in "(8, 16)"', accepts)
+    must_be = f'one or more integers of at least {low}: a tuple, as in "(1, 2)"'
+    return Row(tuple, f"integers from {low}", must_be, accepts)
 
 
 def number(low: float = -math.inf, high: float = math.inf, below: float = math.inf) -> Row:
@@ -263,9 +265,11 @@ def from_file(path: str) -> ConfigDict:
         UserError: there is no such file, it cannot be run, or its config is not valid.
     """
     name, _, variant = str(path).partition(".py:")
-    file = Path(f"{name}.py" if variant else path)
+    file = Path(f"{name}.py" if variant else path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no config file {file}")
+    if file.suffix != ".py":
+        raise UserError(f"{file} must be a config file in Python, FILE.py")
     try:
         spec = importlib.util.spec_from_file_location("_config", file)
         module = importlib.util.module_from_spec(spec)

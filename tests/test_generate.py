@@ -122,6 +122,8 @@ def test_the_teacher_takes_any_number_of_steps_and_any_sampler(finished):
     [
         ({"num_steps": 3}, r"no stage of 3 steps; finished stages: teacher \(4 steps\), student_"),
         ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
+        ({"batch_size": -4}, "batch_size is -4; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"stage": "student_0064"}, "no stage named student_0064; finished stages"),
         ({"stage": "student_0001", "num_steps": 2}, "no stage named student_0001 of 2 steps"),
         ({"sampler": "euler"}, "'euler'; there are ddim, ancestral, dpmpp_2m, heun"),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_distill.data import sources
+from diffusion_distill.data.source import from_arrays
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from diffusion_distill.generate import Sampler
 from diffusion_distill.run import check, run_chain, run_config
@@ -250,6 +251,15 @@ def test_labels_are_refused_where_the_data_has_none(tmp_path, monkeypatch):
     plain = dataclasses.replace(sources.digits(), num_classes=0)
     monkeypatch.setitem(sources.SOURCES, "digits", lambda config: plain)
     with pytest.raises(UserError, match="class_conditional is True, but digits has no labels"):
+        check(tiny_config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_that_no_picture_can_show_are_refused(tmp_path, monkeypatch, channels):
+    images = np.repeat(sources.digits().images(), channels, -1)
+    source = from_arrays(images, sources.digits().labels, name="digits")
+    monkeypatch.setitem(sources.SOURCES, "digits", lambda config: source)
+    with pytest.raises(UserError, match=f"digits has images of {channels} channels; they must"):
         check(tiny_config(), tmp_path / "run")
 
 

@@ -44,6 +44,17 @@ class Source:
         """
         return self.fingerprint_of()
 
+    def identity(self) -> dict:
+        """What tells these images from any others, wherever they are, in plain JSON values."""
+        labels = hashlib.sha256(np.ascontiguousarray(self.labels, np.int32).data).hexdigest()
+        return {
+            "split": self.split,
+            "count": len(self),
+            "image_shape": list(self.image_shape),
+            "labels": labels,
+            "fingerprint": self.fingerprint,
+        }
+
     def images(self, indices: np.ndarray | None = None) -> np.ndarray:
         """uint8 images [n, H, W, C] at these indices; all of them for None."""
         return self.read(np.arange(len(self)) if indices is None else np.asarray(indices))

@@ -143,7 +143,7 @@ def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
         if lossy := [file.name for file in files if file.suffix.lower() in _LOSSY]:
             why = "compression alone moves FID, by as much as methods differ"
             say(f"warning: {len(lossy)} files in {path} are lossy, like {lossy[0]}: {why}")
-    elif path.suffix == ".npz" and path.is_file():
+    elif path.suffix.lower() == ".npz" and path.is_file():
         source = npz(config, with_labels=False)  # samples may be of any
     else:
         raise UserError(f"{path} is neither a folder of images nor an .npz")

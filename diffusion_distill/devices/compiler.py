@@ -51,11 +51,16 @@ def keep_programs(named: str = "") -> None:
     JAX's own persistent cache does it, for each kind of CPU apart: a program for one may crash on
     another. Of several processes the first alone writes, so that other hosts, with caches of their
     own, compile at each start. Where JAX was told a place (JAX_COMPILATION_CACHE_DIR) or to keep
-    nothing (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed. Removing the folder does no harm.
+    nothing (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed; where the folder cannot be made,
+    as in a home that is read only, nothing is kept. Removing it does no harm.
     """
-    cache = cache_folder(named)
+    folder = cache_folder(named) / "compiled" / _cpu()
     if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / _cpu()))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         # A run has many small programs besides its large ones; together they take as long.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

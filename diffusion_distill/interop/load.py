@@ -68,8 +68,9 @@ def load_sampler(
         network = published.load(where, config, mesh)
     else:
         network = export.read(where, mesh)
-    if num_steps is not None and num_steps < 1:
-        raise UserError(f"num_steps is {num_steps}; it must be at least 1")
+    for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
     if network.fixed_steps is not None and num_steps not in (None, network.fixed_steps):
         raise UserError(f"{path} is made for {network.fixed_steps} steps; num_steps is {num_steps}")
     config, shape, classes = network.config, network.image_shape, network.num_classes

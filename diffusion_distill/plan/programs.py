@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from diffusion_distill.generate import make_sample_fn
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
 from diffusion_distill.paper import DATASETS
 from diffusion_distill.stages import Stage, student_config
-from diffusion_distill.storage.buckets import is_bucket
+from diffusion_distill.storage.buckets import as_path, is_bucket
 from diffusion_distill.training.feed import RESIDENT
 from diffusion_distill.training.loop import updates_per_call
 from diffusion_distill.training.optimizer import make_optimizer
@@ -55,7 +54,7 @@ def describe(config: ConfigDict) -> Data:
     if data.name in _KNOWN:
         return Data(*_KNOWN[data.name])
     bucket = is_bucket(data.path)  # where looking would copy the whole set to this machine
-    if data.path and not bucket and Path(data.path).exists():
+    if data.path and not bucket and as_path(data.path).exists():
         source = sources.load(data)
         return Data(source.image_shape, source.num_classes, len(source))
     if not data.image_size:

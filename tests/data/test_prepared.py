@@ -212,6 +212,7 @@ def flip(path):
         (lambda p: (p / "images-00001.npy").unlink(), "there is no .*images-00001.npy, which the"),
         (lambda p: (p / "labels.npy").unlink(), "there is no .*labels.npy, which the manifest"),
         (lambda p: os.truncate(p / "images-00002.npy", 200), "images-00002.npy is damaged"),
+        (lambda p: (p / "images-00002.npy").write_text("1 " * 9), "magic string is not correct"),
         (lambda p: os.truncate(p / "images-00002.npy", 0), "images-00002.npy is damaged"),
         (lambda p: np.save(p / "images-00000.npy", IMAGES[:3]), r"has uint8 \[3, 6, 5, 3\]; the"),
         (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is damaged: not JSON"),
