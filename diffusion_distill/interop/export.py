@@ -85,7 +85,7 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     path = as_path(path)
     fields = read_json(path / DESCRIPTION)
     try:
-        network = _network(fields)
+        network = _network(fields, mesh)
         expected = fields["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
@@ -101,7 +101,7 @@ def read(path: str | Path, mesh: Mesh) -> Network:
         weights = _decode(content)
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
-    return with_weights(network, weights, mesh, str(path))
+    return with_weights(network, weights, str(path))
 
 
 def _decode(content: bytes) -> dict[str, np.ndarray]:
@@ -134,8 +134,8 @@ def _description(network: Network) -> dict:
     }
 
 
-def _network(fields: dict) -> Network:
-    """The network, without weights, that a description describes; checks every field."""
+def _network(fields: dict, mesh: Mesh) -> Network:
+    """The network, untrained, that a description describes; checks every field."""
     if fields["format_version"] != FORMAT_VERSION:
         raise UserError(f"format_version is {fields['format_version']!r}, not {FORMAT_VERSION}")
     config = to_dict(base())
@@ -156,7 +156,7 @@ def _network(fields: dict) -> Network:
             raise UserError(f"{name} has {value!r}; it must be an integer of at least {low}")
     height, width, channels = fields["image_shape"]
     shape, fixed_steps = (height, width, channels), None if continuous else num_steps
-    return Network(from_dict(config), shape, fields["num_classes"], fixed_steps, params={})
+    return Network.untrained(from_dict(config), shape, fields["num_classes"], fixed_steps, mesh)
 
 
 def main(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
@@ -19,7 +19,7 @@ def load_sampler(
     num_steps: int | None = None,
     stage: str | None = None,
     sampler: str = "ddim",
-    config: str | Path | ml_collections.ConfigDict | None = None,
+    config: str | Path | ConfigDict | None = None,
     batch_size: int | None = None,
 ) -> Sampler:
     """The sampler of a trained network; only averaged weights are loaded, and verified first.
@@ -56,7 +56,7 @@ def load_sampler(
         run = Workdir.open(where)
         network = from_stage(run, run.finished_stage(num_steps, stage), mesh)
     elif is_published:
-        if isinstance(config, ml_collections.ConfigDict):
+        if isinstance(config, ConfigDict):
             validate(config)
         else:
             config = from_file(str(config))
