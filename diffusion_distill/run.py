@@ -25,6 +25,7 @@ from diffusion_distill.devices.sharding import (
     replicated,
     shardings,
 )
+from diffusion_distill.diffusion.samplers import seed_key
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.generate import SampleProgram, Sampler, make_sample_program
 from diffusion_distill.interop import given_teacher
@@ -92,6 +93,7 @@ class Setup:
         return self.workdir.fixed_steps(stage) if not stage.is_student else None
 
 
+@compiler.own_settings()
 def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """What a run is made of. Finds out all that can be before anything is computed or written.
 
@@ -177,6 +179,7 @@ class Programs:
         return params if self._setup.config.model.dtype == "float32" else self._cast(params)
 
 
+@compiler.own_settings()
 def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
     """Trains and measures what is left of a run, stage by stage.
 
@@ -251,7 +254,7 @@ def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> Tra
     optimizer = make_optimizer(setup.config, stage)
     if teacher_params is not None:
         return init_student(teacher_params, optimizer, setup.mesh)
-    key = place(jax.random.key(setup.config.seed), replicated(setup.mesh))
+    key = place(seed_key(setup.config.seed), replicated(setup.mesh))
     state = init_teacher(setup.model(), optimizer, key, setup.source.image_shape, setup.mesh)
     count = parameter_overview.count_parameters(state.params)
     say(f"{stage.name}: a network of {count:,} parameters on {setup.mesh.size} device(s)")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill.data.batches import batches_of, to_uint8
+from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
@@ -161,6 +162,7 @@ class World:
             done = (*done, Column(n, *drawn))
             yield done
 
+    @compiler.own_settings()
     def walk(self, name: str, num_steps: int, seeds: tuple[int, int], label: int | None) -> Picture:
         """FRAMES images on the way from image 0 of one seed to image 0 of another.
 

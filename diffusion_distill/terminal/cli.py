@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from diffusion_distill.devices import distributed
+from diffusion_distill.devices import compiler, distributed
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError, reason
 
 EXIT_MISTAKE = 2  # something that a person can put right; the message says what
@@ -34,7 +34,8 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     try:
         words = _parse(sys.argv)
         join()
-        main(words)
+        with compiler.own_settings():
+            main(words)
     except (UserError, CheckpointError) as error:
         fail(EXIT_MISTAKE, str(error), error)
     except NonFiniteError as error:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import place, replicated
+from diffusion_distill.diffusion.samplers import seed_key
 from diffusion_distill.errors import Stopped
 from diffusion_distill.stages import Stage
 from diffusion_distill.terminal.stop import StopSignal
@@ -61,7 +62,7 @@ class Job:
 
     def constants(self) -> tuple[jax.Array, Round]:
         """The key of the stage's randomness, and its round, on every device."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), self.stage.rng_id)
+        key = jax.random.fold_in(seed_key(self.config.seed), self.stage.rng_id)
         this_round = Round(np.int32(self.stage.num_steps), np.int32(self.stage.updates))
         return place((key, this_round), replicated(self.mesh))
 
