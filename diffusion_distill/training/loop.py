@@ -86,9 +86,9 @@ def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> 
     start = int(fetch(state.step))
     with recorder, contextlib.closing(job.batches(start)) as batches:
         stop.raise_if_asked()
-        late = None
+        late, guard = None, _transfer_guard()
         for first, count, picks in batches:
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard(guard):
                 given = job.teacher_params, job.feed.data, picks, key, this_round
                 state, metrics = job.update(state, *given)
             if late is not None:
@@ -105,3 +105,12 @@ def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> 
                 recorder.wait()  # only what is written is saved
                 raise Stopped(stop.signum)
     return state
+
+
+def _transfer_guard() -> str:
+    """What a step may move between host and device: nothing, or it is slow without a word.
+
+    But with JAX_DEBUG_NANS each result is looked at, and with JAX_DISABLE_JIT nothing is compiled.
+    """
+    looked_into = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
+    return "allow" if any(getattr(jax.config, name) for name in looked_into) else "disallow"
