@@ -20,6 +20,7 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import everywhere, fetch
 from diffusion_distill.devices.sharding import (
     check_divides,
+    described,
     make_mesh,
     place,
     replicated,
@@ -104,6 +105,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """
     everywhere(lambda: validate(config))
     mesh = make_mesh(config.runtime.fsdp)
+    say(described(mesh))
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
     source = everywhere(
         lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
