@@ -73,9 +73,9 @@ class WholeCheckpoint:
         return self._restore(meta=ocp.args.JsonRestore())["meta"]
 
     def _restore(self, **items):
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        with ocp.CheckpointManager(self.directory, options=options) as manager:
-            return manager.restore(self.step, args=ocp.args.Composite(**items))
+        # Not CheckpointManager, which warns that it does what it was told: it only reads.
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(self.path, ocp.args.Composite(**items))
 
 
 def verify(directory: Path, step: int, item: str | None = None) -> WholeCheckpoint:

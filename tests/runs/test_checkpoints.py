@@ -98,6 +98,15 @@ def test_everything_comes_back_to_the_bit(directory, step):
     assert whole.meta() == {"seconds": step / 10}
 
 
+@pytest.mark.filterwarnings("error")
+def test_reading_warns_of_nothing(directory, caplog):
+    state = make_state(300)
+    whole = checkpoints.verify(directory, 300)
+    restored(whole, abstract(state)), whole.meta()
+    checkpoints.load_ema_params(directory, 300, abstract(state.ema_params))
+    assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
+
+
 def test_averaged_weights_need_nothing_else_of_the_checkpoint(directory):
     """They are read from a folder of their own; the state's may be as large as it likes."""
     expected = make_state(300).ema_params
