@@ -86,6 +86,26 @@ def number(low: float = -math.inf, high: float = math.inf, below: float = math.i
     return Row(float, told, must_be, lambda value: low <= value <= high and value < below)
 
 
+def numbers_from(low: float) -> Row:
+    """A tuple of any finite numbers of at least `low`."""
+
+    def accepts(value: tuple) -> bool:
+        return all(_is_a(item, float) and item >= low for item in value)
+
+    return Row(tuple, f"numbers from {low}", f"a tuple of numbers of at least {low}", accepts)
+
+
+def _is_range(value: tuple) -> bool:
+    ends = len(value) == 2 and all(_is_a(item, float) for item in value)
+    return value == () or (ends and 0 <= value[0] <= value[1])
+
+
+_RANGE = Row(
+    tuple,
+    "(low, high), numbers from 0, or ()",
+    "(low, high) with 0 <= low <= high, or ()",
+    _is_range,
+)
 _TEXT = Row(str, "text")
 _FLAG = Row(bool, "`True`, `False`")
 _POWER_OF_2 = Row(int, "power of 2", "a power of 2", lambda v: v >= 1 and v & (v - 1) == 0)
@@ -116,6 +136,7 @@ ROWS = {
     "model.num_blocks": integer(1),
     "model.emb_channels": integer(1),
     "model.attention_resolutions": integers(),
+    "model.patch_size": integer(1),
     "model.num_heads": integer(0),
     "model.head_dim": integer(0),
     "model.num_groups": integer(1),
@@ -123,6 +144,7 @@ ROWS = {
     "model.resample_blocks": _FLAG,
     "model.time_input": one_of("arctan", "linear", "sigmoid"),
     "model.dtype": one_of(*DTYPES),
+    "model.guidance": _RANGE,
     "train.batch_size": integer(1),
     "train.adam_b1": _FRACTION,
     "train.adam_b2": _FRACTION,
@@ -137,9 +159,19 @@ ROWS = {
     "teacher.weight_decay": number(0),
     "teacher.ema_decay": _FRACTION,
     "teacher.dropout": _FRACTION,
+    "teacher.label_dropout": _FRACTION,
+    "match.updates": integer(0),
+    "match.guidance": _RANGE,
+    "match.learning_rate": number(0),
+    "match.warmup": integer(0),
+    "match.lr_schedule": _LR_SCHEDULE,
+    "match.weight_decay": number(0),
+    "match.ema_decay": _FRACTION,
+    "match.dropout": _FRACTION,
     "distill.teacher": _TEXT,
     "distill.start_steps": _POWER_OF_2,
     "distill.end_steps": _POWER_OF_2,
+    "distill.first_round_solver": one_of("ddim", "heun"),
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
     "distill.learning_rate": number(0),
@@ -160,6 +192,7 @@ ROWS = {
     "eval.baseline_images": _BASELINE_IMAGES,
     "eval.ancestral_variance": number(0, high=1),
     "eval.label_agreement": _FLAG,
+    "eval.guidance": numbers_from(0),
     "eval.grid_images": integer(1),
     "runtime.data_on_device": one_of("auto", "always", "never"),
     "runtime.fsdp": integer(1),
@@ -198,6 +231,9 @@ def validate(config: ConfigDict) -> None:
 def from_dict(fields: dict) -> ConfigDict:
     """The config that `to_dict` (or its JSON) came from, validated.
 
+    A field that is missing has its default: the version that wrote it did not know it, and defaults
+    of new fields change nothing.
+
     Raises:
         UserError: the fields are not those of a valid config.
     """
@@ -207,7 +243,13 @@ def from_dict(fields: dict) -> ConfigDict:
             return {name: with_tuples(inner) for name, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    config = ConfigDict(with_tuples(fields))
+    def with_defaults(value, default):
+        if not isinstance(value, dict) or not isinstance(default, ConfigDict):
+            return value
+        missing = {name: default[name] for name in default if name not in value}
+        return {n: with_defaults(v, default.get(n)) for n, v in value.items()} | missing
+
+    config = ConfigDict(with_defaults(with_tuples(fields), base()))
     validate(config)
     return config
 
@@ -258,10 +300,30 @@ def _check_together(config):
         _reject("diffusion.logsnr_min", diffusion.logsnr_min, "less than logsnr_max")
     if distill.end_steps > distill.start_steps:
         _reject("distill.end_steps", distill.end_steps, "at most distill.start_steps")
+    _check_guidance(config)
     for name in ("num_images", "baseline_images"):
         if "fd" in evaluation.metrics and evaluation[name]:
             what = f"config.eval.{name}"
             check_count(evaluation.features, evaluation[name], evaluation.allow_biased, what)
+
+
+def _check_guidance(config):
+    """Who is guided has labels, was taught without some of them, and is guided once."""
+    model, match, teacher = config.model, config.match, config.teacher
+    own_teacher = not config.distill.teacher
+    if teacher.label_dropout and not model.class_conditional:
+        _reject("teacher.label_dropout", teacher.label_dropout, "0 for a model without labels")
+    if model.guidance and match.updates:
+        _reject("model.guidance", model.guidance, "() where match.updates is not 0")
+    if not match.guidance:
+        return
+    if not match.updates:
+        _reject("match.guidance", match.guidance, "() where match.updates is 0")
+    if not model.class_conditional:
+        _reject("match.guidance", match.guidance, "() for a model without labels")
+    if own_teacher and not teacher.label_dropout:
+        problem = "() where the teacher knows nothing without labels: teacher.label_dropout is 0"
+        _reject("match.guidance", match.guidance, problem)
 
 
 def _reject(path, value, accepted):

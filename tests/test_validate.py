@@ -10,6 +10,7 @@ from configs.digits_distill import get_config
 from diffusion_distill.config import base
 from diffusion_distill.data.preprocess import RESIZES
 from diffusion_distill.data.sources import SOURCES
+from diffusion_distill.diffusion.distill import TARGETS
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
 from diffusion_distill.diffusion.samplers import SAMPLERS
@@ -27,6 +28,7 @@ def test_accepted_names_are_those_of_the_mappings():
         "diffusion.parameterization": PARAMETERIZATIONS,
         "diffusion.weighting": WEIGHTINGS,
         "model.time_input": TIME_INPUTS,
+        "distill.first_round_solver": TARGETS,
         "eval.metrics": METRICS,
         "eval.features": FEATURES,
         "eval.baselines": SAMPLERS,
@@ -60,6 +62,7 @@ def test_checking_a_config_takes_none_of_what_it_names():
         ("teacher.learning_rate", -1e-3, r"learning_rate is -0.001; it must be at least 0"),
         ("model.head_dim", 64, r"config.model.num_heads is 1; it must be 0 exactly where"),
         ("model.channel_multipliers", (1, 0.5), r"channel_multipliers is \(1, 0.5\)"),
+        ("model.patch_size", 0, r"config.model.patch_size is 0; it must be at least 1"),
         ("model.dtype", "float16", r"config.model.dtype is 'float16'; it must be one of float32"),
         ("eval.baselines", ("ddim", "euler"), r"must be any of ddim, ancestral, dpmpp_2m"),
         ("eval.num_images", 1, r"config.eval.num_images is 1; it must be at least 2"),

@@ -131,6 +131,7 @@ def _description(network: Network) -> dict:
         },
         "model": config["model"],
         "diffusion": config["diffusion"],
+        "label_dropout": config["teacher"]["label_dropout"],
     }
 
 
@@ -140,6 +141,7 @@ def _network(fields: dict, mesh: Mesh) -> Network:
         raise UserError(f"format_version is {fields['format_version']!r}, not {FORMAT_VERSION}")
     config = to_dict(base())
     config["model"], config["diffusion"] = fields["model"], fields["diffusion"]
+    config["teacher"]["label_dropout"] = fields.get("label_dropout", 0.0)  # not in older ones
     sampler = fields["sampler"]
     config["eval"]["ancestral_variance"] = sampler["ancestral_variance"]
     config["runtime"]["sampler_batch_size"] = sampler["batch_size"]
