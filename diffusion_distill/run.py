@@ -21,10 +21,12 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import everywhere, fetch, on_main
 from diffusion_distill.devices.sharding import (
     check_divides,
+    described,
     make_mesh,
     place,
     replicated,
 )
+from diffusion_distill.diffusion.samplers import seed_key
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.interop import given_teacher
 from diffusion_distill.interop.given_teacher import GivenTeacher
@@ -104,6 +106,7 @@ class Setup:
         return Subject(stage, self.config.eval, all_steps, fixed_steps, guidance)
 
 
+@compiler.own_settings()
 def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """What a run is made of. Finds out all that can be before anything is computed or written.
 
@@ -114,6 +117,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """
     everywhere(lambda: validate(config))
     mesh = make_mesh(config.runtime.fsdp)
+    say(described(mesh))
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
     source = everywhere(
         lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
@@ -181,6 +185,7 @@ def _check_images(config: ConfigDict, source: Source) -> None:
         )
 
 
+@compiler.own_settings()
 def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
     """Trains and measures what is left of a run, stage by stage.
 
@@ -259,7 +264,7 @@ def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> Tra
     optimizer = make_optimizer(setup.config, stage)
     if stage.is_student and not stage.is_match:
         return init_student(teacher_params, optimizer, setup.mesh)
-    key = place(jax.random.key(setup.config.seed), replicated(setup.mesh))
+    key = place(seed_key(setup.config.seed), replicated(setup.mesh))
     init = setup.model(stage), optimizer, key, setup.source.image_shape, setup.mesh
     if stage.is_match and same_but_told(setup.network, setup.teacher_network):
         return init_matched(*init, teacher_params)

@@ -20,6 +20,7 @@ from diffusion_distill.report.grid import grid, png
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import check_can_write, write_atomically
 from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import say
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps; default: the last finished stage's.")
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
     make_room(out)
     images = sampler(_SEED.value, _NUM_IMAGES.value, labels)
     write(out, images, shown)
-    print(f"{len(images)} images in {sampler.num_steps} steps: {out}")
+    say(f"{len(images)} images in {sampler.num_steps} steps: {out}")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ XLA's defaults for accelerators stand. On CPU two of them cost a U-Net half of i
 program says otherwise (`options`), so that nothing else in the process is touched.
 """
 
+import contextlib
 import functools
 import hashlib
 import platform as machine
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -43,6 +45,23 @@ def options(platform: str) -> dict[str, str] | None:
         return True
 
     return {name: value for name, value in _CPU_OPTIONS.items() if is_known(name)} or None
+
+
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """A `with`, or a decorator, in which this thread has JAX's own settings of numbers.
+
+    Else JAX_ENABLE_X64 or JAX_THREEFRY_PARTITIONABLE, set for another program or by the one around,
+    would give other images from the same seed, and strict JAX_NUMPY_DTYPE_PROMOTION or
+    JAX_NUMPY_RANK_PROMOTION none. The generator is named where a key is made: `seed_key`.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.threefry_partitionable(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
 
 
 def keep_programs(named: str = "") -> None:

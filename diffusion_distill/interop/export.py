@@ -60,7 +60,8 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     if out.is_file():
         raise UserError(f"{out} is a file; name a folder")
     if out.is_dir():
-        others = sorted(p.name for p in out.iterdir() if p.name not in (WEIGHTS, DESCRIPTION))
+        names = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+        others = [name for name in names if name not in (WEIGHTS, DESCRIPTION)]
         if others:
             raise UserError(f"{out} has other files, {others[0]} for one; name a new folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, checked_guidance, make_sample_program
@@ -14,6 +15,7 @@ from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.validate import from_file, validate
 
 
+@compiler.own_settings()
 def load_sampler(
     path: str | Path,
     num_steps: int | None = None,

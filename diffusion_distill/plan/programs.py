@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices.sharding import batched, replicated, rounded_up, with_shardings
+from diffusion_distill.diffusion.samplers import seed_key
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import make_sample_fn
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
@@ -162,4 +163,4 @@ def _array(shape, dtype, sharding) -> jax.ShapeDtypeStruct:
 
 
 def _key_dtype():
-    return jax.eval_shape(lambda: jax.random.key(0)).dtype
+    return jax.eval_shape(lambda: seed_key(0)).dtype

@@ -1,5 +1,6 @@
 """What the command lines share: mistakes end in one line and a non-zero exit."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,8 +11,9 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from diffusion_distill.devices import distributed
+from diffusion_distill.devices import compiler, distributed
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError, reason
+from diffusion_distill.terminal.console import unbroken
 
 EXIT_MISTAKE = 2  # something that a person can put right; the message says what
 EXIT_NON_FINITE = 3
@@ -31,6 +33,8 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     """
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
+    for name in ("stdout", "stderr"):  # None where it was closed before the start
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
     sys.unraisablehook = _unraisablehook
     for stream in (sys.stdout, sys.stderr):  # a terminal may know no "±": no reason to end
         stream.reconfigure(errors="backslashreplace")
@@ -38,7 +42,8 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     try:
         words = _parse(sys.argv)
         join()
-        main(words)
+        with compiler.own_settings():
+            main(words)
     except (UserError, CheckpointError) as error:
         fail(EXIT_MISTAKE, str(error), error)
     except NonFiniteError as error:
@@ -136,8 +141,10 @@ def fail(code: int, why: str, cause: BaseException) -> None:
     said_by = getattr(cause, "said_by", None)
     if said_by in (None, process):
         where = f"process {process}: " if distributed.several() and said_by != 0 else ""
-        print(f"error: {where}{' '.join(why.split())}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"error: {where}{' '.join(why.split())}", file=sys.stderr, flush=True)
+    with unbroken():
+        sys.stdout.flush()
     if said_by is not None:
         distributed.leave()
     # Not sys.exit: on a full disk, threads and exit handlers of TensorBoard's and Orbax's writers

@@ -99,8 +99,7 @@ def train_step(
 
     Returns:
         The state after it, and metrics, float32 []: loss, grad_norm (before clipping), update_norm
-        (of the change in weights), learning_rate, and loss_q1 to loss_q4, the loss over the
-        examples with t in each quarter of [0, 1] (NaN where the batch has none there).
+        (of the change in weights), learning_rate, and those of `loss_by_quarter`.
     """
     examples = draw(recipe, state.step, batch, key, this_round)
     taught_by = sources(recipe, state, teacher_params)
@@ -237,13 +236,17 @@ def apply(
 
 
 def loss_by_quarter(losses: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
-    """loss_q1 to loss_q4: the mean of losses [B] with t [B] in each quarter of [0, 1].
+    """loss_q1 to loss_q4, the mean of losses [B] with t [B] in each quarter of [0, 1]; examples_q1
+    to examples_q4, how many there are.
 
-    t = 1 is in the last. NaN, "no value", for a quarter without an example.
+    t = 1 is in the last. The mean of none is 0: NaN would end a run under JAX_DEBUG_NANS.
     """
     quarter = jnp.minimum(jnp.floor(t * 4.0), 3.0)
     result = {}
     for q in range(4):
         inside = quarter == q
-        result[f"loss_q{q + 1}"] = jnp.sum(jnp.where(inside, losses, 0.0)) / jnp.sum(inside)
+        count = jnp.sum(inside)
+        total = jnp.sum(jnp.where(inside, losses, 0.0))
+        result[f"loss_q{q + 1}"] = total / jnp.maximum(count, 1)
+        result[f"examples_q{q + 1}"] = count
     return result
