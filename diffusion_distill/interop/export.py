@@ -39,7 +39,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
 # Of weights in the file, by the names of validate.DTYPES and by those of the format.
 _DTYPES = {name: jnp.dtype(name) for name in DTYPES}
-_STORED = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}
+_STORED = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"], "F16": np.dtype("float16")}
 
 
 def is_export(path: str | Path) -> bool:
@@ -89,22 +89,30 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
         raise UserError(f"{path / DESCRIPTION} cannot be used: {reason}") from None
-    try:
-        content = (path / WEIGHTS).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"there is no {path / WEIGHTS}") from None
-    if hashlib.sha256(content).hexdigest() != expected:
-        other = f"of another export: its SHA-256 is not the one in {DESCRIPTION}"
-        raise UserError(f"{path / WEIGHTS} is damaged, or {other}")
-    try:
-        weights = _decode(content)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
+    weights = read_weights(path / WEIGHTS, expected)
     return with_weights(network, weights, mesh, str(path))
 
 
+def read_weights(file: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a file of safetensors by name.
+
+    Raises UserError where it is missing or damaged, or `sha256` is given and not its own.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no {file}") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        other = f"of another export: its SHA-256 is not the one in {DESCRIPTION}"
+        raise UserError(f"{file} is damaged, or {other}")
+    try:
+        return _decode(content)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{file} cannot be used: {error}") from None
+
+
 def _decode(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a file by name; safetensors.numpy reads no bfloat16."""
+    """The arrays of a file's bytes; safetensors.numpy reads no bfloat16."""
     weights = {}
     for name, array in safetensors.deserialize(content):
         if array["dtype"] not in _STORED:
