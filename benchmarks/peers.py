@@ -26,9 +26,9 @@ from collections.abc import Callable
 from unittest import mock
 
 import jax
-import ml_collections
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from benchmarks import measuring
 from benchmarks.workload import Workload
@@ -57,7 +57,7 @@ class Contender:
     sample: Callable[[], None]
 
 
-def our_config(channels: int, num_blocks: int) -> ml_collections.ConfigDict:
+def our_config(channels: int, num_blocks: int) -> ConfigDict:
     """The paper's CIFAR-10 config at another width and depth."""
     config = cifar10_teacher.get_config()
     config.model.channels, config.model.num_blocks = channels, num_blocks

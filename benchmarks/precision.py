@@ -8,11 +8,10 @@ Prints a Markdown table; differences of images are of values in [-1, 1].
 """
 
 import jax
-import ml_collections
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from benchmarks import measuring
 from diffusion_distill.data import sources
@@ -24,7 +23,7 @@ from diffusion_distill.models.build import build_unet
 from diffusion_distill.stages import plan
 from diffusion_distill.terminal import cli
 from diffusion_distill.training.feed import Feed
-from diffusion_distill.training.loop import calls, updates_per_call
+from diffusion_distill.training.loop import call_spans, updates_per_call
 from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import abstract_state, init_teacher
 from diffusion_distill.training.step import Recipe, Round
@@ -34,9 +33,7 @@ from diffusion_distill.validate import validate
 WINDOW = 50  # updates that a smoothed loss is the mean of
 
 
-def trained(
-    config: ml_collections.ConfigDict, source: Source, mesh: Mesh
-) -> tuple[dict, np.ndarray]:
+def trained(config: ConfigDict, source: Source, mesh: Mesh) -> tuple[dict, np.ndarray]:
     """The averaged weights of the config's teacher, and the loss of each update."""
     stage = plan(config)[0]
     model = build_unet(config, source.image_shape[-1], source.num_classes, stage.dropout)
@@ -49,8 +46,8 @@ def trained(
     key = place(jax.random.fold_in(jax.random.key(config.seed), stage.rng_id), whole)
     feed, losses = Feed(source, mesh, config.runtime.data_on_device), []
     per_call = updates_per_call(config, jax.default_backend())
-    ranges = calls(0, stage.updates, per_call, stage.updates)
-    batches = feed.calls(config.seed, stage.rng_id, config.train.batch_size, ranges)
+    ranges = call_spans(0, stage.updates, per_call, stage.updates)
+    batches = feed.batches(config.seed, stage.rng_id, config.train.batch_size, ranges)
     for _, _, rows in batches:
         state, metrics = update(state, None, feed.data, rows, key, this_round)
         losses.append(metrics["loss"])
@@ -63,9 +60,7 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
     return np.convolve(losses, np.full(window, 1 / window), mode="valid")
 
 
-def compared(
-    config: ml_collections.ConfigDict, updates: int, num_images: int, num_steps: int
-) -> dict:
+def compared(config: ConfigDict, updates: int, num_images: int, num_steps: int) -> dict:
     """All that is measured, for `table` and as JSON."""
     mesh, source = make_mesh(config.runtime.fsdp), sources.load(config.data)
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)

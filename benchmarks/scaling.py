@@ -13,10 +13,9 @@ and share its cores: what a split costs shows there, not what it gains.
 import time
 
 import jax
-import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from benchmarks import measuring
 from benchmarks.workload import Workload
@@ -35,7 +34,7 @@ HEADER = [
 ]  # fmt: skip
 
 
-def point(config: ml_collections.ConfigDict, repeats: int, devices: int) -> dict:
+def point(config: ConfigDict, repeats: int, devices: int) -> dict:
     """The numbers of one config on so many of the devices."""
     mesh = make_mesh(config.runtime.fsdp, jax.devices()[:devices])
     work = Workload(config, mesh)
@@ -52,7 +51,7 @@ def point(config: ml_collections.ConfigDict, repeats: int, devices: int) -> dict
     }
 
 
-def chain(config: ml_collections.ConfigDict, rounds: list[int], updates: int) -> list[dict]:
+def chain(config: ConfigDict, rounds: list[int], updates: int) -> list[dict]:
     """The seconds of chains of so many rounds, of one compiled program."""
     work = Workload(config, make_mesh(config.runtime.fsdp, jax.devices()[:1]))
     stage = work.stages["student"]
@@ -77,7 +76,7 @@ def chain(config: ml_collections.ConfigDict, rounds: list[int], updates: int) ->
     return found
 
 
-def measure(config: ml_collections.ConfigDict, axes: dict[str, list[int]], repeats: int, updates):
+def measure(config: ConfigDict, axes: dict[str, list[int]], repeats: int, updates):
     """Points along each axis: axis -> a dict of numbers for each value."""
     found = {}
     for axis, values in axes.items():

@@ -14,10 +14,9 @@ import tempfile
 from pathlib import Path
 
 import jax
-import ml_collections
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from benchmarks import measuring
 from benchmarks.workload import Workload
@@ -29,9 +28,7 @@ HEADER = [
 ]  # fmt: skip
 
 
-def measure(
-    config: ml_collections.ConfigDict, repeats: int, num_steps: int, loop_updates: int
-) -> dict:
+def measure(config: ConfigDict, repeats: int, num_steps: int, loop_updates: int) -> dict:
     """All numbers, in seconds, bytes and operations.
 
     Returns:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.data.source import Source
@@ -25,7 +25,7 @@ from diffusion_distill.stages import Stage, plan
 from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.training import step as steps
 from diffusion_distill.training.feed import Feed
-from diffusion_distill.training.loop import Job, calls, train, updates_per_call
+from diffusion_distill.training.loop import Job, call_spans, train, updates_per_call
 from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.recorder import Recorder
 from diffusion_distill.training.state import TrainState, abstract_state
@@ -65,7 +65,7 @@ class Workload:
         feed: of a made-up data set.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
+    def __init__(self, config: ConfigDict, mesh: Mesh | None = None):
         """Raises UserError where the config is not valid, or says nothing of its images."""
         validate(config)
         self.config, self.mesh = config, mesh or make_mesh(config.runtime.fsdp)
@@ -119,14 +119,14 @@ class Workload:
         """What an update takes after the state."""
         this_round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
         key, this_round = place((jax.random.key(0), this_round), replicated(self.mesh))
-        teacher = self._teacher_params if stage.teacher else None
+        teacher = self._teacher_params if stage.is_student else None
         return teacher, self.feed.data, rows, key, this_round
 
     def rows(self, first: int = 0):
         """(first, updates, rows) of calls from an update on, for ever."""
         end = first + 10**6 * self.per_call
-        left = calls(first, end, self.per_call, end)
-        return self.feed.calls(0, 0, self.config.train.batch_size, left)
+        left = call_spans(first, end, self.per_call, end)
+        return self.feed.batches(0, 0, self.config.train.batch_size, left)
 
     def _first_rows(self):
         with contextlib.closing(self.rows()) as batches:
@@ -256,7 +256,7 @@ class Workload:
     def loop(self, stage: Stage, program: Callable, updates: int, folder: Path) -> float:
         """Seconds that the training loop takes for so many updates, checkpoints and logs too."""
         stage = dataclasses.replace(stage, updates=updates)
-        teacher = self._teacher_params if stage.teacher else None
+        teacher = self._teacher_params if stage.is_student else None
         state = self.state(stage)
         job = Job(stage, self.config, self.mesh, program, teacher, self.feed)
         recorder = Recorder(stage, self.config, folder, start=0)

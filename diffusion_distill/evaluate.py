@@ -72,10 +72,10 @@ class Chosen:
     sampler: str = "ddim"
 
 
-def measure_stage(
+def evaluate_stage(
     config: ConfigDict,
     chosen: Chosen,
-    seeds: int = 1,
+    num_seeds: int = 1,
     reference: str | None = None,
     blocks_dir: str | None = None,
     out: str | None = None,
@@ -94,25 +94,25 @@ def measure_stage(
     """
     validate(config)
     steps, name, size = chosen.num_steps, chosen.sampler, config.runtime.sampler_batch_size
-    sampler = load_sampler(chosen.workdir, steps, chosen.stage, name, batch_size=size)
+    stage = Workdir.open(chosen.workdir).finished_stage(steps, chosen.stage)
+    sampler = load_sampler(chosen.workdir, steps, stage.name, name, batch_size=size)
     weights = sampler.fingerprint()
     if reference is None:
         cache = cache_folder(config.runtime.cache_dir)
         measurer = for_run(config, sources.load(config.data, cache=cache), make_mesh())
     else:  # the training data is not needed, nor need it be there
         measurer = _measurer(config, sampler.image_shape, images_or_statistics(reference))
-    stage = Workdir.open(chosen.workdir).finished_stage(steps, chosen.stage)
-    count, first, rows = config.eval.num_images, config.eval.seed, []
+    count, first_seed, rows = config.eval.num_images, config.eval.seed, []
     settings = f"{name} {sampler.num_steps} {count} {config.eval.features} {weights}"
     folder = _blocks_folder(blocks_dir or as_path(chosen.workdir) / "evaluating", settings)
     where = f"at {sampler.num_steps} steps of {name}"
     variance = config.eval.ancestral_variance
     made_of = {"weights": weights, "sampler": name, "ancestral_variance": variance}
     with locked(folder / ".lock"):
-        for seed in range(first, first + seeds):
+        for seed in range(first_seed, first_seed + num_seeds):
             request = of_sampler(sampler, count, seed, made_of)
             result = measurer.measure(request, folder / str(seed), f"seed {seed}")
-            show(result, where, f"seed {seed}: " if seeds > 1 else "")
+            show(result, where, f"seed {seed}: " if num_seeds > 1 else "")
             row = {"stage": stage.name, "updates": stage.updates, "sampler": name}
             row |= {"num_steps": sampler.num_steps, "sha256": weights}
             rows.append(row | result.row() | measurer.definition(count, seed))
@@ -122,7 +122,7 @@ def measure_stage(
     return rows
 
 
-def measure_images(
+def evaluate_images(
     config: ConfigDict,
     path: str,
     count: int | None = None,
@@ -136,7 +136,7 @@ def measure_images(
         config: its eval says how; its data is compared with where there is no reference.
         path: of a folder of images, or of an .npz.
         count: images to measure; None for all.
-        reference, blocks_dir, out: as for `measure_stage`; None for a folder in the cache, no file.
+        reference, blocks_dir, out: as for `evaluate_stage`; None: a folder in the cache, no file.
 
     Raises:
         UserError: something cannot be measured, or is not there.
@@ -209,17 +209,17 @@ def main(argv: list[str]) -> None:
         _refuse_with("images", _NUM_STEPS, _STAGE, _SAMPLER, _SEED, _SEEDS)
     if _REFERENCE.value:
         _refuse_with("reference", _SPLIT)
-    config = _config()
+    config = _config_from_flags()
     compiler.keep_programs(config.runtime.cache_dir)
     places = {"reference": _REFERENCE.value, "blocks_dir": _BLOCKS_DIR.value, "out": _OUT.value}
     if _IMAGES.value:
         if not (_REFERENCE.value or _WORKDIR.value) and _CONFIG.value is None:
             raise UserError("--images is compared with --reference, or the data of --config")
-        measure_images(config, _IMAGES.value, _NUM_IMAGES.value, **places)
+        evaluate_images(config, _IMAGES.value, _NUM_IMAGES.value, **places)
         return
     workdir = cli.required("workdir", _WORKDIR.value)
     chosen = Chosen(workdir, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
-    measure_stage(config, chosen, cli.at_least("seeds", _SEEDS.value, 1), **places)
+    evaluate_stage(config, chosen, cli.at_least("seeds", _SEEDS.value, 1), **places)
 
 
 def _refuse_with(other: str, *given: flags.FlagHolder) -> None:
@@ -229,7 +229,7 @@ def _refuse_with(other: str, *given: flags.FlagHolder) -> None:
             raise UserError(f"--{flag.name} means nothing with --{other}; leave one of them out")
 
 
-def _config() -> ConfigDict:
+def _config_from_flags() -> ConfigDict:
     """The config of --workdir or --config, or the defaults, as the other flags change it."""
     if _WORKDIR.value and _CONFIG.value is not None:
         raise UserError("--workdir has a config of its own; give it or --config, not both")
@@ -250,9 +250,12 @@ def _config() -> ConfigDict:
         evaluation.num_images = cli.at_least("num_images", _NUM_IMAGES.value, 2)
     if _METRICS.value is not None:
         evaluation.metrics = tuple(_METRICS.value)
-    for flag in (_SEED, _FEATURES, _SPLIT):
-        if flag.value is not None:
-            evaluation[flag.name] = flag.value
+    if _SEED.value is not None:
+        evaluation.seed = _SEED.value
+    if _FEATURES.value is not None:
+        evaluation.features = _FEATURES.value
+    if _SPLIT.value is not None:
+        evaluation.split = _SPLIT.value
     evaluation.allow_biased |= _ALLOW_BIASED.value
     return config
 

@@ -15,17 +15,22 @@ from diffusion_distill.data.batches import batches_of, to_uint8
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
+from diffusion_distill.diffusion.discrete import diffusers_ddim
 from diffusion_distill.diffusion.process import clip_x
 from diffusion_distill.diffusion.samplers import (
     SAMPLERS,
     SamplerState,
+    Step,
+    ancestral,
     image_keys,
     image_noise,
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
+from diffusion_distill.models.build import build_unet, make_denoiser, make_grid, make_schedule
 from diffusion_distill.models.unet import UNet
+
+DIFFUSERS = "ddim_diffusers"  # the sampler of a network with levels that is diffusers' own
 
 # (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
 SampleFn = Callable[[dict, jax.Array, jax.Array, jax.Array, int], jax.Array]
@@ -44,21 +49,17 @@ def make_sample_fn(
     mesh's own, says whose form the program has.
 
     Raises:
-        UserError: there is no sampler of that name.
+        UserError: there is no sampler of that name, or the network is none that it is for.
     """
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler is {sampler!r}; there are {', '.join(SAMPLERS)}")
-    step = SAMPLERS[sampler]
-    if sampler == "ancestral":
-        step = functools.partial(step, variance=config.eval.ancestral_variance)
-    schedule = make_schedule(config)
+    step, schedule = _step(config, sampler), make_schedule(config)
 
     def bind(params, keys, labels, shape):
         unclipped = make_denoiser(model, params, labels, config)
 
-        def denoiser(z, logsnr):
+        def clipped(z, logsnr):
             return clip_x(unclipped(z, logsnr), z, logsnr)
 
+        denoiser = unclipped if sampler == DIFFUSERS else clipped  # diffusers' step clips itself
         return denoiser, lambda i: image_noise(keys, i, shape)
 
     def whole_loop(params, z, keys, labels, num_steps):
@@ -96,6 +97,20 @@ def make_sample_fn(
     return loop_outside
 
 
+def _step(config: ConfigDict, sampler: str) -> Step:
+    """The step of a sampler; raises UserError as `make_sample_fn` does."""
+    if sampler == "ancestral":
+        return functools.partial(ancestral, variance=config.eval.ancestral_variance)
+    if sampler in SAMPLERS:
+        return SAMPLERS[sampler]
+    if sampler != DIFFUSERS:
+        raise UserError(f"sampler is {sampler!r}; there are {', '.join((*SAMPLERS, DIFFUSERS))}")
+    if config.model.architecture != "unet2d":
+        known = "network has no levels of diffusers' (config.model.architecture is not 'unet2d')"
+        raise UserError(f"sampler is {sampler!r}, but this {known}")
+    return diffusers_ddim(make_grid(config))
+
+
 @functools.cache
 def _starts(image_shape: tuple[int, int, int], mesh: Mesh) -> Callable:
     """(seed, indices [B]) -> the noise that images start from [B, H, W, C], their keys [B]."""
@@ -119,6 +134,7 @@ class SampleProgram:
     num_classes: int  # labels that the network knows; 0 where it has none
     mesh: Mesh
     batch_size: int  # images at once, at the most
+    max_steps: int | None  # of sampling; None for no bound
 
 
 def make_sample_program(
@@ -139,13 +155,21 @@ def make_sample_program(
     model = build_unet(config, image_shape[-1], num_classes)
     sample_fn = make_sample_fn(model, config, sampler, mesh)
     size = batch_size or config.runtime.sampler_batch_size
-    return SampleProgram(sample_fn, tuple(image_shape), model.num_classes, mesh, size)
+    bound = config.scheduler.num_train_timesteps if sampler == DIFFUSERS else None
+    return SampleProgram(sample_fn, tuple(image_shape), model.num_classes, mesh, size, bound)
 
 
 class Sampler:
-    """Images from one network in `num_steps` steps; `SampleProgram` has its other attributes."""
+    """Images from one network in `num_steps` steps; `SampleProgram` has its other attributes.
+
+    Raises:
+        UserError: the sampler takes fewer steps.
+    """
 
     def __init__(self, program: SampleProgram, params: dict, num_steps: int):
+        if program.max_steps is not None and num_steps > program.max_steps:
+            levels = f"{DIFFUSERS} takes at most one for each of {program.max_steps} levels"
+            raise UserError(f"num_steps is {num_steps}; {levels}")
         self.num_steps = num_steps
         self.image_shape, self.num_classes = program.image_shape, program.num_classes
         self._program, self._params, self._mesh = program, params, program.mesh

@@ -27,16 +27,17 @@ from diffusion_distill.devices.sharding import (
 )
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.generate import SampleProgram, Sampler, make_sample_program
-from diffusion_distill.interop import teacher as teachers
+from diffusion_distill.interop import given_teacher
+from diffusion_distill.interop.given_teacher import GivenTeacher
 from diffusion_distill.metrics.measure import Measurer, for_run
-from diffusion_distill.metrics.measure_stage import first_images, measuring_work, stage_row
+from diffusion_distill.metrics.stage_row import first_images, measuring_work, stage_row
 from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.models.unet import UNet
 from diffusion_distill.report.page import show_results
 from diffusion_distill.report.pictures import write_pictures
 from diffusion_distill.report.table import summary
 from diffusion_distill.runs import checkpoints
-from diffusion_distill.runs.network import Network, with_abstract_params
+from diffusion_distill.runs.network import Network
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan, started_from
 from diffusion_distill.storage.buckets import as_path
@@ -71,9 +72,9 @@ class Setup:
     workdir: Workdir  # where it is, or will be
     mesh: Mesh
     source: Source  # what is trained on
-    network: Network  # what is trained; its params are ShapeDtypeStructs
-    # whose weights the chain starts from; None where the run trains its own
-    teacher: teachers.Teacher | None
+    network: Network  # what is trained, untrained
+    # what the chain starts from; None where the run trains its own teacher
+    given_teacher: GivenTeacher | None
     stages: dict[str, Stage]  # by name, in order
     measurer: Measurer  # of its images
 
@@ -88,7 +89,7 @@ class Setup:
 
     def fixed_steps(self, stage: Stage) -> int | None:
         """The only number of steps of a teacher that is itself a student; else None."""
-        return self.workdir.fixed_steps(stage) if stage.teacher is None else None
+        return self.workdir.fixed_steps(stage) if not stage.is_student else None
 
 
 def check(config: ConfigDict, workdir: str | Path) -> Setup:
@@ -108,23 +109,22 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     _check_labels(config, source)
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
-    network = Network(config, source.image_shape, num_classes, None, {})
-    network = with_abstract_params(network, mesh)
-    teacher = teachers.find(network, workdir, mesh)
-    if teacher is not None:
+    network = Network.untrained(config, source.image_shape, num_classes, None, mesh)
+    given = given_teacher.find(network, workdir, mesh)
+    if given is not None:
         asked = config.distill.start_steps
-        config = started_from(config, teacher.path, teacher.fixed_steps)
+        config = started_from(config, given.path, given.fixed_steps)
         network = dataclasses.replace(network, config=config)
         if config.distill.start_steps != asked:
             say(
-                f"{teacher.path} is made for {teacher.fixed_steps} steps: distillation starts "
+                f"{given.path} is made for {given.fixed_steps} steps: distillation starts "
                 f"there, not at config.distill.start_steps {asked}"
             )
-    fixed_steps = teacher.fixed_steps if teacher else None
+    fixed_steps = given.fixed_steps if given else None
     folder = Workdir(as_path(workdir), config, source.image_shape, num_classes, fixed_steps)
     folder.check()
     stages = {stage.name: stage for stage in plan(config)}
-    return Setup(config, folder, mesh, source, network, teacher, stages, measurer)
+    return Setup(config, folder, mesh, source, network, given, stages, measurer)
 
 
 def _check_labels(config: ConfigDict, source: Source) -> None:
@@ -157,7 +157,7 @@ class Programs:
 
     def update(self, stage: Stage):
         """The step of a stage; see `make_update`."""
-        setup, is_student = self._setup, stage.teacher is not None
+        setup, is_student = self._setup, stage.is_student
         if is_student not in self._updates:
             recipe = Recipe(setup.model(stage.dropout), setup.config, stage, setup.mesh)
             self._updates[is_student] = make_update(recipe, setup.abstract(stage))
@@ -197,46 +197,53 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
             if stage.name in measured and workdir.is_settled(stage):
                 continue
             say(f"{stage.name}: stage {number} of {len(setup.stages)}, {stage.updates} updates")
-            params, seconds = train_stage(setup, programs, stage, stop, run_left)
+            params, seconds = stage_weights(setup, programs, stage, stop, run_left)
             if stage.name not in measured:
                 _measure(setup, programs, stage, params, seconds)
             del params  # frees the devices for the next stage
 
 
-def train_stage(
+def stage_weights(
     setup: Setup, programs: Programs, stage: Stage, stop: StopSignal, run_left: RunLeft = no_run
 ) -> tuple[dict, float]:
     """The averaged weights of a stage at its end, and the seconds that training it took.
 
-    What is left to train is trained now; where the end of its teacher was damaged since, that too.
+    Read where it is finished, copied where its teacher was trained elsewhere, trained otherwise. A
+    student gets its teacher's by the same call, so normally from the disk.
     """
-    workdir = setup.workdir
-    directory, abstract = checkpoints.folder(workdir.path, stage.name), setup.abstract(stage)
-    with contextlib.suppress(CheckpointError):  # not at its end: newest_whole says why
-        params = checkpoints.load_ema_params(directory, stage.updates, abstract.ema_params)
+    directory = checkpoints.folder(setup.workdir.path, stage.name)
+    with contextlib.suppress(CheckpointError):  # not whole at its end: newest_whole says why
+        params = checkpoints.load_ema_params(directory, stage.updates, setup.network.params)
         return params, checkpoints.verify(directory, stage.updates, "meta").meta()["seconds"]
     whole = checkpoints.newest_whole(directory, say)
-    if stage.updates == 0:
-        return teachers.copy(setup.teacher, setup.network, workdir, setup.mesh), 0.0
+    if stage.is_given:
+        copied = given_teacher.copy(setup.given_teacher, setup.network, setup.workdir, setup.mesh)
+        return copied, 0.0
     teacher_params = None
-    if stage.teacher is not None:
+    if stage.is_student:
         before = setup.stages[stage.teacher]
-        teacher_params, _ = train_stage(setup, programs, before, stop, run_left)
+        teacher_params, _ = stage_weights(setup, programs, before, stop, run_left)
     checkpoints.set_aside_newer(directory, whole)
-    if whole is None:
-        state, seconds = _first_state(setup, stage, teacher_params), 0.0
-    else:
-        state = TrainState.of_trees(whole.trees(abstract.trees()))
-        seconds = whole.meta()["seconds"]
-        say(f"{stage.name}: going on from {whole.path}")
+    state, seconds = _state(setup, stage, whole, teacher_params)
     if teacher_params is not None:
         teacher_params = programs.cast(teacher_params)  # frees those of float32
-    workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
+    setup.workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
     update, step = programs.update(stage), int(fetch(state.step))
     job = Job(stage, setup.config, setup.mesh, update, teacher_params, programs.feed)
-    recorder = Recorder(stage, setup.config, workdir.path, step, seconds, run_left)
+    recorder = Recorder(stage, setup.config, setup.workdir.path, step, seconds, run_left)
     state = train(job, state, recorder, stop)
     return state.ema_params, recorder.seconds
+
+
+def _state(
+    setup: Setup, stage: Stage, whole: checkpoints.WholeCheckpoint | None, teacher_params
+) -> tuple[TrainState, float]:
+    """Where a stage stands, and the seconds that training it took so far."""
+    if whole is None:
+        return _first_state(setup, stage, teacher_params), 0.0
+    say(f"{stage.name}: going on from {whole.path}")
+    state = TrainState.of_trees(whole.trees(setup.abstract(stage).trees()))
+    return state, whole.meta()["seconds"]
 
 
 def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> TrainState:

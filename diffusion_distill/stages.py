@@ -16,7 +16,7 @@ class Stage:
     num_steps: int
     # name of the stage whose averaged weights it starts and learns from; None for the teacher
     teacher: str | None
-    updates: int  # how many it makes; 0 for a teacher that was trained elsewhere
+    updates: int  # how many it makes; 0 where it is given
     # see `learning_rate` in training/step.py
     learning_rate: float
     warmup: int
@@ -27,9 +27,19 @@ class Stage:
     dropout: float
 
     @property
+    def is_student(self) -> bool:
+        """Whether it learns from another stage."""
+        return self.teacher is not None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it is a teacher that was trained elsewhere, and is copied."""
+        return self.updates == 0
+
+    @property
     def rng_id(self) -> int:
         """The number that tells this stage's randomness from the others': 0 for the teacher."""
-        return self.num_steps if self.teacher else 0
+        return self.num_steps if self.is_student else 0
 
 
 def plan(config: ConfigDict) -> list[Stage]:

@@ -204,7 +204,7 @@ ROWS = {
     "eval.reference": _TEXT,
     "eval.allow_biased": _FLAG,
     "eval.max_steps": integer(1),
-    "eval.baselines": names(("ddim", "ancestral", "dpmpp_2m", "heun")),
+    "eval.baselines": names(("ddim", "ancestral", "dpmpp_2m", "heun", "ddim_diffusers")),
     "eval.baseline_images": _BASELINE_IMAGES,
     "eval.ancestral_variance": _SHARE,
     "eval.label_agreement": _FLAG,
@@ -309,6 +309,9 @@ def _check_together(config):
         _reject("model.num_heads", model.num_heads, "0 exactly where model.head_dim is not")
     if model.architecture == "unet2d":
         _check_unet2d(config)
+    elif "ddim_diffusers" in evaluation.baselines and not distill.teacher:
+        accepted = "without ddim_diffusers where model.architecture is not unet2d"
+        _reject("eval.baselines", evaluation.baselines, accepted)
     if diffusion.logsnr_min >= diffusion.logsnr_max:
         _reject("diffusion.logsnr_min", diffusion.logsnr_min, "less than logsnr_max")
     if distill.end_steps > distill.start_steps:

@@ -9,7 +9,7 @@ import inspect
 import re
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill import paper
 from diffusion_distill.config import base
@@ -51,7 +51,7 @@ def value_text(value) -> str:
     return repr(value).replace("'", '"')
 
 
-def configs() -> list[ml_collections.ConfigDict]:
+def configs() -> list[ConfigDict]:
     """The paper's: CIFAR-10, ImageNet 64, LSUN 128."""
     return [paper.cifar10(), paper.imagenet64(), paper.lsun128("church")]
 

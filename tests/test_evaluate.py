@@ -8,7 +8,8 @@ from configs.digits_distill import get_config
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
 from diffusion_distill.errors import UserError
-from diffusion_distill.evaluate import Chosen, measure_images, measure_stage
+from diffusion_distill.evaluate import Chosen, evaluate_images, evaluate_stage
+from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.files import read_rows
 from tests import commands
@@ -63,7 +64,7 @@ def test_a_stage_against_anybodys_images_needs_no_data(workdir, digits):
     """Nor has it a judge of labels, whom only the data could teach."""
     config = Workdir.open(workdir).config
     config.eval.num_images, config.data.name, config.data.path = 60, "npz", "nowhere"
-    (row,) = measure_stage(config, Chosen(str(workdir), 1), reference=digits[1])
+    (row,) = evaluate_stage(config, Chosen(str(workdir), 1), reference=digits[1])
     assert row["metrics"] == ["fd_pixels60_vs_others"]
     assert (row["stage"], row["num_steps"], row["sampler"]) == ("student_0001", 1, "ddim")
     assert row["reference"]["count"] == 1597
@@ -71,15 +72,28 @@ def test_a_stage_against_anybodys_images_needs_no_data(workdir, digits):
     assert read_rows(workdir / "evaluations.jsonl") == [row]
 
 
+def test_a_row_names_the_stage_that_was_sampled(workdir, digits, monkeypatch):
+    """Also where the last finished stage is wanted, and another is finished meanwhile."""
+    names = iter(["teacher", "student_0001"])
+    found = Workdir.finished_stage
+    monkeypatch.setattr(Workdir, "finished_stage", lambda run, steps=None, name=None: found(
+        run, steps, name or next(names)))  # fmt: skip
+    config = Workdir.open(workdir).config
+    config.eval.num_images, config.data.path = 60, "nowhere"
+    (row,) = evaluate_stage(config, Chosen(str(workdir)), reference=digits[1])
+    sampler = load_sampler(workdir, stage="teacher")
+    assert (row["stage"], row["sha256"]) == ("teacher", sampler.fingerprint())
+
+
 def test_two_sets_and_their_statistics(tmp_path, digits, capsys):
     """Images against images, and against their mu and sigma, are the same distance."""
     folder, npz = digits
     out = tmp_path / "out.jsonl"
-    measure_images(pixels_config("fd", "precision_recall"), folder, reference=npz, out=out)
+    evaluate_images(pixels_config("fd", "precision_recall"), folder, reference=npz, out=out)
     pixels = DIGITS.images()[200:].reshape(1597, -1) / 127.5 - 1
     np.savez(tmp_path / "stats.npz", mu=pixels.mean(0), sigma=np.cov(pixels, rowvar=False))
     statistics = str(tmp_path / "stats.npz")
-    measure_images(pixels_config("fd", "kid"), folder, reference=statistics, out=out)
+    evaluate_images(pixels_config("fd", "kid"), folder, reference=statistics, out=out)
     assert "kid: vs_stats has statistics only" in capsys.readouterr().out
     first, second = read_rows(out)
     assert first["metrics"] == [
@@ -99,7 +113,7 @@ def test_images_against_the_data_of_a_config_are_drawn_from_all_of_them(config, 
     """Not the first of them, which here are all of a few classes."""
     by_class = DIGITS.images()[np.argsort(DIGITS.labels, kind="stable")]
     np.savez(tmp_path / "by_class.npz", images=by_class)
-    (row,) = measure_images(config, str(tmp_path / "by_class.npz"), 500)
+    (row,) = evaluate_images(config, str(tmp_path / "by_class.npz"), 500)
     assert "images: 500 of 1,797, drawn at random" in capsys.readouterr().out
     assert row["fd_pixels500_train"] < 1.0  # 500 drawn at random: 0.3; the first 500: 7
 
@@ -120,7 +134,7 @@ def test_mistakes(config, tmp_path, digits, changed, arguments, message):
     if "reference" in arguments:
         arguments["reference"] = arguments["reference"].format(small=tmp_path / "small.npz")
     with pytest.raises(UserError, match=message):
-        measure_images(config, digits[0], **arguments)
+        evaluate_images(config, digits[0], **arguments)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def level_of(logsnr: jax.Array, logsnr_of_levels: Sequence[float]) -> jax.Array:
 
 
 class Grid(NamedTuple):
-    """Which levels a sampler of diffusers visits, and how it clips; fields have diffusers' names."""
+    """Which levels a sampler of diffusers visits, and how it clips, by diffusers' names."""
 
     logsnr_of_levels: tuple[float, ...]
     timestep_spacing: str  # one of SPACINGS

@@ -141,7 +141,7 @@ class World:
         """By the steps side by side, whom they are drawn by: [a student, the teacher], or None."""
         stages = self.stages()
         students = {stage.num_steps: stage.name for stage in stages if stage.teacher}
-        teachers = [stage for stage in stages if not stage.teacher]
+        teachers = [stage for stage in stages if not stage.is_student]
         drawn = {}
         for steps in COMPARED:
             able = [t.name if self.run.fixed_steps(t) in (None, steps) else None for t in teachers]

@@ -21,12 +21,7 @@ from diffusion_distill.config import base
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export
 from diffusion_distill.models.build import make_levels
-from diffusion_distill.runs.network import (
-    Network,
-    flatten,
-    with_abstract_params,
-    with_weights,
-)
+from diffusion_distill.runs.network import Network, flatten, with_weights
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json
 from diffusion_distill.terminal.console import say
@@ -53,8 +48,8 @@ def is_diffusers(path: str | Path) -> bool:
     return (path / CONFIG).exists() and "_class_name" in read_json(path / CONFIG)
 
 
-def describe(path: str | Path) -> Network:
-    """The network in a folder, without its weights; its config has what the folder says.
+def describe(path: str | Path) -> tuple[ConfigDict, tuple[int, int, int]]:
+    """(the config of the network in a folder, the shape (H, W, C) of its images).
 
     Sections unet2d and scheduler have diffusers' own fields; diffusion.parameterization is what is
     predicted, and the range of logSNR is cut to that of the levels. Raises UserError where a file
@@ -84,8 +79,7 @@ def describe(path: str | Path) -> Network:
     levels = make_levels(config)
     config.diffusion.logsnr_min = max(base().diffusion.logsnr_min, _finite(levels[-1]))
     config.diffusion.logsnr_max = min(base().diffusion.logsnr_max, _finite(levels[0]))
-    shape = _image_shape(fields, file)
-    return Network(config, shape, config.unet2d.num_class_embeds, None, {})
+    return config, _image_shape(fields, file)
 
 
 def read(
@@ -93,11 +87,12 @@ def read(
 ) -> Network:
     """The network in a folder.
 
-    `check` gets it before anything large is read, its params ShapeDtypeStructs. Raises UserError as
-    `describe` does, and where the weights are missing, damaged, or others than config.json's.
+    `check` gets it, untrained, before anything large is read. Raises UserError as `describe` does,
+    and where the weights are missing, damaged, or others than config.json's.
     """
     path = as_path(path)
-    network = with_abstract_params(describe(path), mesh)
+    config, shape = describe(path)
+    network = Network.untrained(config, shape, config.unet2d.num_class_embeds, None, mesh)
     check(network)
     folder = path / "unet" if (path / "unet").is_dir() else path
     file = folder / WEIGHTS
@@ -108,7 +103,7 @@ def read(
             f'python -c "from diffusers import UNet2DModel; {line}"'
         )
     weights = export.read_weights(file)
-    return with_weights(network, _renamed(network.params, weights), mesh, str(path))
+    return with_weights(network, _renamed(network.params, weights), str(path))
 
 
 def their_name(name: str) -> str:

@@ -37,6 +37,8 @@ from diffusion_distill.validate import DTYPES, from_dict
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
+_FIRST = ("model", "diffusion")  # of a config, what every description has; older ones no more
+_SECTIONS = (*_FIRST, "unet2d", "scheduler")
 # Of weights in the file, by the names of validate.DTYPES and by those of the format.
 _DTYPES = {name: jnp.dtype(name) for name in DTYPES}
 _STORED = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"], "F16": np.dtype("float16")}
@@ -84,13 +86,13 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     path = as_path(path)
     fields = read_json(path / DESCRIPTION)
     try:
-        network = _network(fields)
+        network = _network(fields, mesh)
         expected = fields["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
         raise UserError(f"{path / DESCRIPTION} cannot be used: {reason}") from None
     weights = read_weights(path / WEIGHTS, expected)
-    return with_weights(network, weights, mesh, str(path))
+    return with_weights(network, weights, str(path))
 
 
 def read_weights(file: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
@@ -136,17 +138,16 @@ def _description(network: Network) -> dict:
             "batch_size": config["runtime"]["sampler_batch_size"],
             "loop": config["runtime"]["sampler_loop"],
         },
-        "model": config["model"],
-        "diffusion": config["diffusion"],
+        **{name: config[name] for name in _SECTIONS},
     }
 
 
-def _network(fields: dict) -> Network:
-    """The network, without weights, that a description describes; checks every field."""
+def _network(fields: dict, mesh: Mesh) -> Network:
+    """The network, untrained, that a description describes; checks every field."""
     if fields["format_version"] != FORMAT_VERSION:
         raise UserError(f"format_version is {fields['format_version']!r}, not {FORMAT_VERSION}")
     config = to_dict(base())
-    config["model"], config["diffusion"] = fields["model"], fields["diffusion"]
+    config |= {name: fields[name] for name in _SECTIONS if name in fields or name in _FIRST}
     sampler = fields["sampler"]
     config["eval"]["ancestral_variance"] = sampler["ancestral_variance"]
     config["runtime"]["sampler_batch_size"] = sampler["batch_size"]
@@ -163,7 +164,7 @@ def _network(fields: dict) -> Network:
             raise UserError(f"{name} has {value!r}; it must be an integer of at least {low}")
     height, width, channels = fields["image_shape"]
     shape, fixed_steps = (height, width, channels), None if continuous else num_steps
-    return Network(from_dict(config), shape, fields["num_classes"], fixed_steps, params={})
+    return Network.untrained(from_dict(config), shape, fields["num_classes"], fixed_steps, mesh)
 
 
 def main(argv: list[str]) -> None:

@@ -1,13 +1,13 @@
-"""Samplers from files: of a run's workdir, of an exported folder, of a published checkpoint."""
+"""Samplers from files: of a run's workdir, of a folder of ours or diffusers', of a published file."""
 
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, make_sample_program
-from diffusion_distill.interop import export, published
+from diffusion_distill.interop import diffusers, export, published
 from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
@@ -19,20 +19,22 @@ def load_sampler(
     num_steps: int | None = None,
     stage: str | None = None,
     sampler: str = "ddim",
-    config: str | Path | ml_collections.ConfigDict | None = None,
+    config: str | Path | ConfigDict | None = None,
     batch_size: int | None = None,
 ) -> Sampler:
     """The sampler of a trained network; only averaged weights are loaded, and verified first.
 
     Args:
-        path: the workdir of a run; a folder that interop/export.py wrote; or a checkpoint that the
-            paper's authors published (interop/published.py).
+        path: the workdir of a run; a folder that interop/export.py wrote; one that diffusers wrote
+            (interop/diffusers.py); or a checkpoint that the paper's authors published
+            (interop/published.py).
         num_steps: of a workdir, the steps of the stage wanted; None for the last that is finished.
             A student takes its own number of steps alone. What was trained in continuous time (with
             stage="teacher" in a workdir), or does not say, takes any: None is then the config's
             distill.start_steps.
         stage: of a workdir, a stage's name, in place of num_steps.
-        sampler: one of "ddim", "ancestral", "dpmpp_2m", "heun". Students are made for "ddim".
+        sampler: one of "ddim", "ancestral", "dpmpp_2m", "heun". Students are made for "ddim". A
+            network of diffusers' also takes "ddim_diffusers": the images of its own DDIMScheduler.
         config: for a published checkpoint, and only there: its config, or a file of one, "FILE.py"
             or "FILE.py:VARIANT". data.image_size must be the side of its images.
         batch_size: images at once; None for the config's.
@@ -44,7 +46,8 @@ def load_sampler(
     """
     where, mesh = as_path(path), make_mesh()
     is_published = where.is_file()
-    is_workdir = not is_published and not export.is_export(where)
+    is_diffusers = not is_published and diffusers.is_diffusers(where)
+    is_workdir = not is_published and not is_diffusers and not export.is_export(where)
     if is_published and config is None:
         needed = 'its config, as in config="configs/cifar10_distill.py"'
         raise UserError(f"{where} is a file; a published checkpoint needs {needed}")
@@ -56,11 +59,13 @@ def load_sampler(
         run = Workdir.open(where)
         network = from_stage(run, run.finished_stage(num_steps, stage), mesh)
     elif is_published:
-        if isinstance(config, ml_collections.ConfigDict):
+        if isinstance(config, ConfigDict):
             validate(config)
         else:
             config = from_file(str(config))
         network = published.load(where, config, mesh)
+    elif is_diffusers:
+        network = diffusers.read(where, mesh)
     else:
         network = export.read(where, mesh)
     if num_steps is not None and num_steps < 1:

@@ -15,11 +15,11 @@ extension types of shape, dtype and bytes, so that reading one runs no code of t
 import dataclasses
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from absl import flags
 from flax import serialization, traverse_util
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
@@ -84,7 +84,7 @@ def read(path: str | Path) -> Published:
     return Published(weights, _fixed_steps(fields.get("num_sample_steps"), path))
 
 
-def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Network:
+def load(path: str | Path, config: ConfigDict, mesh: Mesh) -> Network:
     """The network of a published file; its channels and labels are read off the weights.
 
     `config` has its architecture and diffusion; data.image_size is the side of its images. Raises
@@ -99,8 +99,9 @@ def load(path: str | Path, config: ml_collections.ConfigDict, mesh: Mesh) -> Net
     image_shape = (side, side, published.image_channels)
     if config.model.class_conditional and not published.num_classes:
         raise UserError(f"config.model.class_conditional is True, but {path} has no class_emb")
-    network = Network(config, image_shape, published.num_classes, published.fixed_steps, {})
-    return with_weights(network, published.weights, mesh, str(path))
+    classes, fixed_steps = published.num_classes, published.fixed_steps
+    network = Network.untrained(config, image_shape, classes, fixed_steps, mesh)
+    return with_weights(network, published.weights, str(path))
 
 
 def _weights(tree: dict, path: Path) -> dict[str, np.ndarray]:

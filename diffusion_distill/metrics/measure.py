@@ -96,7 +96,7 @@ class Measurer:
 
     @functools.cached_property
     def yardstick(self) -> Yardstick:
-        """The metrics that config.eval asks for, against the reference."""
+        """The metrics that config.eval asks for; computes the reference where none is kept."""
         judge = None
         if self._labelled is not None:
             judge = LabelJudge(self._labelled.images(), self._labelled.labels)
@@ -126,20 +126,20 @@ class Measurer:
         Blocks, and in the end the result, are kept in `folder`; whoever asks removes it. Lines of
         progress begin with `label`.
         """
-        made_of = request.made_of | {
+        request_made_of = request.made_of | {
             "metrics": list(self.config.eval.metrics),
             "features": self._network.name,
             "network": self._network.fingerprint,
             "judge": self._labelled is not None,
         }
-        key = made_of | {"reference": self.yardstick.reference.made_of}
-        result = _kept(folder / "result.json", key)
+        result_made_of = request_made_of | {"reference": self.yardstick.reference.made_of}
+        result = _kept(folder / "result.json", result_made_of)
         if result is None:
-            store = BlockStore(folder / "blocks", made_of, say)
+            store = BlockStore(folder / "blocks", request_made_of, say)
             with self.progress(label, request.count) as on_batch:
                 result = self.yardstick.measure(request, store, on_batch)
             folder.mkdir(parents=True, exist_ok=True)
-            fields = {"made_of": key, "values": result.values, "notes": result.notes}
+            fields = {"made_of": result_made_of, "values": result.values, "notes": result.notes}
             write_atomically(folder / "result.json", json.dumps(fields, indent=1) + "\n")
             store.clear()
         return Result(result.values, result.notes | request.notes)
@@ -224,10 +224,10 @@ def config_reference(config: ConfigDict, source: Source | None = None) -> Source
     return everywhere(lambda: sources.load(config.data, evaluation.split or None, cache))
 
 
-def _kept(path: Path, key: dict) -> Result | None:
-    """The result in a file, where there is one and it is of this."""
+def _kept(path: Path, made_of: dict) -> Result | None:
+    """The result in a file, where there is one and it is made of this."""
     with contextlib.suppress(UserError, KeyError):
         found = on_main(lambda: read_json(path))
-        if found["made_of"] == key:
+        if found["made_of"] == made_of:
             return Result(found["values"], found["notes"])
     return None

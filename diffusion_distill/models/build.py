@@ -1,5 +1,6 @@
 """The network and the schedule that a config describes."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import with_shardings
-from diffusion_distill.diffusion.discrete import BETAS, logsnr_of_levels, rescale_to_zero_snr
+from diffusion_distill.diffusion.discrete import BETAS, Grid, logsnr_of_levels, rescale_to_zero_snr
 from diffusion_distill.diffusion.process import Denoiser, output_channels, predict
 from diffusion_distill.diffusion.schedule import cosine_logsnr
 from diffusion_distill.errors import UserError
@@ -76,6 +77,14 @@ def make_levels(config: ConfigDict) -> np.ndarray:
     if scheduler.rescale_betas_zero_snr:
         betas = rescale_to_zero_snr(betas)
     return logsnr_of_levels(betas)
+
+
+def make_grid(config: ConfigDict) -> Grid:
+    """What diffusers' DDIMScheduler does with the levels of a config."""
+    scheduler, levels = config.scheduler, tuple(map(float, make_levels(config)))
+    limit = scheduler.clip_sample_range if scheduler.clip_sample else math.inf
+    spacing, offset = scheduler.timestep_spacing, scheduler.steps_offset
+    return Grid(levels, spacing, offset, scheduler.set_alpha_to_one, limit)
 
 
 def init_params(model: UNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:

@@ -190,7 +190,8 @@ class UNet2D(nn.Module):
         h = 2.0 * z - 1.0 if self.center_input_sample else z
         h = Conv(self.block_out_channels[0], dtype=self.dtype, name="conv_in")(h)
         skips = [h]
-        for level, (kind, width) in enumerate(zip(self.down_block_types, self.block_out_channels)):
+        for level, width in enumerate(self.block_out_channels):
+            kind = self.down_block_types[level]
             name, (attends, resampling) = f"down_blocks.{level}", DOWN_BLOCKS[kind]
             for block in range(self.layers_per_block):
                 h = resnet(h, f"{name}.resnets.{block}", width)
@@ -209,8 +210,8 @@ class UNet2D(nn.Module):
             h = attention(h, "mid_block.attentions.0", num_groups=groups, scale_factor=factor)
         h = resnet(h, "mid_block.resnets.1", width, scale_factor=factor)
 
-        widths = reversed(self.block_out_channels)
-        for level, (kind, width) in enumerate(zip(self.up_block_types, widths)):
+        for level, width in enumerate(reversed(self.block_out_channels)):
+            kind = self.up_block_types[level]
             name, (attends, resampling) = f"up_blocks.{level}", UP_BLOCKS[kind]
             for block in range(self.layers_per_block + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
@@ -263,7 +264,7 @@ class UNet2D(nn.Module):
         return Resample2D(resample, self.downsample_padding, self.dtype, name=name)(h)
 
     def _check(self, z, labels):
-        batch, height, width, _ = z.shape
+        _, height, width, _ = z.shape
         levels = len(self.block_out_channels)
         factor = 2 ** (levels - 1)
         if height % factor or width % factor:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill import stages
 from diffusion_distill.devices.sharding import check_divides, make_mesh
@@ -36,7 +36,7 @@ class Plan:
 
 
 def make_plan(
-    config: ml_collections.ConfigDict, topology: hardware.Topology, effort: float = LEAST_EFFORT
+    config: ConfigDict, topology: hardware.Topology, effort: float = LEAST_EFFORT
 ) -> Plan:
     """The plan of a config; compiles what the cache does not have.
 

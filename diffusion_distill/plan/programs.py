@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import Batch
@@ -45,7 +45,7 @@ class Data:
     assumed: str = ""  # what had to be assumed, in words
 
 
-def describe(config: ml_collections.ConfigDict) -> Data:
+def describe(config: ConfigDict) -> Data:
     """What is known of a config's data: from the data itself, or from the config.
 
     Raises:
@@ -88,12 +88,10 @@ class Program:
 
 def program_of(stage: Stage) -> str:
     """The name of the program that makes a stage's updates: all students share one."""
-    return "teacher" if stage.teacher is None else "student"
+    return "teacher" if not stage.is_student else "student"
 
 
-def programs(
-    config: ml_collections.ConfigDict, stages: list[Stage], data: Data, mesh: Mesh
-) -> list[Program]:
+def programs(config: ConfigDict, stages: list[Stage], data: Data, mesh: Mesh) -> list[Program]:
     """The updates that a config's stages need, and its sampler last, as on an accelerator.
 
     A teacher that is not trained here has no update.
@@ -112,7 +110,7 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
     count, whole = updates_per_call(config, _PLATFORM), replicated(mesh)
     model, params = _network(config, data, mesh, stage.dropout)
     teacher = None
-    if stage.teacher:  # its weights as run.py gives them to a student's update
+    if stage.is_student:  # its weights as run.py gives them to a student's update
         weights = jax.eval_shape(lambda p: compute_weights(p, model.dtype), params)
         teacher = with_shardings(mesh, weights)
     number, key = _array((), jnp.int32, whole), _array((), _key_dtype(), whole)

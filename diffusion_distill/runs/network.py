@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-import ml_collections
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import place, shardings
 from diffusion_distill.errors import UserError
@@ -18,20 +18,45 @@ from diffusion_distill.stages import Stage
 SHOWN = 3  # differences that a message names; it counts the rest
 
 # Fields of a config that change how a network is computed or trained, but not what it is.
-_FREE = {"model": ("dtype",), "diffusion": ("weighting",)}
+_FREE = {"model": ("dtype",), "diffusion": ("weighting",), "unet2d": ()}
+_FREE["scheduler"] = (
+    "clip_sample clip_sample_range timestep_spacing steps_offset set_alpha_to_one".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A trained network and all that is needed to sample from it."""
+    """A network, its weights, and all that is needed to sample from it."""
 
-    config: ml_collections.ConfigDict  # whose sections model and diffusion describe it
+    config: ConfigDict  # whose sections model and diffusion describe it
     image_shape: tuple[int, int, int]  # (H, W, C) of its images
     num_classes: int  # labels that it knows; 0 for none
     # The only number of sampling steps that it takes; None where it was trained in continuous
     # time, or nobody knows: any will do.
     fixed_steps: int | None
-    params: dict  # its averaged weights, on the devices of a mesh
+    # its averaged weights, on the devices of a mesh; ShapeDtypeStructs with shardings where it is
+    # untrained
+    params: dict
+
+    @classmethod
+    def untrained(
+        cls,
+        config: ConfigDict,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        fixed_steps: int | None,
+        mesh: Mesh,
+    ) -> "Network":
+        """A network without weights: their shapes and shardings alone; nothing is computed.
+
+        Raises UserError where the config's network does not fit such images.
+        """
+        try:
+            model = build_unet(config, image_shape[-1], num_classes)
+            params = abstract_params(model, image_shape, mesh)
+        except ValueError as error:
+            raise UserError(f"config.model does not fit the data: {error}") from error
+        return cls(config, image_shape, num_classes, fixed_steps, params)
 
 
 def from_stage(
@@ -39,43 +64,27 @@ def from_stage(
 ) -> Network:
     """A finished stage of a run. Only its averaged weights are read, and verified first.
 
-    `check` gets it before anything large is read, its params ShapeDtypeStructs. Raises
+    `check` gets it, untrained, before anything large is read. Raises
     CheckpointError where the weights are damaged.
     """
     fixed_steps = run.fixed_steps(stage)
-    network = Network(run.config, run.image_shape, run.num_classes, fixed_steps, {})
-    network = with_abstract_params(network, mesh)
+    network = Network.untrained(run.config, run.image_shape, run.num_classes, fixed_steps, mesh)
     check(network)
     directory = checkpoints.folder(run.path, stage.name)
     params = checkpoints.load_ema_params(directory, stage.updates, network.params)
     return dataclasses.replace(network, params=params)
 
 
-def with_abstract_params(network: Network, mesh: Mesh) -> Network:
-    """A network with ShapeDtypeStructs with shardings for params; no weights are computed.
+def with_weights(untrained: Network, weights: Mapping[str, np.ndarray], where: str) -> Network:
+    """An untrained network with weights by name, as float32 arrays on its mesh's devices.
 
-    Raises UserError where the network does not fit images of its shape.
+    `where` they are from is for messages. Raises UserError where names or shapes are not those of
+    the network.
     """
-    try:
-        model = build_unet(network.config, network.image_shape[-1], network.num_classes)
-        params = abstract_params(model, network.image_shape, mesh)
-    except ValueError as error:
-        raise UserError(f"config.model does not fit the data: {error}") from error
-    return dataclasses.replace(network, params=params)
-
-
-def with_weights(
-    network: Network, weights: Mapping[str, np.ndarray], mesh: Mesh, where: str
-) -> Network:
-    """A network with weights by name, as float32 arrays on the devices of a mesh.
-
-    Raises UserError where names or shapes are not those of the network's config.
-    """
-    network = with_abstract_params(network, mesh)
-    _check_shapes(network.params, weights, where)
+    _check_shapes(untrained.params, weights, where)
     arrays = {name: np.asarray(w, np.float32) for name, w in weights.items()}
     tree = traverse_util.unflatten_dict(arrays, sep="/")
-    return dataclasses.replace(network, params=place(tree, shardings(network.params)))
+    return dataclasses.replace(untrained, params=place(tree, shardings(untrained.params)))
 
 
 def flatten(params: dict) -> dict:

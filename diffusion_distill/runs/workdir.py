@@ -17,7 +17,7 @@ import json
 import shutil
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from diffusion_distill.config import differences, to_dict
 from diffusion_distill.devices.distributed import from_main
@@ -48,7 +48,7 @@ class Workdir:
     """A run's folder."""
 
     path: Path
-    config: ml_collections.ConfigDict  # as this start wants it
+    config: ConfigDict  # as this start wants it
     image_shape: tuple[int, int, int]  # (H, W, C) of the run's images
     num_classes: int  # labels that the run's network knows; 0 for none
     # The only number of sampling steps that its teacher takes, where config.distill.teacher names
@@ -134,7 +134,7 @@ class Workdir:
 
     def fixed_steps(self, stage: Stage) -> int | None:
         """The only number of sampling steps that a stage's network takes; None for any."""
-        return stage.num_steps if stage.teacher else self.teacher_fixed_steps
+        return stage.num_steps if stage.is_student else self.teacher_fixed_steps
 
     def finished_stage(self, num_steps: int | None = None, name: str | None = None) -> Stage:
         """The finished stage of that number of steps, or of that name; the last one for None.

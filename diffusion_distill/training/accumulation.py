@@ -56,25 +56,25 @@ def update_in_calls(
     For CPUs, where XLA runs convolutions inside a loop about 20 times slower than outside.
 
     Args:
-        batch_of: (data, row) -> Batch.
+        batch_of: (data, pick) -> Batch.
         state_shardings, weight_shardings: of the state, and of one tree of weights.
     """
     count = recipe.config.runtime.accumulation
-    whole, split_rows = replicated(recipe.mesh), batched(recipe.mesh, leading=1)
+    whole, over_parts = replicated(recipe.mesh), batched(recipe.mesh, leading=1)
     in_place = functools.partial(
         jax.jit, donate_argnums=0, compiler_options=compiler.options("cpu")
     )
 
-    @functools.partial(jax.jit, out_shardings=split_rows)
-    def draw_row(step, data, rows, k, key, this_round):
-        batch = batch_of(data, jax.tree.map(lambda r: r[k], rows))
+    @functools.partial(jax.jit, out_shardings=over_parts)
+    def draw_parts(step, data, picks, k, key, this_round):
+        batch = batch_of(data, jax.tree.map(lambda p: p[k], picks))
         return split(draw(recipe, step, batch, key, this_round), count)
 
-    @functools.partial(jax.jit, out_shardings=(weight_shardings, split_rows))
+    @functools.partial(jax.jit, out_shardings=(weight_shardings, over_parts))
     def start(params, t):
         return jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(t)
 
-    @functools.partial(in_place, out_shardings=(weight_shardings, split_rows))
+    @functools.partial(in_place, out_shardings=(weight_shardings, over_parts))
     def add(sums, params, teacher_params, examples, k, this_round):
         total, losses = sums
         part = jax.tree.map(lambda a: a[k], examples)
@@ -93,15 +93,15 @@ def update_in_calls(
     def numbers(size):
         return [place(np.int32(k), whole) for k in range(size)]
 
-    def update(state, teacher_params, data, rows, key, this_round):
+    def update(state, teacher_params, data, picks, key, this_round):
         metrics = []
-        for row in numbers(jax.tree.leaves(rows)[0].shape[0]):
-            examples = draw_row(state.step, data, rows, row, key, this_round)
+        for n in numbers(jax.tree.leaves(picks)[0].shape[0]):
+            examples = draw_parts(state.step, data, picks, n, key, this_round)
             sums = start(state.params, examples.t)
             for k in numbers(count):
                 sums = add(sums, state.params, teacher_params, examples, k, this_round)
-            state, row_metrics = finish(state, *sums, examples.t, this_round)
-            metrics.append(row_metrics)
+            state, its_metrics = finish(state, *sums, examples.t, this_round)
+            metrics.append(its_metrics)
         return state, stack(metrics)
 
     return update

@@ -30,12 +30,12 @@ class Feed:
         if on_device == "always" or (on_device == "auto" and source.nbytes <= RESIDENT):
             self.data = place(Batch(source.images(), source.labels), replicated(mesh))
 
-    def calls(
-        self, seed: int, stage: int, batch_size: int, calls: Iterable[tuple[int, int]]
+    def batches(
+        self, seed: int, stage: int, batch_size: int, spans: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[int, int, jax.Array | Batch]]:
-        """For each (first step, number of updates K): (first, K, rows), what the update reads.
+        """For each span (first step, number of updates K): (first, K, picks), what a call reads.
 
-        rows are int32 indices [K, B] into `data`, or where that is None a Batch of uint8 images
+        picks are int32 indices [K, B] into `data`, or where that is None a Batch of uint8 images
         [K, B, H, W, C] and labels [K, B]. Each process reads no more than the part of a batch that
         its own devices hold. For the other arguments see `batch_indices`.
         """
@@ -46,12 +46,12 @@ class Feed:
             return np.stack([batch_indices(seed, stage, s, batch_size, size) for s in steps])
 
         if self.data is not None:
-            for first, count in calls:
+            for first, count in spans:
                 yield first, count, place(indices(first, count), self._sharding)
             return
-        with contextlib.closing(_ahead(lambda call: self._read(indices(*call)), calls)) as read:
-            for (first, count), rows in read:
-                yield first, count, rows
+        with contextlib.closing(_ahead(lambda span: self._read(indices(*span)), spans)) as read:
+            for (first, count), batch in read:
+                yield first, count, batch
 
     def _read(self, indices: np.ndarray) -> Batch:
         """The images at indices [K, B], each device's part read for it alone."""

@@ -20,7 +20,9 @@ from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Round
 
 
-def calls(start: int, end: int, updates_per_call: int, every: int) -> Iterator[tuple[int, int]]:
+def call_spans(
+    start: int, end: int, updates_per_call: int, every: int
+) -> Iterator[tuple[int, int]]:
     """(first step, number of updates) of each compiled call from start to end.
 
     No call crosses a multiple of `every` (where a checkpoint is due), of `updates_per_call` or the
@@ -51,11 +53,11 @@ class Job:
     feed: Feed  # of the data set's batches
 
     def batches(self, start: int) -> Iterator[tuple]:
-        """What each compiled call from update `start` on reads; see `Feed.calls`."""
+        """What each compiled call from update `start` on reads; see `Feed.batches`."""
         config, stage = self.config, self.stage
         per_call = updates_per_call(config, jax.default_backend())
-        left = calls(start, stage.updates, per_call, config.train.checkpoint_every)
-        return self.feed.calls(config.seed, stage.rng_id, config.train.batch_size, left)
+        spans = call_spans(start, stage.updates, per_call, config.train.checkpoint_every)
+        return self.feed.batches(config.seed, stage.rng_id, config.train.batch_size, spans)
 
     def constants(self) -> tuple[jax.Array, Round]:
         """The key of the stage's randomness, and its round, on every device."""
@@ -84,9 +86,9 @@ def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> 
     with recorder, contextlib.closing(job.batches(start)) as batches:
         stop.raise_if_asked()
         late = None
-        for first, count, rows in batches:
+        for first, count, picks in batches:
             with jax.transfer_guard("disallow"):
-                given = job.teacher_params, job.feed.data, rows, key, this_round
+                given = job.teacher_params, job.feed.data, picks, key, this_round
                 state, metrics = job.update(state, *given)
             if late is not None:
                 recorder.take(*late)

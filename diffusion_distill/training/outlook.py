@@ -45,13 +45,13 @@ def outlook(
     time until some of it was timed; then it goes by the images and steps in it.
 
     Args:
-        parts: stage -> `measuring_work` of metrics/measure_stage.py.
+        parts: stage -> `measuring_work` of metrics/stage_row.py.
         rows: of results.jsonl: stages that are finished.
     """
     work, seconds = {}, {"measuring": 0.0}
     finished = {row["stage"]: row["seconds"] for row in rows}
     for stage in stages:
-        amount = stage.updates * (STUDENT_COST if stage.teacher else TEACHER_COST)
+        amount = stage.updates * (STUDENT_COST if stage.is_student else TEACHER_COST)
         if stage.name not in finished:
             work[stage.name] = "training", amount
             for part, passes in parts[stage.name].items():

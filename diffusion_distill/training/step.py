@@ -101,7 +101,7 @@ def draw(
     flip_key, time_key, eps_key, dropout_key = keys
     x = to_network(batch.images, flip_key, recipe.config.data.random_flip)
     size = x.shape[0]
-    if recipe.stage.teacher is None:
+    if not recipe.stage.is_student:
         t, i = jax.random.uniform(time_key, (size,)), None
     else:
         i = jax.random.randint(time_key, (size,), 1, this_round.num_steps + 1)
@@ -125,8 +125,8 @@ def loss(
     x = examples.x
     if teacher_params is not None:
         weights = recipe.gathered(teacher_params)
-        teacher = make_denoiser(recipe.model, weights, examples.labels, config)
-        x = distillation_target(teacher, z, examples.i, this_round.num_steps, schedule)
+        teacher_denoiser = make_denoiser(recipe.model, weights, examples.labels, config)
+        x = distillation_target(teacher_denoiser, z, examples.i, this_round.num_steps, schedule)
     weights, keys = recipe.gathered(params), examples.dropout_keys
     denoiser = make_denoiser(recipe.model, weights, examples.labels, config, keys)
     weighting = WEIGHTINGS[config.diffusion.weighting]

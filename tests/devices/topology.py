@@ -94,7 +94,7 @@ def train(config, mesh):
         update = make_update(Recipe(Small(stage.dropout), config, stage, mesh), abstract)
         this_round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
         key, this_round = place((jax.random.key(1), this_round), replicated(mesh))
-        calls = feed.calls(0, stage.rng_id, 16, [(step, 1) for step in range(10)])
+        calls = feed.batches(0, stage.rng_id, 16, [(step, 1) for step in range(10)])
         for _, _, rows in calls:
             with jax.transfer_guard("disallow"):
                 state, metrics = update(state, teacher_params, None, rows, key, this_round)

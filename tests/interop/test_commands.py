@@ -47,7 +47,7 @@ def test_a_workdir_of_a_published_file(made, published_file, tmp_path):
 
     taught = published_config()
     taught.distill.teacher = str(made)
-    assert check(taught, tmp_path / "taught").teacher.fixed_steps == 2
+    assert check(taught, tmp_path / "taught").given_teacher.fixed_steps == 2
     again = check(published_config(), made)
     assert list(again.stages) == ["teacher", "student_0001"]
     assert again.workdir.is_finished(again.stages["teacher"])

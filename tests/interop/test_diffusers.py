@@ -1,13 +1,11 @@
 """Folders of diffusers: the same network, the same images, and what is not supported refused."""
 
-import json
 
 import jax
 import numpy as np
 import pytest
 
 from diffusion_distill.devices.sharding import make_mesh
-from diffusion_distill.errors import UserError
 from diffusion_distill.interop import diffusers
 from diffusion_distill.models.build import build_unet, make_levels
 from tests.interop import diffusers_folders as folders

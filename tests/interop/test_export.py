@@ -16,7 +16,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.interop import export
 from diffusion_distill.runs.network import flatten, from_stage
 from diffusion_distill.runs.workdir import Workdir
-from tests.interop.test_teacher import assert_same_bits, copied, distilled_from, params
+from tests.interop.test_given_teacher import assert_same_bits, copied, distilled_from, params
 
 load = diffusion_distill.load_sampler
 
@@ -68,7 +68,7 @@ def test_a_student_takes_its_own_steps_and_a_teacher_any(finished, student, tmp_
 
 def test_an_export_is_a_teacher(finished, student, tmp_path):
     setup = copied(distilled_from(student), tmp_path / "run")
-    assert setup.teacher.fixed_steps == 2
+    assert setup.given_teacher.fixed_steps == 2
     assert_same_bits(params(tmp_path / "run", "teacher"), params(finished[0], "student_0002"))
 
 

@@ -19,8 +19,8 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.metrics import measure
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.measure import feature_network, for_run
-from diffusion_distill.metrics.measure_stage import first_images, measuring_work, stage_row
 from diffusion_distill.metrics.request import Request, of_images
+from diffusion_distill.metrics.stage_row import first_images, measuring_work, stage_row
 from diffusion_distill.stages import plan
 
 ROOT = Path(__file__).parents[2]

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-import ml_collections
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_distill.plan.bounds import (
     Bound,
@@ -43,7 +43,7 @@ COST = Cost(
     fits=True,
     seconds=1.0,
 )
-RUNTIME = ml_collections.ConfigDict({"accumulation": 1, "remat": False, "fsdp": 1})
+RUNTIME = ConfigDict({"accumulation": 1, "remat": False, "fsdp": 1})
 
 
 def test_the_bound_is_the_largest_of_three():
@@ -91,7 +91,7 @@ def test_a_batch_that_is_too_large_is_accumulated():
 
 
 def test_advice_goes_on_from_what_was_done_already():
-    runtime = ml_collections.ConfigDict({"accumulation": 8, "remat": True, "fsdp": 1})
+    runtime = ConfigDict({"accumulation": 8, "remat": True, "fsdp": 1})
     lines = advice(dataclasses.replace(COST, temporaries=1000), CHIP, runtime)
     assert lines[0].startswith("--config.runtime.accumulation=16:")  # 16 images a device: the most
     assert not any("remat" in line for line in lines)
@@ -113,7 +113,7 @@ def test_advice_goes_on_from_what_was_done_already():
     ],
 )
 def test_weights_are_split_where_that_makes_them_fit(changes, fsdp, expected):
-    runtime = ml_collections.ConfigDict({"accumulation": 1, "remat": False, "fsdp": fsdp})
+    runtime = ConfigDict({"accumulation": 1, "remat": False, "fsdp": fsdp})
     lines = advice(dataclasses.replace(COST, **changes), CHIP, runtime)
     found = [line.split("fsdp=")[1] for line in lines if "fsdp" in line]
     assert [f"fsdp={line.split()[0]}" for line in found] == [expected] * (expected is not None)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.interop import export
-from diffusion_distill.runs.network import Network, with_abstract_params
+from diffusion_distill.runs.network import Network
 from tests.commands import ROOT, run
 from tests.conftest import tiny_config
 
@@ -103,7 +103,7 @@ def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
 def test_sampling_a_network_without_labels(tmp_path):
     config = tiny_config()
     config.model.class_conditional = False
-    network = with_abstract_params(Network(config, (8, 8, 1), 0, 1, {}), make_mesh())
+    network = Network.untrained(config, (8, 8, 1), 0, 1, make_mesh())
     params = jax.tree.map(jnp.zeros_like, network.params)
     export.write(dataclasses.replace(network, params=params), tmp_path / "export")
     common = [f"--workdir={tmp_path / 'export'}", "--num_images=3", f"--out={tmp_path / 'x.npz'}"]

@@ -29,7 +29,7 @@ CALLS = [(0, 1), (1, 3), (4, 2)]
 @pytest.mark.parametrize("on_device", ["always", "never"])
 def test_each_call_gets_the_images_and_labels_of_its_batches(on_device):
     feed = Feed(SOURCE, make_mesh(), on_device)
-    for (first, count), (f, c, rows) in zip(CALLS, feed.calls(3, 8, 16, CALLS), strict=True):
+    for (first, count), (f, c, rows) in zip(CALLS, feed.batches(3, 8, 16, CALLS), strict=True):
         assert (f, c) == (first, count)
         for k in range(count):
             wanted = batch_indices(3, 8, first + k, 16, len(SOURCE))
@@ -59,7 +59,7 @@ def counting(source):
 
 def test_reading_goes_ahead_by_a_set_number_of_calls_and_ends_when_closed():
     source, reads = counting(SOURCE)
-    calls = Feed(source, make_mesh(), "never").calls(0, 0, 8, ((k, 1) for k in range(1000)))
+    calls = Feed(source, make_mesh(), "never").batches(0, 0, 8, ((k, 1) for k in range(1000)))
     next(calls)
     next(calls)
     calls.close()
@@ -74,7 +74,7 @@ def test_what_cannot_be_read_is_raised_where_it_is_asked_for():
 
     source = Source(**{**vars(SOURCE), "read": read})
     with pytest.raises(UserError, match="a.png cannot be read"):
-        list(Feed(source, make_mesh(), "never").calls(0, 0, 8, CALLS))
+        list(Feed(source, make_mesh(), "never").batches(0, 0, 8, CALLS))
 
 
 @pytest.mark.usefixtures("compiled_quickly")
@@ -87,7 +87,7 @@ def test_batches_that_were_read_ahead_make_the_updates_of_those_gathered(tiny_co
     for on_device in ("always", "never"):
         state = init_teacher(model, optimizer, jax.random.key(0), source.image_shape, mesh)
         feed = Feed(source, mesh, on_device)
-        for _, _, rows in feed.calls(0, 0, 16, [(k, 1) for k in range(6)]):
+        for _, _, rows in feed.batches(0, 0, 16, [(k, 1) for k in range(6)]):
             this_round = Round(np.int32(4), np.int32(12))
             state, _ = update(state, None, feed.data, rows, jax.random.key(1), this_round)
         states.append(state)

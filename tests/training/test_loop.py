@@ -7,21 +7,22 @@ from tensorboardX.record_writer import RecordWriter
 
 from diffusion_distill.storage.files import read_rows
 from diffusion_distill.training.logs import MetricsLog
-from diffusion_distill.training.loop import calls
+from diffusion_distill.training.loop import call_spans
 
 
 @pytest.mark.parametrize("start", [0, 1, 13, 20, 39])
 @pytest.mark.parametrize(("per_call", "every"), [(1, 7), (10, 10), (10, 25), (7, 3), (50, 20)])
 def test_calls_make_every_update_once_and_end_where_a_checkpoint_is_due(start, per_call, every):
-    made = [first + n for first, count in calls(start, 40, per_call, every) for n in range(count)]
+    spans = list(call_spans(start, 40, per_call, every))
+    made = [first + n for first, count in spans for n in range(count)]
     assert made == list(range(start, 40))
-    ends = {first + count for first, count in calls(start, 40, per_call, every)}
+    ends = {first + count for first, count in spans}
     assert {step for step in range(start + 1, 40) if step % every == 0} <= ends
-    assert all(count <= per_call for _, count in calls(start, 40, per_call, every))
+    assert all(count <= per_call for _, count in spans)
 
 
 def test_calls_after_a_stop_are_those_of_a_run_never_stopped():
-    whole, resumed = list(calls(0, 100, 10, 25)), list(calls(13, 100, 10, 25))
+    whole, resumed = list(call_spans(0, 100, 10, 25)), list(call_spans(13, 100, 10, 25))
     assert resumed[1:] == [call for call in whole if call[0] >= 20]
 
 

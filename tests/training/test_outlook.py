@@ -3,7 +3,7 @@
 import pytest
 
 from configs.digits_distill import get_config
-from diffusion_distill.metrics.measure_stage import measuring_work
+from diffusion_distill.metrics.stage_row import measuring_work
 from diffusion_distill.stages import plan
 from diffusion_distill.training.outlook import outlook
 

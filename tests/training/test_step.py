@@ -237,7 +237,7 @@ def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
     for stage in plan(tiny_config)[:2]:
         optimizer = make_optimizer(tiny_config, stage)
         state = abstract_state(abstract_params(model, (8, 8, 3), mesh), optimizer, mesh)
-        teacher_params = state.ema_params if stage.teacher else None
+        teacher_params = state.ema_params if stage.is_student else None
         step = step_of(model, tiny_config, stage)
         after, metrics = jax.eval_shape(
             step, state, teacher_params, batch, jax.random.key(0), this_round
@@ -291,7 +291,7 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which
     stage, mesh = plan(tiny_config)[which], make_mesh()
     model, rng = Small(num_classes=10), np.random.default_rng(0)
     params = init_params(model, jax.random.key(0), (8, 8, 1))
-    teacher_params = jax.tree.map(lambda p: p * 0.9, params) if stage.teacher else None
+    teacher_params = jax.tree.map(lambda p: p * 0.9, params) if stage.is_student else None
     data = Batch(rng.integers(0, 256, (64, 8, 8, 1), np.uint8), rng.integers(0, 10, 64, np.int32))
     rows, this_round = rng.integers(0, 64, (2, 16), np.int32), Round(jnp.int32(2), jnp.int32(6))
     key = jax.random.key(1)

@@ -84,7 +84,7 @@ def stage_row(
         "measured_steps": own.num_steps,
         **measurer.definition(own.count, evaluation.seed),
     }
-    if stage.teacher is None:
+    if not stage.is_student:
         row["baselines"] = {}
         if fixed_steps is None:
             row["baselines"] = {name: {} for name in evaluation.baselines}
@@ -142,7 +142,7 @@ def first_images(
 def _own_setting(stage: Stage, evaluation: ConfigDict, fixed_steps: int | None) -> Setting | None:
     """What a stage is measured at itself; None for a student of too many steps."""
     steps = min(stage.num_steps, evaluation.max_steps)
-    if stage.teacher is not None and steps < stage.num_steps:
+    if stage.is_student and steps < stage.num_steps:
         return None
     return Setting("ddim", fixed_steps or steps, evaluation.num_images)
 
@@ -151,7 +151,7 @@ def _baselines(
     stage: Stage, all_steps: list[int], evaluation: ConfigDict, fixed_steps: int | None
 ) -> list[Setting]:
     """The undistilled teacher by other samplers and steps, compared by the first metric."""
-    if stage.teacher is not None or fixed_steps is not None:
+    if stage.is_student or fixed_steps is not None:
         return []
     count = evaluation.baseline_images or evaluation.num_images
     return [

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import UserError
-from diffusion_distill.interop import export, published
+from diffusion_distill.interop import diffusers, export, published
 from diffusion_distill.runs.network import Network, check_same, from_stage, with_weights
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
@@ -15,33 +15,35 @@ from diffusion_distill.terminal.console import say
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A teacher that a run does not train itself."""
+class GivenTeacher:
+    """A teacher that a run does not train itself: where it is, without its weights."""
 
     path: str  # where its weights are, or were when the run began: config.distill.teacher
     fixed_steps: int | None  # the only number of sampling steps that it takes; None for any
 
 
-def find(ours: Network, workdir: str | Path, mesh: Mesh) -> Teacher | None:
+def find(ours: Network, workdir: str | Path, mesh: Mesh) -> GivenTeacher | None:
     """The teacher that a run starts from; None where it trains its own.
 
     A run that is in `workdir` already is taken at its word, and keeps its teacher where
     config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be: see
-    `load`. `ours` is the network that the run trains, its params ShapeDtypeStructs.
+    `load`. Its weights are dropped here; `copy` reads them again when the run begins. `ours` is
+    the network that the run trains, untrained.
     """
     path = ours.config.distill.teacher
     if on_main(lambda: (as_path(workdir) / "config.json").exists()):
         here = Workdir.open(workdir)
         if here.config.distill.teacher and path in ("", here.config.distill.teacher):
-            return Teacher(here.config.distill.teacher, here.teacher_fixed_steps)
-        return Teacher(path, None) if path else None  # refused soon: it is another run
-    return Teacher(path, load(path, ours, mesh).fixed_steps) if path else None
+            return GivenTeacher(here.config.distill.teacher, here.teacher_fixed_steps)
+        return GivenTeacher(path, None) if path else None  # another run: `Workdir.check` refuses it
+    return GivenTeacher(path, load(path, ours, mesh).fixed_steps) if path else None
 
 
 def load(path: str, ours: Network, mesh: Mesh) -> Network:
     """The network of the teacher that is at `path`.
 
-    That is a workdir, a stage's folder in one, an exported folder, or a published file. Raises
+    That is a workdir, a stage's folder in one, an exported folder, one that diffusers wrote, or a
+    published file. Raises
     UserError where it is none of these, is damaged or unfinished, or its network is another than
     the run's (the first names and shapes that differ, or the fields); CheckpointError where the
     checkpoint in its workdir is damaged.
@@ -50,21 +52,23 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
     if where.is_file():
         file = published.read(where)
         theirs = dataclasses.replace(ours, fixed_steps=file.fixed_steps)
-        return with_weights(theirs, file.weights, mesh, path)
+        return with_weights(theirs, file.weights, path)
     if not where.is_dir():
-        kinds = "workdir, stage's folder, exported folder or published file"
+        kinds = "workdir, stage's folder, exported folder, diffusers' folder or published file"
         raise UserError(f"config.distill.teacher is {path!r}; there is no such {kinds}")
     if export.is_export(where):
         network = export.read(where, mesh)
         check_same(ours, network, path)
         return network
+    if diffusers.is_diffusers(where):
+        return diffusers.read(where, mesh, lambda theirs: check_same(ours, theirs, path))
     is_stage = not (where / "config.json").exists() and (where.parent / "config.json").exists()
     run = Workdir.open(where.parent if is_stage else where)
     stage = run.finished_stage(name=where.name if is_stage else None)  # else the last
     return from_stage(run, stage, mesh, lambda theirs: check_same(ours, theirs, path))
 
 
-def copy(teacher: Teacher, ours: Network, run: Workdir, mesh: Mesh) -> dict:
+def copy(teacher: GivenTeacher, ours: Network, run: Workdir, mesh: Mesh) -> dict:
     """Makes a teacher a finished stage of a run, and returns its averaged weights.
 
     Raises UserError where it is gone, or another one by now; CheckpointError where it is damaged.

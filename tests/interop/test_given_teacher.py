@@ -11,7 +11,7 @@ import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.interop import export
-from diffusion_distill.run import Programs, check, run_config, train_stage
+from diffusion_distill.run import Programs, check, run_config, stage_weights
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.runs.network import flatten, from_stage
 from diffusion_distill.runs.workdir import Workdir
@@ -62,7 +62,7 @@ def copied(config, workdir):
     """Begins a run, which has its teacher then, and trains nothing."""
     setup = check(config, workdir)
     setup.workdir.begin()
-    train_stage(setup, Programs(setup), setup.stages["teacher"], StopSignal())
+    stage_weights(setup, Programs(setup), setup.stages["teacher"], StopSignal())
     return setup
 
 
@@ -142,7 +142,7 @@ def test_a_teacher_of_known_steps_takes_no_others(from_student):
 
 def test_a_teacher_in_continuous_time_starts_where_the_config_says(finished, tmp_path):
     setup = copied(distilled_from(finished[0] / "teacher", 16), tmp_path / "run")
-    assert setup.teacher.fixed_steps is setup.workdir.teacher_fixed_steps is None
+    assert setup.given_teacher.fixed_steps is setup.workdir.teacher_fixed_steps is None
     assert [s.num_steps for s in setup.stages.values()] == [16, 8, 4, 2, 1]
     assert load(tmp_path / "run", 3, stage="teacher").num_steps == 3
     meta = checkpoints.verify(checkpoints.folder(tmp_path / "run", "teacher"), 0).meta()
@@ -150,9 +150,9 @@ def test_a_teacher_in_continuous_time_starts_where_the_config_says(finished, tmp
 
 
 def test_a_workdir_stands_for_its_last_finished_stage(workdir, tmp_path):
-    assert check(distilled_from(workdir), tmp_path / "a").teacher.fixed_steps == 1
+    assert check(distilled_from(workdir), tmp_path / "a").given_teacher.fixed_steps == 1
     shutil.rmtree(workdir / "student_0001")
-    assert check(distilled_from(workdir), tmp_path / "b").teacher.fixed_steps == 2
+    assert check(distilled_from(workdir), tmp_path / "b").given_teacher.fixed_steps == 2
 
 
 def test_published_file_to_student_to_export(published_file, weights, go_on, tmp_path):
