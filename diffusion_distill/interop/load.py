@@ -1,4 +1,4 @@
-"""Samplers from files: of a run's workdir, of a folder of ours or diffusers', of a published file."""
+"""Samplers from files: of a workdir, a folder of ours or of diffusers, a published checkpoint."""
 
 from pathlib import Path
 

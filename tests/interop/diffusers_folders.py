@@ -38,6 +38,39 @@ NETWORKS = {
     "grey": {"in_channels": 1, "out_channels": 1},
 }
 
+# Arguments of DDIMScheduler that differ in each, so that every value of each is there.
+LEVELS = {
+    "linear": {},
+    "zero_snr": {
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "clip_sample_range": 1.5,
+    },
+    "scaled_linear": {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+    },
+    "cosine": {
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "linspace",
+        "clip_sample": False,
+    },
+    "trained_betas": {
+        "trained_betas": [0.001 + 0.05 * (k / 200) ** 2 for k in range(200)],
+        "num_train_timesteps": 200,
+        "prediction_type": "sample",
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": False,
+    },
+    "zero_snr_eps": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    "trailing_eps": {"timestep_spacing": "trailing", "clip_sample": False, "beta_end": 0.006},
+}
+
 
 def package():
     """The package diffusers; the test is skipped where it is not.
@@ -70,15 +103,26 @@ def network(**fields):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:  # which start as ones and zeros
-                weight.add_(0.3 * torch.randn_like(weight))
+                weight.add_(0.1 * torch.randn_like(weight))
     return model
 
 
-def pipeline(path, network_fields=(), **levels):
-    """Writes a DDIM pipeline to a folder; returns it."""
+def pipeline(path, fields=None, **levels):
+    """Writes a DDIM pipeline of a network of one resolution to a folder; returns it."""
     diffusers = package()
-    scheduler = diffusers.DDIMScheduler(**levels)
-    made = diffusers.DDIMPipeline(network(**dict(network_fields)), scheduler)
+    import torch
+
+    small = {
+        "sample_size": 8,
+        "block_out_channels": (32,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+    }
+    model = network(**small, **(fields or {}))
+    with torch.no_grad():
+        # An error of float32 in eps, 1e-6 of it, counts sigma / alpha times in x: 60 times and more.
+        model.conv_out.weight.mul_(0.3)
+    made = diffusers.DDIMPipeline(model, diffusers.DDIMScheduler(**levels))
     made.set_progress_bar_config(disable=True)
     made.save_pretrained(path)
     return made
@@ -92,3 +136,20 @@ def output(model, z, level, labels=None):
         x = torch.from_numpy(np.moveaxis(z, -1, 1).copy())
         known = None if labels is None else torch.from_numpy(labels)
         return np.moveaxis(model(x, level, known).sample.numpy(), 1, -1)
+
+
+def images(made, num_steps, count=2, **given):
+    """(noise, the images in [-1, 1] that a pipeline makes of it), each [B, H, W, C]."""
+    import torch
+
+    fields = made.unet.config
+    size = (fields.sample_size,) * 2 if isinstance(fields.sample_size, int) else fields.sample_size
+    z = torch.randn((count, fields.in_channels, *size), generator=torch.Generator().manual_seed(3))
+    result = made(
+        count,
+        torch.Generator().manual_seed(3),
+        num_inference_steps=num_steps,
+        output_type="np",
+        **given,
+    ).images
+    return np.moveaxis(z.numpy(), 1, -1), 2.0 * result - 1.0

@@ -1,10 +1,10 @@
 """Folders of diffusers: the same network, the same images, and what is not supported refused."""
 
-
 import jax
 import numpy as np
 import pytest
 
+import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.interop import diffusers
 from diffusion_distill.models.build import build_unet, make_levels
@@ -37,3 +37,21 @@ def test_the_network_gives_what_diffusers_does(form, tmp_path, compiled_quickly)
         # float32 on both sides, sums in another order.
         np.testing.assert_allclose(result, expected, atol=2e-5)
         assert np.abs(expected).max() > 0.1
+
+
+LEVELS = [
+    name if name in ("linear", "zero_snr") else pytest.param(name, marks=pytest.mark.slow)
+    for name in folders.LEVELS
+]
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_its_own_sampler_gives_the_images_of_diffusers(name, tmp_path, compiled_quickly):
+    made = folders.pipeline(tmp_path, **folders.LEVELS[name])
+    sampler = diffusion_distill.load_sampler(tmp_path, 10, sampler="ddim_diffusers")
+    for num_steps in (1, 2, 5, 7, 10):
+        sampler.num_steps = num_steps
+        z, expected = folders.images(made, num_steps)
+        result = np.clip(sampler.from_noise(z), -1.0, 1.0)
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+    assert np.mean(np.abs(expected) < 0.99) > 0.05  # not all of it at its bounds
