@@ -42,7 +42,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "With --images: whose 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps; default: the last finished stage's.")
 _STAGE = flags.DEFINE_string("stage", None, "A stage by name; 'teacher' takes any num_steps.")
-_SAMPLER = flags.DEFINE_string("sampler", "ddim", "ddim, ancestral, dpmpp_2m or heun.")
+_SAMPLER = flags.DEFINE_string(
+    "sampler", "ddim", "ddim, ancestral, dpmpp_2m, heun, ddim_diffusers."
+)
 _NUM_IMAGES = flags.DEFINE_integer(
     "num_images", None, "Images to measure; default: the config's, or all of --images."
 )

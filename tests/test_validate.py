@@ -10,13 +10,16 @@ from configs.digits_distill import get_config
 from diffusion_distill.config import base
 from diffusion_distill.data.preprocess import RESIZES
 from diffusion_distill.data.sources import SOURCES
+from diffusion_distill.diffusion.discrete import BETAS, SPACINGS
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
 from diffusion_distill.diffusion.samplers import SAMPLERS
 from diffusion_distill.errors import UserError
+from diffusion_distill.generate import DIFFUSERS
 from diffusion_distill.metrics.measure import FEATURES
 from diffusion_distill.metrics.yardstick import METRICS
 from diffusion_distill.models.unet import TIME_INPUTS
+from diffusion_distill.models.unet2d import DOWN_BLOCKS, UP_BLOCKS
 from diffusion_distill.validate import ROWS, validate
 
 
@@ -29,7 +32,11 @@ def test_accepted_names_are_those_of_the_mappings():
         "model.time_input": TIME_INPUTS,
         "eval.metrics": METRICS,
         "eval.features": FEATURES,
-        "eval.baselines": SAMPLERS,
+        "eval.baselines": (*SAMPLERS, DIFFUSERS),
+        "unet2d.down_block_types": DOWN_BLOCKS,
+        "unet2d.up_block_types": UP_BLOCKS,
+        "scheduler.beta_schedule": BETAS,
+        "scheduler.timestep_spacing": SPACINGS,
     }
     for path, known in named.items():
         assert re.findall("`(.+?)`", ROWS[path].told) == list(known), path

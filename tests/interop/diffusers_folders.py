@@ -120,7 +120,7 @@ def pipeline(path, fields=None, **levels):
     }
     model = network(**small, **(fields or {}))
     with torch.no_grad():
-        # An error of float32 in eps, 1e-6 of it, counts sigma / alpha times in x: 60 times and more.
+        # A float32 error in eps, 1e-6 of it, counts sigma / alpha times in x: 60 times and more.
         model.conv_out.weight.mul_(0.3)
     made = diffusers.DDIMPipeline(model, diffusers.DDIMScheduler(**levels))
     made.set_progress_bar_config(disable=True)
