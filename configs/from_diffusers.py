@@ -21,9 +21,10 @@ def get_config(folder: str = ""):
     if not folder:
         raise ValueError("name the folder: configs/from_diffusers.py:FOLDER")
     config = base()
-    given, (height, width, channels) = diffusers.describe(folder)
+    teacher = diffusers.describe(folder)
+    height, width, channels = teacher.image_shape
     for section in ("model", "unet2d", "scheduler", "diffusion"):
-        config[section] = given[section]  # all that the folder says
+        config[section] = teacher.config[section]  # all that the folder says
     if height == width:
         config.data.image_size = height  # what its network takes
     if channels in (1, 3):

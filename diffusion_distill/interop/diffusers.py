@@ -27,6 +27,8 @@ from diffusion_distill.storage.files import read_json
 from diffusion_distill.terminal.console import say
 from diffusion_distill.validate import validate
 
+# In scheduler_config.json, where diffusers skips it: the only number of steps of a student of ours.
+STEPS = "_num_inference_steps"
 CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
 WEIGHTS, PICKLE = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
@@ -48,8 +50,8 @@ def is_diffusers(path: str | Path) -> bool:
     return (path / CONFIG).exists() and "_class_name" in read_json(path / CONFIG)
 
 
-def describe(path: str | Path) -> tuple[ConfigDict, tuple[int, int, int]]:
-    """(the config of the network in a folder, the shape (H, W, C) of its images).
+def describe(path: str | Path) -> Network:
+    """The network in a folder, its params left empty; its config has what the folder says.
 
     Sections unet2d and scheduler have diffusers' own fields; diffusion.parameterization is what is
     predicted, and the range of logSNR is cut to that of the levels. Raises UserError where a file
@@ -68,7 +70,10 @@ def describe(path: str | Path) -> tuple[ConfigDict, tuple[int, int, int]]:
         config.unet2d[name] = tuple(str(kind).removeprefix("UNetRes") for kind in kinds)
     config.model.class_conditional = bool(config.unet2d.num_class_embeds)
     config.distill.start_steps = _START_STEPS
-    _levels(config, path, folder)
+    scheduler = _scheduler(path, folder)
+    _fill(config.scheduler, scheduler)
+    parameterization = PARAMETERIZATIONS[scheduler.get("prediction_type", "epsilon")]
+    config.diffusion.parameterization = parameterization
     try:
         validate(config)
     except UserError as error:
@@ -79,7 +84,8 @@ def describe(path: str | Path) -> tuple[ConfigDict, tuple[int, int, int]]:
     levels = make_levels(config)
     config.diffusion.logsnr_min = max(base().diffusion.logsnr_min, _finite(levels[-1]))
     config.diffusion.logsnr_max = min(base().diffusion.logsnr_max, _finite(levels[0]))
-    return config, _image_shape(fields, file)
+    shape, classes = _image_shape(fields, file), config.unet2d.num_class_embeds
+    return Network(config, shape, classes, scheduler.get(STEPS), {})
 
 
 def read(
@@ -91,8 +97,9 @@ def read(
     and where the weights are missing, damaged, or others than config.json's.
     """
     path = as_path(path)
-    config, shape = describe(path)
-    network = Network.untrained(config, shape, config.unet2d.num_class_embeds, None, mesh)
+    said = describe(path)
+    said_without_params = said.config, said.image_shape, said.num_classes, said.fixed_steps
+    network = Network.untrained(*said_without_params, mesh)
     check(network)
     folder = path / "unet" if (path / "unet").is_dir() else path
     file = folder / WEIGHTS
@@ -138,8 +145,8 @@ def _renamed(params: dict, weights: Mapping[str, np.ndarray]) -> dict[str, np.nd
     return renamed | rest
 
 
-def _levels(config: ConfigDict, path: Path, folder: Path) -> None:
-    """Fills in what the folder's scheduler says; where there is none, what diffusers' would be."""
+def _scheduler(path: Path, folder: Path) -> dict:
+    """What a folder's scheduler says; where there is none, what is most often so is taken."""
     files = [path / "scheduler" / SCHEDULER, path / SCHEDULER]
     files.append(folder.parent / "scheduler" / SCHEDULER)  # beside the network of a pipeline
     file = next((file for file in files if file.exists()), None)
@@ -148,13 +155,10 @@ def _levels(config: ConfigDict, path: Path, folder: Path) -> None:
             f"{path} has no {SCHEDULER}: taken for a network that predicts epsilon on linear betas "
             "from 0.0001 to 0.02 at 1000 levels, as DDPMScheduler() has them"
         )
-        fields = {}
-    else:
-        fields = read_json(file)
-        _check(fields, _LEVELS, file)
-    _fill(config.scheduler, fields)
-    parameterization = PARAMETERIZATIONS[fields.get("prediction_type", "epsilon")]
-    config.diffusion.parameterization = parameterization
+        return {}
+    fields = read_json(file)
+    _check(fields, _LEVELS, file)
+    return fields
 
 
 def _fill(section: ConfigDict, fields: dict) -> None:

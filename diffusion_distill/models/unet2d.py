@@ -294,7 +294,12 @@ class LearnedLevels(nn.Module):
         """[B], from 0 to count - 1, -> float32 [B, channels]."""
         shape = (self.count, self.channels)
         table = self.param("embedding", nn.initializers.normal(1.0), shape)
-        below = jnp.floor(level).astype(jnp.int32)
-        share = (level - below)[:, None]
-        above = jnp.minimum(below + 1, self.count - 1)
-        return (1.0 - share) * table[below] + share * table[above]
+        return between_rows(table, level)
+
+
+def between_rows(table: jax.Array, level: jax.Array) -> jax.Array:
+    """The rows of a table [K, channels] at fractional numbers [B]: [B, channels]."""
+    below = jnp.floor(level).astype(jnp.int32)
+    share = (level - below)[:, None]
+    above = jnp.minimum(below + 1, len(table) - 1)
+    return (1.0 - share) * table[below] + share * table[above]
