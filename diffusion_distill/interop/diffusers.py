@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.config import base
 from diffusion_distill.errors import UserError
-from diffusion_distill.interop import export
 from diffusion_distill.models.build import make_levels
 from diffusion_distill.runs.network import Network, flatten, with_weights
+from diffusion_distill.storage import weights
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json
 from diffusion_distill.terminal.console import say
@@ -109,8 +109,8 @@ def read(
             f"{folder / PICKLE} is a pickle, which may run code and is not read; convert it: "
             f'python -c "from diffusers import UNet2DModel; {line}"'
         )
-    weights = export.read_weights(file)
-    return with_weights(network, _renamed(network.params, weights), str(path))
+    arrays = weights.decode(weights.read_bytes(file), file)
+    return with_weights(network, _renamed(network.params, arrays), str(path))
 
 
 def their_name(name: str) -> str:
@@ -124,9 +124,9 @@ def is_table(name: str) -> bool:
     return name.startswith(("class_embedding/", "time_proj/"))
 
 
-def _renamed(params: dict, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _renamed(params: dict, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """diffusers' weights by our names, as our layers have them; what we have no name for as is."""
-    rest, renamed = dict(weights), {}
+    rest, renamed = dict(arrays), {}
     for name, ours in flatten(params).items():
         theirs = their_name(name)
         if theirs not in rest:

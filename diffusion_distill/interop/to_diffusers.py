@@ -7,10 +7,11 @@ OUT/
   README.md            the model card: what it was made of, measured how, and how an image is drawn
   model_index.json     unet/  scheduler/     as interop/diffusers.py reads them
 
-The paper's U-Net is a UNet2DModel once its embedding of time is a table of vectors, one for each of
-K levels (time_embedding_type "learned"). Level k is our time (k + 1) / K, its logSNR told by betas
-(trained_betas); with timestep_spacing "trailing" and K a multiple of the steps, diffusers' times are
-ours. Its images are ours, within 1e-3, where it clips as we do: use_clipped_model_output=True.
+The paper's U-Net is a UNet2DModel once its embedding of time is a table of vectors, one for each
+of K levels (time_embedding_type "learned"). Level k is our time (k + 1) / K, its logSNR told by
+betas (trained_betas); with timestep_spacing "trailing" and K a multiple of the steps, diffusers'
+times are ours. Its images are ours, within 1e-3, where it clips as we do:
+use_clipped_model_output=True.
 """
 
 import json
@@ -34,6 +35,7 @@ from diffusion_distill.runs.network import Network, flatten
 from diffusion_distill.storage.files import write_atomically
 
 VERSION = "0.42.1"  # of diffusers, with which it is tested
+FILES = ("README.md", "model_index.json", "unet", "scheduler")  # of the folder
 LEVELS = 1000  # about so many; rounded down to a multiple of the steps
 # Names of the U-Net's layers (models/unet.py) by those of diffusers, where they are others.
 _LAYERS = {"dense0": "time_embedding.linear_1", "dense1": "time_embedding.linear_2"}
@@ -46,7 +48,7 @@ _KINDS = {"block": "resnets", "attn": "attentions"}
 
 
 def write(network: Network, out: Path, card: str) -> int:
-    """Writes a network to the folder `out`, which is made, with the text of its model card.
+    """Writes a network to the folder `out`, which is there, with the text of its model card.
 
     Returns the bytes of the weights. Raises UserError where diffusers has no form of the network.
     """
@@ -65,7 +67,7 @@ def write(network: Network, out: Path, card: str) -> int:
     parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
     index = {"_class_name": "DDIMPipeline", "_diffusers_version": VERSION, **parts}
     for folder in parts:
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder).mkdir(exist_ok=True)
     write_atomically(out / "unet" / diffusers.WEIGHTS, content)
     files = {"unet/config.json": unet, "scheduler/scheduler_config.json": scheduler}
     for name, fields in (files | {"model_index.json": index}).items():
