@@ -22,7 +22,7 @@ from diffusers.optimization import get_scheduler  # noqa: E402
 from diffusers.training_utils import EMAModel  # noqa: E402
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
-_UPDATES = flags.DEFINE_integer("updates", 4000, "Of 32 images each.")
+_UPDATES = flags.DEFINE_integer("updates", 1500, "Of 32 images each.")
 _PREDICTION = flags.DEFINE_enum(
     "prediction_type", "epsilon", ["epsilon", "v_prediction", "sample"], "What it predicts."
 )

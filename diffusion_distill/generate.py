@@ -134,7 +134,7 @@ class SampleProgram:
     num_classes: int  # labels that the network knows; 0 where it has none
     mesh: Mesh
     batch_size: int  # images at once, at the most
-    max_steps: int | None  # of sampling; None for no bound
+    max_steps: int | None = None  # of sampling; None for no bound
 
 
 def make_sample_program(
