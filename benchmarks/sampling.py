@@ -57,7 +57,8 @@ def row(config, image_shape, num_classes: int, num_steps: int, size: int, repeat
     shapes = abstract_params(model, image_shape, mesh)
     params = jax.tree.map(lambda s: np.float32(0.02 * rng.normal(size=s.shape)), shapes)
     params = jax.device_put(params, replicated(mesh))
-    program = make_sample_program(config, image_shape, num_classes, "ddim", mesh, size)
+    config.runtime.sampler_batch_size = size
+    program = make_sample_program(config, image_shape, num_classes, "ddim", mesh)
     sampler = Sampler(program, params, num_steps)
     size = sampler.batch_size(size)
     labels, indices = sampler.image_labels(size), np.arange(size)

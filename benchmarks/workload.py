@@ -241,9 +241,9 @@ class Workload:
     def sampling(self, num_steps: int, size: int) -> Callable[[], None]:
         """A call that samples a batch to uint8 on the devices, and waits for it."""
         classes = self.model().num_classes
-        program = make_sample_program(
-            self.config, self.image_shape, classes, "ddim", self.mesh, size
-        )
+        config = self.config.copy_and_resolve_references()
+        config.runtime.sampler_batch_size = size
+        program = make_sample_program(config, self.image_shape, classes, "ddim", self.mesh)
         sampler = Sampler(program, self.params, num_steps)
         labels, indices = sampler.image_labels(size), np.arange(size)
 

@@ -3,8 +3,9 @@
     python -m diffusion_distill.main --config=configs/from_diffusers.py:FOLDER --workdir=runs/x \\
         --config.data.name=folder --config.data.path=IMAGES
 
-Network, image size, labels, levels of noise and what is predicted are read from FOLDER. You give
-the data that its network was trained on, and the budget: --config.distill.updates= and the like.
+Network, image size, labels, levels of noise and what is predicted are read from FOLDER; a network
+that predicts eps is matched into one that predicts v first. You give the data that it was trained
+on, and the budget: --config.match.updates=, --config.distill.updates= and the like.
 
 Hardware: of the network; CPU cores will do for 32 channels at 16 pixels.
 
@@ -30,6 +31,11 @@ def get_config(folder: str = ""):
     if channels in (1, 3):
         config.data.channels = channels  # the same
     config.data.name = "folder"  # your images; any other source will do
+
+    if config.diffusion.parameterization == "eps":
+        config.diffusion.parameterization = "v"  # students that predict eps fail at few steps
+        config.diffusion.weighting = "snr_plus_one"  # the loss of v
+        config.match.updates = 20_000  # to learn v from eps: as the last rounds
 
     config.train.batch_size = 64  # a guess at what most memories hold
     config.distill.teacher = folder  # whose weights are read and copied once

@@ -43,7 +43,7 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()  # the network
     # `unet`, the paper's, of the fields here; `unet2d`, diffusers' UNet2DModel: of the fields of
-    # `unet2d` and, here, `model.class_conditional` and `model.dtype` alone
+    # `unet2d` and, here, of `model.class_conditional`, `model.dtype` and `model.guidance` alone
     config.model.architecture = "unet"
     config.model.channels = 256  # at the highest resolution
     # of `model.channels` at each resolution; each after the first halves the resolution once more
@@ -51,8 +51,11 @@ def base() -> ConfigDict:
     # residual blocks at each resolution on the way down; one more on the way up
     config.model.num_blocks = 3
     config.model.emb_channels = 1024  # width of the embedding of time and label
-    # image heights at which attention follows each block
+    # heights, in patches of `model.patch_size`, at which attention follows each block
     config.model.attention_resolutions = (8, 16)
+    # pixels a side that become channels at the input and are put back at the output; the network
+    # works at the image's size over this; 1: on pixels
+    config.model.patch_size = 1
     config.model.num_heads = 1  # heads of attention; 0 exactly where `model.head_dim` is not
     config.model.head_dim = 0  # channels of a head; 0 exactly where `model.num_heads` is not
     config.model.num_groups = 32  # of GroupNorm; every number of channels must be a multiple of it
@@ -63,6 +66,10 @@ def base() -> ConfigDict:
     # weights, which are only read, are also kept in it where they are computed in it, with the
     # same result
     config.model.dtype = "float32"
+
+    # (low, high): the guidance w that the network is told lies between them; (): it is told none.
+    # For a chain that starts from such a network; `match.guidance` makes one
+    config.model.guidance = ()
 
     config.unet2d = ConfigDict()  # diffusers' UNet2DModel, with its names
     config.unet2d.center_input_sample = False  # whether it sees 2 z - 1 in place of z
@@ -131,6 +138,24 @@ def base() -> ConfigDict:
     config.teacher.weight_decay = 0.001
     config.teacher.ema_decay = 0.9999  # of the averaged weights, per update
     config.teacher.dropout = 0.2  # in residual blocks
+    # the share of examples that it learns from without their label, so that it can be guided
+    config.teacher.label_dropout = 0.0
+
+    # a stage between the teacher and the first round: another network learns what the teacher
+    # predicts, at the same times
+    config.match = ConfigDict()
+    # 0: no such stage. With it `distill.teacher` may predict something else than the run, or be
+    # another network
+    config.match.updates = 0
+    # (low, high): each example is guided by a w drawn between them, and the network is told it, in
+    # this stage and in every round; (): not guided. 0 is no guidance; others write 1 + w
+    config.match.guidance = ()
+    config.match.learning_rate = 2e-4  # at its highest
+    config.match.warmup = 1000  # as for the teacher
+    config.match.lr_schedule = "linear"  # as for the teacher
+    config.match.weight_decay = 0.0  # as for the teacher
+    config.match.ema_decay = 0.9999  # as for the teacher
+    config.match.dropout = 0.0  # as for the teacher
 
     config.distill = ConfigDict()  # the rounds
     # where a teacher's averaged weights are, if none is to be trained: a workdir (its last finished
@@ -139,6 +164,9 @@ def base() -> ConfigDict:
     config.distill.teacher = ""
     config.distill.start_steps = 8192  # steps as which the teacher is first distilled
     config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`
+    # what goes along a teacher that knows all times over a step of its first student, by two
+    # evaluations: two steps of `ddim`, or one of `heun`, of second order
+    config.distill.first_round_solver = "ddim"
     config.distill.updates = 50_000  # a round
     config.distill.updates_last_rounds = 100_000  # of the rounds to 2 and to 1 steps
     config.distill.learning_rate = 5e-5  # at its highest
@@ -167,6 +195,8 @@ def base() -> ConfigDict:
     config.eval.ancestral_variance = 0.0
     # judge labels by a classifier fitted on the data's pixels; for small images with labels
     config.eval.label_agreement = False
+    # further values of w at which each stage that can be guided is measured, by the first metric
+    config.eval.guidance = ()
     config.eval.grid_images = 40  # in `samples.png`, from the same noise in every stage
 
     config.runtime = ConfigDict()  # how to run

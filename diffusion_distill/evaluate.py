@@ -45,6 +45,9 @@ _STAGE = flags.DEFINE_string("stage", None, "A stage by name; 'teacher' takes an
 _SAMPLER = flags.DEFINE_string(
     "sampler", "ddim", "ddim, ancestral, dpmpp_2m, heun, ddim_diffusers."
 )
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "w towards the label, 0 for none (others write 1 + w); default: the least."
+)
 _NUM_IMAGES = flags.DEFINE_integer(
     "num_images", None, "Images to measure; default: the config's, or all of --images."
 )
@@ -72,6 +75,7 @@ class Chosen:
     num_steps: int | None = None
     stage: str | None = None
     sampler: str = "ddim"
+    guidance: float | None = None
 
 
 def evaluate_stage(
@@ -97,7 +101,7 @@ def evaluate_stage(
     validate(config)
     steps, name, size = chosen.num_steps, chosen.sampler, config.runtime.sampler_batch_size
     stage = Workdir.open(chosen.workdir).finished_stage(steps, chosen.stage)
-    sampler = load_sampler(chosen.workdir, steps, stage.name, name, batch_size=size)
+    sampler = load_sampler(chosen.workdir, steps, stage.name, name, None, size, chosen.guidance)
     weights = sampler.fingerprint()
     if reference is None:
         cache = cache_folder(config.runtime.cache_dir)
@@ -106,8 +110,10 @@ def evaluate_stage(
         measurer = _measurer(config, sampler.image_shape, images_or_statistics(reference))
     count, first_seed, rows = config.eval.num_images, config.eval.seed, []
     settings = f"{name} {sampler.num_steps} {count} {config.eval.features} {weights}"
+    settings += f" {sampler.guidance}" if sampler.guidance else ""
     folder = _blocks_folder(blocks_dir or as_path(chosen.workdir) / "evaluating", settings)
-    where = f"at {sampler.num_steps} steps of {name}"
+    guided = f", guidance {sampler.guidance:g}" if sampler.guidance else ""
+    where = f"at {sampler.num_steps} steps of {name}{guided}"
     variance = config.eval.ancestral_variance
     made_of = {"weights": weights, "sampler": name, "ancestral_variance": variance}
     with locked(folder / ".lock"):
@@ -117,6 +123,7 @@ def evaluate_stage(
             show(result, where, f"seed {seed}: " if num_seeds > 1 else "")
             row = {"stage": stage.name, "updates": stage.updates, "sampler": name}
             row |= {"num_steps": sampler.num_steps, "sha256": weights}
+            row |= {"guidance": sampler.guidance} if sampler.guidance else {}
             rows.append(row | result.row() | measurer.definition(count, seed))
         show_spread(rows, where)
         add_rows(out or as_path(chosen.workdir) / "evaluations.jsonl", rows)
@@ -208,7 +215,7 @@ def add_rows(path: str | Path, rows: list[dict]) -> None:
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     if _IMAGES.value:
-        _refuse_with("images", _NUM_STEPS, _STAGE, _SAMPLER, _SEED, _SEEDS)
+        _refuse_with("images", _NUM_STEPS, _STAGE, _SAMPLER, _GUIDANCE, _SEED, _SEEDS)
     if _REFERENCE.value:
         _refuse_with("reference", _SPLIT)
     config = _config_from_flags()
@@ -220,7 +227,8 @@ def main(argv: list[str]) -> None:
         evaluate_images(config, _IMAGES.value, _NUM_IMAGES.value, **places)
         return
     workdir = cli.required("workdir", _WORKDIR.value)
-    chosen = Chosen(workdir, _NUM_STEPS.value, _STAGE.value, _SAMPLER.value)
+    stage = _NUM_STEPS.value, _STAGE.value, _SAMPLER.value
+    chosen = Chosen(workdir, *stage, _GUIDANCE.value)
     evaluate_stage(config, chosen, cli.at_least("seeds", _SEEDS.value, 1), **places)
 
 

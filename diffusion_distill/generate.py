@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -32,29 +33,39 @@ from diffusion_distill.models.unet import UNet
 
 DIFFUSERS = "ddim_diffusers"  # the sampler of a network with levels that is diffusers' own
 
-# (params, z [B, H, W, C], keys [B], labels [B], num_steps) -> images [B, H, W, C] in [-1, 1].
-SampleFn = Callable[[dict, jax.Array, jax.Array, jax.Array, int], jax.Array]
+# (params, z [B, H, W, C], keys [B], labels [B], num_steps, guidance) -> images [B, H, W, C] in
+# [-1, 1].
+SampleFn = Callable[[dict, jax.Array, jax.Array, jax.Array, int, float], jax.Array]
 
 # Labels asked for: one for all images, several that are taken in turn, or None for all in turn.
 Labels = int | Sequence[int] | np.ndarray | None
 
 
 def make_sample_fn(
-    model: UNet, config: ConfigDict, sampler: str, mesh: Mesh, platform: str | None = None
+    model: UNet,
+    config: ConfigDict,
+    sampler: str,
+    mesh: Mesh,
+    platform: str | None = None,
+    guided: bool = False,
 ) -> SampleFn:
-    """The compiled sampler. Weights and num_steps are arguments: one compilation serves them all.
+    """The compiled sampler. Weights, num_steps and w are arguments: one program serves them all.
 
     Its loop runs inside the compiled program or around one compiled step, as
     config.runtime.sampler_loop says. x_hat is clipped to [-1, 1]. `platform`, where it is not the
-    mesh's own, says whose form the program has.
+    mesh's own, says whose form the program has. Where `guided`, a network that is not told w is
+    asked with and without labels; otherwise w does nothing there.
 
     Raises:
         UserError: there is no sampler of that name, or the network is none that it is for.
     """
     step, schedule = _step(config, sampler), make_schedule(config)
 
-    def bind(params, keys, labels, shape):
-        unclipped = make_denoiser(model, params, labels, config)
+    def bind(params, keys, labels, guidance, shape):
+        w = None
+        if guided or model.told_guidance:
+            w = jnp.broadcast_to(guidance, labels.shape)
+        unclipped = make_denoiser(model, params, labels, config, guidance=w)
 
         def clipped(z, logsnr):
             return clip_x(unclipped(z, logsnr), z, logsnr)
@@ -62,12 +73,12 @@ def make_sample_fn(
         denoiser = unclipped if sampler == DIFFUSERS else clipped  # diffusers' step clips itself
         return denoiser, lambda i: image_noise(keys, i, shape)
 
-    def whole_loop(params, z, keys, labels, num_steps):
-        denoiser, noise_fn = bind(params, keys, labels, z.shape[1:])
+    def whole_loop(params, z, keys, labels, num_steps, guidance):
+        denoiser, noise_fn = bind(params, keys, labels, guidance, z.shape[1:])
         return sample(step, denoiser, z, num_steps, schedule, noise_fn)
 
-    def one_step(params, state, keys, labels, i, num_steps):
-        denoiser, noise_fn = bind(params, keys, labels, state.z.shape[1:])
+    def one_step(params, state, keys, labels, i, num_steps, guidance):
+        denoiser, noise_fn = bind(params, keys, labels, guidance, state.z.shape[1:])
         return step(denoiser, state, i, num_steps, schedule, noise_fn)
 
     platform = platform or mesh.devices.flat[0].platform
@@ -76,22 +87,22 @@ def make_sample_fn(
     options = compiler.options(platform)
     jit = functools.partial(jax.jit, out_shardings=rows, compiler_options=options)
     if loop == "inside" or (loop == "auto" and platform != "cpu"):
-        compiled = jit(whole_loop, in_shardings=(None, rows, rows, rows, whole))
+        compiled = jit(whole_loop, in_shardings=(None, rows, rows, rows, whole, whole))
 
-        def loop_inside(params, z, keys, labels, num_steps):
+        def loop_inside(params, z, keys, labels, num_steps, guidance=0.0):
             # A number becomes a host array, which every process may hand in; `plan` traces one.
             n = num_steps if isinstance(num_steps, jax.Array) else np.int32(num_steps)
-            return compiled(params, z, keys, labels, n)
+            return compiled(params, z, keys, labels, n, np.float32(guidance))
 
         return loop_inside
 
-    compiled_step = jit(one_step, in_shardings=(None, rows, rows, rows, whole, whole))
+    compiled_step = jit(one_step, in_shardings=(None, rows, rows, rows, *3 * [whole]))
 
-    def loop_outside(params, z, keys, labels, num_steps):
+    def loop_outside(params, z, keys, labels, num_steps, guidance=0.0):
         state = SamplerState(z, jnp.zeros_like(z))
-        n = np.int32(num_steps)
+        n, w = np.int32(num_steps), np.float32(guidance)
         for i in range(num_steps, 0, -1):
-            state = compiled_step(params, state, keys, labels, np.int32(i), n)
+            state = compiled_step(params, state, keys, labels, np.int32(i), n, w)
         return state.z
 
     return loop_outside
@@ -134,6 +145,7 @@ class SampleProgram:
     num_classes: int  # labels that the network knows; 0 where it has none
     mesh: Mesh
     batch_size: int  # images at once, at the most
+    guidance: tuple[float, float] | None = None  # range of w; None where there is no guidance
     max_steps: int | None = None  # of sampling; None for no bound
 
 
@@ -143,34 +155,59 @@ def make_sample_program(
     num_classes: int,
     sampler: str,
     mesh: Mesh,
-    batch_size: int | None = None,
+    guided: bool = False,
 ) -> SampleProgram:
     """The compiled sampler of a config's network, for data of this shape and so many labels.
 
-    `batch_size` stands in place of the config's.
+    For `guided` see `make_sample_fn`; a network that is told w needs it not.
 
     Raises:
         UserError: there is no sampler of that name.
     """
     model = build_unet(config, image_shape[-1], num_classes)
-    sample_fn = make_sample_fn(model, config, sampler, mesh)
-    size = batch_size or config.runtime.sampler_batch_size
+    sample_fn = make_sample_fn(model, config, sampler, mesh, guided=guided)
+    told = tuple(config.model.guidance)
+    guidance = told or ((0.0, math.inf) if guided else None)
+    size = config.runtime.sampler_batch_size
     bound = config.scheduler.num_train_timesteps if sampler == DIFFUSERS else None
-    return SampleProgram(sample_fn, tuple(image_shape), model.num_classes, mesh, size, bound)
+    known = model.num_classes, mesh, size, guidance, bound
+    return SampleProgram(sample_fn, tuple(image_shape), *known)
+
+
+def checked_guidance(guidance: float | None, known: tuple[float, float] | None) -> float:
+    """The w to sample with: the one that is asked for, or for None the least that is known.
+
+    Args:
+        known: the range of w that a network knows; None where it knows no guidance.
+
+    Raises:
+        UserError: w is out of range, or there is no guidance.
+    """
+    if guidance is None:
+        return known[0] if known else 0.0
+    if known is None and guidance:
+        taught = "trained with config.teacher.label_dropout, or matched with config.match.guidance"
+        raise UserError(f"guidance is {guidance}; this network has none: it was not {taught}")
+    if known and not known[0] <= guidance <= known[1]:
+        told = f"from {known[0]}" + (f" to {known[1]}" if known[1] < math.inf else "")
+        raise UserError(f"guidance is {guidance}; for this network it must be {told}")
+    return float(guidance)
 
 
 class Sampler:
-    """Images from one network in `num_steps` steps; `SampleProgram` has its other attributes.
+    """Images from one network in `num_steps` steps; `SampleProgram` has its other attributes."""
 
-    Raises:
-        UserError: the sampler takes fewer steps.
-    """
+    def __init__(
+        self, program: SampleProgram, params: dict, num_steps: int, guidance: float | None = None
+    ):
+        """`guidance` is w, 0 for none; None for the least that the network knows.
 
-    def __init__(self, program: SampleProgram, params: dict, num_steps: int):
+        Raises UserError where it knows no such w, or the sampler takes fewer steps.
+        """
         if program.max_steps is not None and num_steps > program.max_steps:
             levels = f"{DIFFUSERS} takes at most one for each of {program.max_steps} levels"
             raise UserError(f"num_steps is {num_steps}; {levels}")
-        self.num_steps = num_steps
+        self.num_steps, self.guidance = num_steps, checked_guidance(guidance, program.guidance)
         self.image_shape, self.num_classes = program.image_shape, program.num_classes
         self._program, self._params, self._mesh = program, params, program.mesh
         self._start = _starts(self.image_shape, self._mesh)
@@ -263,7 +300,8 @@ class Sampler:
     def _images(self, z: jax.Array, keys: jax.Array, labels: np.ndarray) -> jax.Array:
         """float32 [B, H, W, C] of one batch, on the devices."""
         labels = place(labels, batched(self._mesh))
-        return self._program.sample_fn(self._params, z, keys, labels, self.num_steps)
+        steps, w = self.num_steps, self.guidance
+        return self._program.sample_fn(self._params, z, keys, labels, steps, w)
 
     def _in_batches(self, batch_fn, num_images: int) -> np.ndarray:
         """Images of indices 0 to N - 1, on the host; batch_fn(indices) gives a batch of them."""

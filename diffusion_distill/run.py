@@ -26,20 +26,25 @@ from diffusion_distill.devices.sharding import (
     shardings,
 )
 from diffusion_distill.errors import CheckpointError, UserError
-from diffusion_distill.generate import SampleProgram, Sampler, make_sample_program
+from diffusion_distill.generate import (
+    SampleProgram,
+    Sampler,
+    checked_guidance,
+    make_sample_program,
+)
 from diffusion_distill.interop import given_teacher
 from diffusion_distill.interop.given_teacher import GivenTeacher
 from diffusion_distill.metrics.measure import Measurer, for_run
-from diffusion_distill.metrics.stage_row import first_images, measuring_work, stage_row
+from diffusion_distill.metrics.stage_row import Subject, first_images, stage_row
 from diffusion_distill.models.build import build_unet, compute_weights
 from diffusion_distill.models.unet import UNet
 from diffusion_distill.report.page import show_results
 from diffusion_distill.report.pictures import write_pictures
 from diffusion_distill.report.table import summary
 from diffusion_distill.runs import checkpoints
-from diffusion_distill.runs.network import Network
+from diffusion_distill.runs.network import Network, same_but_told
 from diffusion_distill.runs.workdir import Workdir
-from diffusion_distill.stages import Stage, plan, started_from
+from diffusion_distill.stages import Stage, plan, started_from, student_config
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import cache_folder, remove
 from diffusion_distill.terminal.console import duration, say
@@ -50,7 +55,13 @@ from diffusion_distill.training.loop import Job, train
 from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.outlook import Outlook, outlook
 from diffusion_distill.training.recorder import Recorder
-from diffusion_distill.training.state import TrainState, abstract_state, init_student, init_teacher
+from diffusion_distill.training.state import (
+    TrainState,
+    abstract_state,
+    init_matched,
+    init_student,
+    init_teacher,
+)
 from diffusion_distill.training.step import Recipe
 from diffusion_distill.training.update import make_update
 from diffusion_distill.validate import validate
@@ -72,24 +83,34 @@ class Setup:
     workdir: Workdir  # where it is, or will be
     mesh: Mesh
     source: Source  # what is trained on
-    network: Network  # what is trained, untrained
+    network: Network  # of all stages but the teacher, untrained
+    # the teacher's, untrained: another where config.match.updates is not 0
+    teacher_network: Network
     # what the chain starts from; None where the run trains its own teacher
     given_teacher: GivenTeacher | None
     stages: dict[str, Stage]  # by name, in order
     measurer: Measurer  # of its images
 
-    def model(self, dropout: float = 0.0) -> UNet:
-        """The network as a Flax module."""
+    def network_of(self, stage: Stage) -> Network:
+        """A stage's network, untrained."""
+        return self.network if stage.is_student else self.teacher_network
+
+    def model(self, stage: Stage, dropout: float = 0.0) -> UNet:
+        """A stage's network as a Flax module."""
         channels, num_classes = self.source.image_shape[-1], self.source.num_classes
-        return build_unet(self.config, channels, num_classes, dropout)
+        return build_unet(self.network_of(stage).config, channels, num_classes, dropout)
 
     def abstract(self, stage: Stage) -> TrainState:
         """Shapes, dtypes and shardings of a stage's state."""
-        return abstract_state(self.network.params, make_optimizer(self.config, stage), self.mesh)
+        params = self.network_of(stage).params
+        return abstract_state(params, make_optimizer(self.config, stage), self.mesh)
 
-    def fixed_steps(self, stage: Stage) -> int | None:
-        """The only number of steps of a teacher that is itself a student; else None."""
-        return self.workdir.fixed_steps(stage) if not stage.is_student else None
+    def subject(self, stage: Stage) -> Subject:
+        """What is measured of a stage."""
+        all_steps = tuple(dict.fromkeys(s.num_steps for s in self.stages.values()))
+        fixed_steps = None if stage.is_student else self.workdir.fixed_steps(stage)
+        guidance = self.network_of(stage).guidance
+        return Subject(stage, self.config.eval, all_steps, fixed_steps, guidance)
 
 
 def check(config: ConfigDict, workdir: str | Path) -> Setup:
@@ -109,22 +130,40 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     _check_labels(config, source)
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
-    network = Network.untrained(config, source.image_shape, num_classes, None, mesh)
-    given = given_teacher.find(network, workdir, mesh)
+
+    def network_by(config: ConfigDict) -> Network:
+        return Network.untrained(config, source.image_shape, num_classes, None, mesh)
+
+    given = given_teacher.find(config, network_by(student_config(config)), workdir, mesh)
     if given is not None:
-        asked = config.distill.start_steps
-        config = started_from(config, given.path, given.fixed_steps)
-        network = dataclasses.replace(network, config=config)
-        if config.distill.start_steps != asked:
-            say(
-                f"{given.path} is made for {given.fixed_steps} steps: distillation starts "
-                f"there, not at config.distill.start_steps {asked}"
-            )
-    fixed_steps = given.fixed_steps if given else None
-    folder = Workdir(as_path(workdir), config, source.image_shape, num_classes, fixed_steps)
+        config = _started_from(config, given)
+    elif config.model.guidance:
+        raise UserError(
+            f"config.model.guidance is {config.model.guidance}; it must be () for a run that "
+            "trains its own teacher (config.match.guidance is what its students are told)"
+        )
+    of_teacher = (given.fixed_steps, given.network) if given else (None, None)
+    folder = Workdir(as_path(workdir), config, source.image_shape, num_classes, *of_teacher)
     folder.check()
     stages = {stage.name: stage for stage in plan(config)}
-    return Setup(config, folder, mesh, source, network, given, stages, measurer)
+    students, teacher = student_config(config), folder.network_config(stages["teacher"])
+    networks = network_by(students), network_by(teacher)
+    return Setup(config, folder, mesh, source, *networks, given, stages, measurer)
+
+
+def _started_from(config: ConfigDict, given: GivenTeacher) -> ConfigDict:
+    """See `started_from`; says what it changes."""
+    changed = started_from(config, given.path, given.fixed_steps, given.network)
+    if changed.distill.start_steps != config.distill.start_steps:
+        say(
+            f"{given.path} is made for {given.fixed_steps} steps: distillation starts "
+            f"there, not at config.distill.start_steps {config.distill.start_steps}"
+        )
+    for name in ("logsnr_min", "logsnr_max"):
+        if changed.diffusion[name] != config.diffusion[name]:
+            used, asked = f"{name} {changed.diffusion[name]}", config.diffusion[name]
+            say(f"{given.path} was trained to {used}: that is used, not config.diffusion's {asked}")
+    return changed
 
 
 def _check_labels(config: ConfigDict, source: Source) -> None:
@@ -144,10 +183,10 @@ class Programs:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._updates = {}  # steps: one for the teacher, one for all students
-        self._samplers: dict[str, SampleProgram] = {}  # one for each sampler's name
-        cast = functools.partial(compute_weights, dtype=setup.config.model.dtype)
-        self._cast = jax.jit(cast, out_shardings=shardings(setup.network.params))
+        self._updates = {}  # steps: one for the teacher, one for the match stage, one for students
+        # one for each sampler's name, network, and whether that is asked twice
+        self._samplers: dict[tuple[str, bool, bool], SampleProgram] = {}
+        self._casts = {}  # by whether they are of students' weights
 
     @functools.cached_property
     def feed(self) -> Feed:
@@ -157,24 +196,47 @@ class Programs:
 
     def update(self, stage: Stage):
         """The step of a stage; see `make_update`."""
-        setup, is_student = self._setup, stage.is_student
-        if is_student not in self._updates:
-            recipe = Recipe(setup.model(stage.dropout), setup.config, stage, setup.mesh)
-            self._updates[is_student] = make_update(recipe, setup.abstract(stage))
-        return self._updates[is_student]
-
-    def sampler(self, name: str, params: dict, num_steps: int) -> Sampler:
-        """A sampler of these weights; all stages and numbers of steps share its program."""
-        if name not in self._samplers:
-            setup = self._setup
-            self._samplers[name] = make_sample_program(
-                setup.config, setup.source.image_shape, setup.source.num_classes, name, setup.mesh
+        setup, kind = self._setup, stage.kind
+        if kind not in self._updates:
+            recipe = Recipe(
+                setup.model(stage, stage.dropout), setup.network_of(stage).config, stage, setup.mesh
             )
-        return Sampler(self._samplers[name], params, num_steps)
+            if stage.is_match:
+                teacher = setup.stages[stage.teacher]
+                source = {"source_model": setup.model(teacher)}
+                source["source_config"] = setup.teacher_network.config
+                recipe = dataclasses.replace(recipe, **source)
+            self._updates[kind] = make_update(recipe, setup.abstract(stage))
+        return self._updates[kind]
 
-    def cast(self, params: dict) -> dict:
-        """A student's teacher, in what the network computes in; see `compute_weights`."""
-        return params if self._setup.config.model.dtype == "float32" else self._cast(params)
+    def sampler(
+        self, stage: Stage, params: dict, name: str, num_steps: int, guidance: float | None = None
+    ) -> Sampler:
+        """A sampler of a stage's weights; all weights, steps and w share its program."""
+        setup, network = self._setup, self._setup.network_of(stage)
+        guidance = checked_guidance(guidance, network.guidance)
+        twice = network.is_asked_twice(guidance)
+        key = name, network is setup.network, twice
+        if key not in self._samplers:
+            shape, num_classes = setup.source.image_shape, setup.source.num_classes
+            self._samplers[key] = make_sample_program(
+                network.config, shape, num_classes, name, setup.mesh, twice
+            )
+        return Sampler(self._samplers[key], params, num_steps, guidance)
+
+    def cast(self, teacher: Stage, params: dict) -> dict:
+        """The weights of a stage that others learn from, in what its network computes in.
+
+        See `compute_weights`.
+        """
+        network, key = self._setup.network_of(teacher), teacher.is_student
+        dtype = network.config.model.dtype
+        if dtype == "float32":
+            return params
+        if key not in self._casts:
+            cast = functools.partial(compute_weights, dtype=dtype)
+            self._casts[key] = jax.jit(cast, out_shardings=shardings(network.params))
+        return self._casts[key](params)
 
 
 def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
@@ -212,21 +274,22 @@ def stage_weights(
     student gets its teacher's by the same call, so normally from the disk.
     """
     directory = checkpoints.folder(setup.workdir.path, stage.name)
+    abstract = setup.network_of(stage).params
     with contextlib.suppress(CheckpointError):  # not whole at its end: newest_whole says why
-        params = checkpoints.load_ema_params(directory, stage.updates, setup.network.params)
+        params = checkpoints.load_ema_params(directory, stage.updates, abstract)
         return params, checkpoints.verify(directory, stage.updates, "meta").meta()["seconds"]
     whole = checkpoints.newest_whole(directory, say)
     if stage.is_given:
-        copied = given_teacher.copy(setup.given_teacher, setup.network, setup.workdir, setup.mesh)
-        return copied, 0.0
+        given, ours = setup.given_teacher, setup.network
+        return given_teacher.copy(given, ours, setup.workdir, setup.mesh), 0.0
     teacher_params = None
     if stage.is_student:
-        before = setup.stages[stage.teacher]
-        teacher_params, _ = stage_weights(setup, programs, before, stop, run_left)
+        teacher = setup.stages[stage.teacher]
+        teacher_params, _ = stage_weights(setup, programs, teacher, stop, run_left)
     checkpoints.set_aside_newer(directory, whole)
     state, seconds = _state(setup, stage, whole, teacher_params)
     if teacher_params is not None:
-        teacher_params = programs.cast(teacher_params)  # frees those of float32
+        teacher_params = programs.cast(teacher, teacher_params)  # frees those of float32
     setup.workdir.check_space(stage, sum(x.nbytes for x in jax.tree.leaves(state)))
     update, step = programs.update(stage), int(fetch(state.step))
     job = Job(stage, setup.config, setup.mesh, update, teacher_params, programs.feed)
@@ -247,12 +310,18 @@ def _state(
 
 
 def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> TrainState:
-    """A student starts from its teacher's averaged weights, a teacher from new ones."""
+    """A student starts from its teacher's averaged weights, a teacher from new ones.
+
+    So does a match stage, but where it trains its teacher's network.
+    """
     optimizer = make_optimizer(setup.config, stage)
-    if teacher_params is not None:
+    if stage.is_student and not stage.is_match:
         return init_student(teacher_params, optimizer, setup.mesh)
     key = place(jax.random.key(setup.config.seed), replicated(setup.mesh))
-    state = init_teacher(setup.model(), optimizer, key, setup.source.image_shape, setup.mesh)
+    init = setup.model(stage), optimizer, key, setup.source.image_shape, setup.mesh
+    if stage.is_match and same_but_told(setup.network, setup.teacher_network):
+        return init_matched(*init, teacher_params)
+    state = init_teacher(*init)
     count = parameter_overview.count_parameters(state.params)
     say(f"{stage.name}: a network of {count:,} parameters on {setup.mesh.size} device(s)")
     return state
@@ -263,16 +332,12 @@ def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, secon
     began = time.monotonic()
     say(f"{stage.name}: measuring")
     workdir, config, measurer = setup.workdir, setup.config, setup.measurer
-    directory, fixed_steps = workdir.path / stage.name, setup.fixed_steps(stage)
-
-    def sampler_of(name: str, num_steps: int) -> Sampler:
-        return programs.sampler(name, params, num_steps)
-
+    subject, directory = setup.subject(stage), workdir.path / stage.name
+    sampler_of = functools.partial(programs.sampler, stage, params)
     count = config.eval.grid_images
-    images = first_images(measurer, sampler_of, stage, count, fixed_steps)
+    images = first_images(measurer, subject, sampler_of, count)
     labels = sampler_of("ddim", 1).image_labels(count)
     write_pictures(directory, images, labels, setup.source, config.data.random_flip)
-    all_steps = [s.num_steps for s in setup.stages.values()]
     folder = directory / "measuring"
     row = {
         "stage": stage.name,
@@ -280,7 +345,7 @@ def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, secon
         "updates": stage.updates,
         "images_seen": stage.updates * config.train.batch_size,
         "seconds": seconds,
-        **stage_row(measurer, stage, all_steps, sampler_of, folder, fixed_steps),
+        **stage_row(measurer, subject, sampler_of, folder),
     }
     workdir.add_result(row)
     remove(folder)
@@ -290,10 +355,6 @@ def _measure(setup: Setup, programs: Programs, stage: Stage, params: dict, secon
 
 def _outlook(setup: Setup) -> Outlook:
     """How long this run still takes; it knows how long finished stages took."""
-    stages, evaluation = list(setup.stages.values()), setup.config.eval
-    all_steps = [stage.num_steps for stage in stages]
-    parts = {
-        stage.name: measuring_work(stage, all_steps, evaluation, setup.fixed_steps(stage))
-        for stage in stages
-    }
+    stages = list(setup.stages.values())
+    parts = {stage.name: setup.subject(stage).work() for stage in stages}
     return outlook(stages, parts, setup.workdir.results())

@@ -36,6 +36,9 @@ _SAMPLER = flags.DEFINE_string(
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 64, "How many.")
 _SEED = flags.DEFINE_integer("seed", 0, "Image n is a function of the seed and n.")
 _LABELS = flags.DEFINE_list("labels", None, "One label, or several taken in turn: 0,1,2.")
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "w towards the label, 0 for none (others write 1 + w); default: the least."
+)
 _OUT = flags.DEFINE_string("out", None, "grid.png, images.npz, or a folder.")
 
 
@@ -85,8 +88,8 @@ def main(argv: list[str]) -> None:
         except ValueError:
             raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
     compiler.keep_programs()
-    steps, stage = _NUM_STEPS.value, _STAGE.value
-    sampler = load_sampler(path, steps, stage, _SAMPLER.value, _CONFIG.value)
+    asked = _NUM_STEPS.value, _STAGE.value, _SAMPLER.value, _CONFIG.value
+    sampler = load_sampler(path, *asked, guidance=_GUIDANCE.value)
     shown = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
     out = as_path(_OUT.value)
     make_room(out)

@@ -1,4 +1,7 @@
-"""What a config runs: a teacher, then students of half as many steps each. Pure functions."""
+"""What a config runs: a teacher, then students of half as many steps each. Pure functions.
+
+A match stage may stand between them: another network that learns what the teacher predicts.
+"""
 
 import dataclasses
 
@@ -11,8 +14,8 @@ from diffusion_distill.errors import UserError
 class Stage:
     """One stage of a run."""
 
-    name: str  # its folder in the workdir: "teacher", "student_0016"
-    # sampling steps it is made for; of the teacher, which knows all times, where the chain starts
+    name: str  # its folder in the workdir: "teacher", "match", "student_0016"
+    # sampling steps it is made for; of a stage that knows all times, where the chain starts
     num_steps: int
     # name of the stage whose averaged weights it starts and learns from; None for the teacher
     teacher: str | None
@@ -25,11 +28,29 @@ class Stage:
     weight_decay: float
     ema_decay: float
     dropout: float
+    solver: str = "ddim"  # of its teacher's flow, for a student: one of TARGETS
 
     @property
     def is_student(self) -> bool:
         """Whether it learns from another stage."""
         return self.teacher is not None
+
+    @property
+    def is_match(self) -> bool:
+        """Whether it learns what its teacher predicts, at the same times: nothing is halved."""
+        return self.name == "match"
+
+    @property
+    def knows_all_times(self) -> bool:
+        """Whether it is trained in continuous time, and so samples in any number of steps."""
+        return not self.is_student or self.is_match
+
+    @property
+    def kind(self) -> str:
+        """What shares a compiled step: "teacher", "match", "student" or "student, heun"."""
+        if self.knows_all_times:
+            return self.name
+        return "student" if self.solver == "ddim" else f"student, {self.solver}"
 
     @property
     def is_given(self) -> bool:
@@ -39,7 +60,7 @@ class Stage:
     @property
     def rng_id(self) -> int:
         """The number that tells this stage's randomness from the others': 0 for the teacher."""
-        return self.num_steps if self.is_student else 0
+        return {"teacher": 0, "match": 3}.get(self.kind, self.num_steps)  # 3 is no power of 2
 
 
 def plan(config: ConfigDict) -> list[Stage]:
@@ -47,7 +68,7 @@ def plan(config: ConfigDict) -> list[Stage]:
 
     A round from 2N to N steps makes `distill.updates` updates, and the rounds to 2 and to 1
     `distill.updates_last_rounds` (the paper's schedule). Where `distill.teacher` is given, the
-    teacher makes none.
+    teacher makes none. Where `match.updates` is not 0, the first round starts from that stage.
     """
     teacher = Stage(
         name="teacher",
@@ -57,9 +78,13 @@ def plan(config: ConfigDict) -> list[Stage]:
         **_schedule(config.teacher),
     )
     stages = [teacher]
+    if config.match.updates:
+        match = dict(num_steps=config.distill.start_steps, teacher="teacher")
+        updates = config.match.updates
+        stages.append(Stage("match", **match, updates=updates, **_schedule(config.match)))
     num_steps = config.distill.start_steps // 2
     while num_steps >= config.distill.end_steps:
-        last = num_steps <= 2
+        first, last = num_steps == config.distill.start_steps // 2, num_steps <= 2
         stages.append(
             Stage(
                 name=f"student_{num_steps:04d}",
@@ -67,25 +92,46 @@ def plan(config: ConfigDict) -> list[Stage]:
                 teacher=stages[-1].name,
                 updates=config.distill.updates_last_rounds if last else config.distill.updates,
                 **_schedule(config.distill),
+                solver=config.distill.first_round_solver if first else "ddim",
             )
         )
         num_steps //= 2
     return stages
 
 
-def started_from(config: ConfigDict, teacher: str, fixed_steps: int | None) -> ConfigDict:
+def student_config(config: ConfigDict) -> ConfigDict:
+    """The config of the network that all stages but the teacher train.
+
+    It is told the guidance that `match.guidance` draws; nobody learns without labels any more.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.guidance = config.match.guidance or config.model.guidance
+    config.teacher.label_dropout = 0.0
+    return config
+
+
+def started_from(
+    config: ConfigDict, teacher: str, fixed_steps: int | None, network: dict | None = None
+) -> ConfigDict:
     """The config, a copy, of a run whose chain starts from a teacher that was trained elsewhere.
 
     Args:
         teacher: where its weights are, for `distill.teacher`.
         fixed_steps: the only number of sampling steps that it takes, whatever
             `distill.start_steps` says; None for a teacher that takes any.
+        network: the teacher's fields, where it is another network than the run trains: the chain's
+            schedule is cut to its, outside of which it was never trained.
 
     Raises:
-        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`.
+        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`; or
+            `distill.first_round_solver` asks the teacher about other times than its steps'.
     """
     config = config.copy_and_resolve_references()
     config.distill.teacher = teacher
+    if network is not None:
+        low, high = network["diffusion"]["logsnr_min"], network["diffusion"]["logsnr_max"]
+        config.diffusion.logsnr_min = max(config.diffusion.logsnr_min, low)
+        config.diffusion.logsnr_max = min(config.diffusion.logsnr_max, high)
     if fixed_steps is not None:
         if fixed_steps & (fixed_steps - 1):
             raise UserError(
@@ -96,6 +142,11 @@ def started_from(config: ConfigDict, teacher: str, fixed_steps: int | None) -> C
             raise UserError(
                 f"config.distill.end_steps is {config.distill.end_steps}; {teacher} is made for "
                 f"{fixed_steps} steps, and it must be at most those"
+            )
+        if config.distill.first_round_solver != "ddim":
+            raise UserError(
+                f"config.distill.first_round_solver is {config.distill.first_round_solver!r}; it "
+                f"must be ddim, since {teacher} is made for {fixed_steps} steps of DDIM alone"
             )
         config.distill.start_steps = fixed_steps
     return config

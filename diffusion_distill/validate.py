@@ -19,8 +19,6 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.names import check_count
 
 DTYPES = ("float32", "bfloat16")
-# What configs that were stored before it lack: its defaults change nothing.
-LATER = ("model.architecture", "unet2d", "scheduler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +78,6 @@ def integers(low: int | None = None) -> Row:
     return Row(tuple, f"integers from {low}", f"one or more integers of at least {low}", accepts)
 
 
-def numbers_between(low: float, high: float) -> Row:
-    """A tuple of any finite numbers from `low` to `high`, both with it."""
-
-    def accepts(value: tuple) -> bool:
-        return all(_is_a(item, float) and low <= item <= high for item in value)
-
-    told = f"numbers from {low} to {high}"
-    return Row(tuple, told, f"a tuple of {told}", accepts)
-
-
 def number(low: float = -math.inf, high: float = math.inf, below: float = math.inf) -> Row:
     """A finite number from `low`, to `high` with it or up to `below` without."""
     to = f" to {high}" if high < math.inf else f", below {below}" if below < math.inf else ""
@@ -98,6 +86,27 @@ def number(low: float = -math.inf, high: float = math.inf, below: float = math.i
     return Row(float, told, must_be, lambda value: low <= value <= high and value < below)
 
 
+def numbers_from(low: float, high: float = math.inf) -> Row:
+    """A tuple of any finite numbers from `low`, to `high` with it."""
+
+    def accepts(value: tuple) -> bool:
+        return all(_is_a(item, float) and low <= item <= high for item in value)
+
+    told = f"numbers from {low}" + (f" to {high}" if high < math.inf else "")
+    return Row(tuple, told, f"a tuple of {told}", accepts)
+
+
+def _is_range(value: tuple) -> bool:
+    ends = len(value) == 2 and all(_is_a(item, float) for item in value)
+    return value == () or (ends and 0 <= value[0] <= value[1])
+
+
+_RANGE = Row(
+    tuple,
+    "(low, high), numbers from 0, or ()",
+    "(low, high) with 0 <= low <= high, or ()",
+    _is_range,
+)
 _TEXT = Row(str, "text")
 _FLAG = Row(bool, "`True`, `False`")
 _POWER_OF_2 = Row(int, "power of 2", "a power of 2", lambda v: v >= 1 and v & (v - 1) == 0)
@@ -131,6 +140,7 @@ ROWS = {
     "model.num_blocks": integer(1),
     "model.emb_channels": integer(1),
     "model.attention_resolutions": integers(),
+    "model.patch_size": integer(1),
     "model.num_heads": integer(0),
     "model.head_dim": integer(0),
     "model.num_groups": integer(1),
@@ -138,6 +148,7 @@ ROWS = {
     "model.resample_blocks": _FLAG,
     "model.time_input": one_of("arctan", "linear", "sigmoid"),
     "model.dtype": one_of(*DTYPES),
+    "model.guidance": _RANGE,
     "unet2d.center_input_sample": _FLAG,
     "unet2d.time_embedding_type": one_of("positional", "learned"),
     "unet2d.time_embedding_dim": integer(0),
@@ -164,7 +175,7 @@ ROWS = {
     "scheduler.beta_start": _SHARE,
     "scheduler.beta_end": _SHARE,
     "scheduler.beta_schedule": one_of("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "scheduler.trained_betas": numbers_between(0, 1),
+    "scheduler.trained_betas": numbers_from(0, 1),
     "scheduler.rescale_betas_zero_snr": _FLAG,
     "scheduler.clip_sample": _FLAG,
     "scheduler.clip_sample_range": number(0),
@@ -185,9 +196,19 @@ ROWS = {
     "teacher.weight_decay": number(0),
     "teacher.ema_decay": _FRACTION,
     "teacher.dropout": _FRACTION,
+    "teacher.label_dropout": _FRACTION,
+    "match.updates": integer(0),
+    "match.guidance": _RANGE,
+    "match.learning_rate": number(0),
+    "match.warmup": integer(0),
+    "match.lr_schedule": _LR_SCHEDULE,
+    "match.weight_decay": number(0),
+    "match.ema_decay": _FRACTION,
+    "match.dropout": _FRACTION,
     "distill.teacher": _TEXT,
     "distill.start_steps": _POWER_OF_2,
     "distill.end_steps": _POWER_OF_2,
+    "distill.first_round_solver": one_of("ddim", "heun"),
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
     "distill.learning_rate": number(0),
@@ -208,6 +229,7 @@ ROWS = {
     "eval.baseline_images": _BASELINE_IMAGES,
     "eval.ancestral_variance": _SHARE,
     "eval.label_agreement": _FLAG,
+    "eval.guidance": numbers_from(0),
     "eval.grid_images": integer(1),
     "runtime.data_on_device": one_of("auto", "always", "never"),
     "runtime.fsdp": integer(1),
@@ -244,7 +266,10 @@ def validate(config: ConfigDict) -> None:
 
 
 def from_dict(fields: dict) -> ConfigDict:
-    """The config that `to_dict` (or its JSON) came from, validated; without `LATER` as with it.
+    """The config that `to_dict` (or its JSON) came from, validated.
+
+    A field that is missing has its default: the version that wrote it did not know it, and defaults
+    of new fields change nothing.
 
     Raises:
         UserError: the fields are not those of a valid config.
@@ -255,12 +280,13 @@ def from_dict(fields: dict) -> ConfigDict:
             return {name: with_tuples(inner) for name, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    config, defaults = ConfigDict(with_tuples(fields)), base()
-    for path in LATER:
-        section, _, name = path.rpartition(".")
-        ours, default = (c.get(section) if section else c for c in (config, defaults))
-        if isinstance(ours, ConfigDict) and name not in ours:
-            ours[name] = default[name]
+    def with_defaults(value, default):
+        if not isinstance(value, dict) or not isinstance(default, ConfigDict):
+            return value
+        missing = {name: default[name] for name in default if name not in value}
+        return {n: with_defaults(v, default.get(n)) for n, v in value.items()} | missing
+
+    config = ConfigDict(with_defaults(with_tuples(fields), base()))
     validate(config)
     return config
 
@@ -316,6 +342,7 @@ def _check_together(config):
         _reject("diffusion.logsnr_min", diffusion.logsnr_min, "less than logsnr_max")
     if distill.end_steps > distill.start_steps:
         _reject("distill.end_steps", distill.end_steps, "at most distill.start_steps")
+    _check_guidance(config)
     for name in ("num_images", "baseline_images"):
         if "fd" in evaluation.metrics and evaluation[name]:
             what = f"config.eval.{name}"
@@ -338,6 +365,25 @@ def _check_unet2d(config):
             f"config.scheduler.trained_betas has {len(betas)} numbers; it must have {count}, "
             "config.scheduler.num_train_timesteps"
         )
+
+
+def _check_guidance(config):
+    """Who is guided has labels, was taught without some of them, and is guided once."""
+    model, match, teacher = config.model, config.match, config.teacher
+    own_teacher = not config.distill.teacher
+    if teacher.label_dropout and not model.class_conditional:
+        _reject("teacher.label_dropout", teacher.label_dropout, "0 for a model without labels")
+    if model.guidance and match.updates:
+        _reject("model.guidance", model.guidance, "() where match.updates is not 0")
+    if not match.guidance:
+        return
+    if not match.updates:
+        _reject("match.guidance", match.guidance, "() where match.updates is 0")
+    if not model.class_conditional:
+        _reject("match.guidance", match.guidance, "() for a model without labels")
+    if own_teacher and not teacher.label_dropout:
+        problem = "() where the teacher knows nothing without labels: teacher.label_dropout is 0"
+        _reject("match.guidance", match.guidance, problem)
 
 
 def _reject(path, value, accepted):

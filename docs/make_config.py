@@ -25,7 +25,7 @@ _OTHERS = ("data.image_size", "data.random_flip")
 _UNKNOWN = (
     "model.num_groups model.dtype train.adam_b1 train.adam_b2 train.adam_eps "
     "train.checkpoint_every train.checkpoints_kept teacher.lr_schedule distill.teacher "
-    "distill.warmup distill.ema_decay"
+    "distill.warmup distill.ema_decay model.guidance teacher.label_dropout"
 ).split()
 
 

@@ -32,6 +32,15 @@ def test_defaults_are_the_papers_cifar10_schedule():
     )  # fmt: skip
 
 
+def test_the_first_round_alone_may_have_another_solver():
+    config = base()
+    assert {stage.solver for stage in plan(config)} == {"ddim"}
+    config.distill.first_round_solver = "heun"
+    teacher, first, *others = plan(config)
+    assert (teacher.solver, first.solver) == ("ddim", "heun")
+    assert {stage.solver for stage in others} == {"ddim"}
+
+
 @pytest.mark.parametrize("end", [1, 4, 8192])
 def test_stops_at_end_steps(end):
     config = base()

@@ -1,4 +1,7 @@
-"""The target of progressive distillation: one student step that does two DDIM steps' work."""
+"""Targets of progressive distillation: a student's one step does what two of its teacher's do.
+
+All have one signature: target(teacher, z_t, i, num_steps, logsnr_fn) -> x [B, ...].
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_distill.diffusion.process import Denoiser, alpha_sigma_like
+from diffusion_distill.diffusion.schedule import angle
 
 
 def first_step_weight(logsnr_s: jax.Array, logsnr_m: jax.Array, logsnr_t: jax.Array) -> jax.Array:
@@ -83,3 +87,47 @@ def distillation_target(
     w = first_step_weight(logsnr_s, logsnr_m, logsnr_t)
     w = w.reshape(w.shape + (1,) * (z_t.ndim - w.ndim))
     return jax.lax.stop_gradient(w * first.x + (1.0 - w) * second.x)
+
+
+def heun_target(
+    teacher: Denoiser,
+    z_t: jax.Array,
+    i: jax.Array,
+    num_steps: jax.Array,
+    logsnr_fn: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The x that takes a student of num_steps steps where one step of Heun's method goes.
+
+    That is a step of the sampler `heun`, of second order where the two DDIM steps of
+    `distillation_target` are of first, with as many evaluations. It asks the teacher about times
+    that are no step of a student, so it is for a teacher that knows all times. With x1 and v_ddim
+    the prediction at t as x and as v turned to s, v2 the prediction as v where DDIM arrives at s,
+    and delta = phi_t - phi_s the step's length, the sampler's
+
+        z_s = z_ddim - delta / 2 (v2 - v_ddim)
+
+    is one DDIM step, cos(delta) z_t - sin(delta) v, with
+
+        v = v1 + delta / (2 sin(delta)) (v2 - v_ddim),   x_target = alpha_t z_t - sigma_t v
+          = x1 - sigma_t delta / (2 sin(delta)) (v2 - v_ddim).
+
+    As in the sampler, the last step (i = 1) is DDIM's alone: its target is x1.
+
+    Args, Returns: see `distillation_target`.
+    """
+    i = i.astype(jnp.promote_types(z_t.dtype, jnp.float32))  # bfloat16 counts to 256 only
+    logsnr_t, logsnr_s = logsnr_fn(i / num_steps), logsnr_fn((i - 1.0) / num_steps)
+    first = teacher(z_t, logsnr_t)
+    alpha_s, sigma_s = alpha_sigma_like(logsnr_s, z_t)
+    z_ddim = alpha_s * first.x + sigma_s * first.eps
+    v_ddim = alpha_s * first.eps - sigma_s * first.x
+    change = teacher(z_ddim, logsnr_s).v - v_ddim
+    delta = angle(logsnr_t) - angle(logsnr_s)
+    gain = jnp.where(i == 1, 0.0, delta / (2.0 * jnp.sin(delta)))
+    _, sigma_t = alpha_sigma_like(logsnr_t, z_t)
+    gain = sigma_t * gain.reshape(gain.shape + (1,) * (z_t.ndim - gain.ndim))
+    return jax.lax.stop_gradient(first.x - gain * change)
+
+
+# By `distill.first_round_solver`: what solves the teacher's flow over a student's step.
+TARGETS: dict[str, Callable[..., jax.Array]] = {"ddim": distillation_target, "heun": heun_target}

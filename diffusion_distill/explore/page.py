@@ -111,31 +111,36 @@ class Handlers:
         self._world = world
 
     @answered
-    def samples(self, stage, steps, seed, label, count) -> Iterator[str]:
-        asked = stage, _steps(steps), _seed("seed", seed), self._world.label(label)
-        count = whole_number("images", count, 1, MAX_IMAGES)
+    def samples(self, stage, steps, seed, label, guidance, count) -> Iterator[str]:
+        seed, label = _seed("seed", seed), self._world.label(label)
+        asked, count = self._asked(steps, guidance), whole_number("images", count, 1, MAX_IMAGES)
         yield from self._announce([stage])
-        for picture in self._world.samples(*asked, count):
-            yield picture_html(picture, f"Samples of seed {asked[2]}")
+        sampler = self._world.sampler(stage, *asked)
+        for picture in self._world.samples(sampler, stage, seed, label, count):
+            yield picture_html(picture, f"Samples of seed {seed}")
 
     @answered
-    def compare(self, seed, label) -> Iterator[str]:
-        asked = _seed("seed", seed), self._world.label(label)
+    def compare(self, seed, label, guidance) -> Iterator[str]:
+        w = self._world.guidance(guidance)
+        asked = _seed("seed", seed), self._world.label(label), w
         yield from self._announce(self._world.compared_names())
         for columns in self._world.compare(*asked):
             yield columns_html(columns)
 
     @answered
-    def walk(self, stage, steps, seed, to_seed, label) -> Iterator[str]:
-        steps, label = _steps(steps), self._world.label(label)
+    def walk(self, stage, steps, seed, to_seed, label, guidance) -> Iterator[str]:
+        asked, label = self._asked(steps, guidance), self._world.label(label)
         seeds = _seed("seed", seed), _seed("second seed", to_seed)
         yield from self._announce([stage])
-        picture = self._world.walk(stage, steps, seeds, label)
+        picture = self._world.walk(self._world.sampler(stage, *asked), stage, seeds, label)
         yield picture_html(picture, f"A walk from seed {seeds[0]} to seed {seeds[1]}")
 
     def made_for(self, stage) -> str:
         """The steps that a stage is made for, to be filled in when it is chosen."""
         return next((str(s.num_steps) for s in self._world.stages() if s.name == stage), "")
+
+    def _asked(self, steps: str, guidance: str) -> tuple[int, float | None]:
+        return _steps(steps), self._world.guidance(guidance)
 
     def _announce(self, names: list[str]) -> Iterator[str]:
         if said := self._world.announcement(names):
@@ -176,6 +181,8 @@ def build(world: World) -> gr.Blocks:
             seed = _box("Seed", "seed", "0", f"0 to {LARGEST_SEED}")
             most = world.num_classes - 1
             label = _box("Label", "label", "", f"0 to {most}; empty for all in turn", most >= 0)
+            info = "w towards the label: 0 is none; others write 1 + w"
+            guidance = _box("Guidance", "guidance", "", info, world.knows_guidance())
         with gr.Tab("Samples"):
             gr.Markdown("Images of the stage, steps, seed and label above.")
             with gr.Row():
@@ -209,14 +216,14 @@ def build(world: World) -> gr.Blocks:
             f"than {worlds.MAX_SECONDS:.0f} s on this machine is refused. Times are of sampling "
             f"alone, {worlds.BATCH} images at once."
         )
-        asked = [stage, steps, seed, label, count]
+        asked = [stage, steps, seed, label, guidance, count]
         quick = {"queue": False, "show_progress": "hidden"}
         queued = {"concurrency_id": "drawing", "concurrency_limit": 1}
         stage.change(handlers.made_for, stage, steps, **quick)
         page.load(lambda: gr.Dropdown(choices(world)), None, stage, **quick)
         gr.on([page.load, draw.click], handlers.samples, asked, drawn, **queued)
-        compare.click(handlers.compare, [seed, label], compared, **queued)
-        walk.click(handlers.walk, [stage, steps, seed, to_seed, label], walked, **queued)
+        compare.click(handlers.compare, [seed, label, guidance], compared, **queued)
+        walk.click(handlers.walk, [stage, steps, seed, to_seed, label, guidance], walked, **queued)
     return page.queue(max_size=WAITING, api_open=False)  # nothing is drawn past the queue
 
 

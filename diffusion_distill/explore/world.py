@@ -18,7 +18,7 @@ from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
 from diffusion_distill.errors import UserError
-from diffusion_distill.generate import Sampler, make_sample_program
+from diffusion_distill.generate import Sampler, checked_guidance, make_sample_program
 from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import Stage, plan
@@ -62,20 +62,24 @@ class World:
         self.run = Workdir.open(path)
         self.run.finished_stage()
         self._mesh = make_mesh()
-        self._program = make_sample_program(
-            self.run.config, self.run.image_shape, self.run.num_classes, "ddim", self._mesh, BATCH
-        )
-        self.num_classes = self._program.num_classes
-        self._params = OrderedDict()  # by stage, the one used last at the end
+        self.num_classes = self.run.num_classes
+        self._programs = {}  # by whether of students, and whether their network is asked twice
+        self._networks = OrderedDict()  # by stage, the one used last at the end
+        self._warm = set()  # (stage, whether it is asked twice) of what has drawn before
         self._seconds = None  # of one step of one batch; None before the sampler was compiled
 
     def stages(self) -> list[Stage]:
         """The stages that are finished by now, in the order they ran."""
         return [stage for stage in plan(self.run.config) if self.run.is_finished(stage)]
 
+    def knows_guidance(self) -> bool:
+        """Whether images of the run can be guided."""
+        configs = [self.run.network_config(stage) for stage in self.stages()]
+        return any(config.model.guidance or config.teacher.label_dropout for config in configs)
+
     def announcement(self, names: Sequence[str]) -> str:
         """What must be done before these stages can draw, in words; "" for nothing."""
-        new = [name for name in names if name not in self._params]
+        new = [name for name in names if name not in self._networks]
         parts = [f"loading the weights of {', '.join(new)}"] if new else []
         if self._seconds is None:
             parts.append(
@@ -84,22 +88,49 @@ class World:
             )
         return " and ".join(parts)
 
-    def sampler(self, name: str, num_steps: int) -> Sampler:
-        """The sampler of a finished stage, with its weights loaded and its program compiled."""
+    def sampler(self, name: str, num_steps: int, guidance: float | None = None) -> Sampler:
+        """The sampler of a finished stage, with its weights loaded and its program compiled.
+
+        `guidance` is w; None for the least that the stage knows.
+        """
         stage = self.run.finished_stage(name=name)
         fixed = self.run.fixed_steps(stage)
         if num_steps < 1 or fixed not in (None, num_steps):
             accepted = f"{fixed}, which it is made for" if fixed else "at least 1"
             raise UserError(f"steps is {num_steps}; for {name} it must be {accepted}")
-        if name not in self._params:
-            while len(self._params) >= KEPT:
-                self._params.popitem(last=False)
-            self._params[name] = from_stage(self.run, stage, self._mesh).params
-            one_step = Sampler(self._program, self._params[name], 1)
+        if name not in self._networks:
+            while len(self._networks) >= KEPT:
+                self._networks.popitem(last=False)
+            self._networks[name] = from_stage(self.run, stage, self._mesh)
+        self._networks.move_to_end(name)
+        network = self._networks[name]
+        guidance = checked_guidance(guidance, network.guidance)
+        twice = network.is_asked_twice(guidance)
+        key = stage.is_student, twice
+        if key not in self._programs:
+            config = network.config.copy_and_resolve_references()
+            config.runtime.sampler_batch_size = BATCH
+            shape, classes = network.image_shape, network.num_classes
+            self._programs[key] = make_sample_program(
+                config, shape, classes, "ddim", self._mesh, twice
+            )
+        program = self._programs[key]
+        if (name, twice) not in self._warm:
+            one_step = Sampler(program, network.params, 1, guidance)
             for _ in range(2):  # the first call compiles, or is the first that uses these weights
                 self._timed(lambda: one_step(num_images=BATCH), 1)
-        self._params.move_to_end(name)
-        return Sampler(self._program, self._params[name], num_steps)
+            self._warm.add((name, twice))
+        return Sampler(program, network.params, num_steps, guidance)
+
+    def guidance(self, text: str) -> float | None:
+        """The w that was typed; None for "", which stands for the least that a stage knows."""
+        if not text.strip():
+            return None
+        try:
+            return float(text)
+        except ValueError:
+            shown = text if len(text) <= 40 else text[:40] + "..."
+            raise UserError(f"guidance is {shown!r}; it must be a number") from None
 
     def label(self, text: str) -> int | None:
         """The label that was typed; None for "", which stands for all in turn."""
@@ -110,15 +141,22 @@ class World:
         return whole_number("label", text, 0, self.num_classes - 1)
 
     def samples(
-        self, name: str, num_steps: int, seed: int, label: int | None, count: int
+        self,
+        sampler: Sampler,
+        name: str,
+        seed: int,
+        label: int | None,
+        count: int,
     ) -> Iterator[Picture]:
         """Images 0 to count - 1 of a seed, those of load_sampler; more of them batch by batch.
 
-        The label is of all images; None for all labels that the network knows, in turn.
+        Args:
+            sampler: of `sampler`, of the stage of this name.
+            label: of all images; None for all labels that the network knows, in turn.
         """
         if not 1 <= count <= MAX_IMAGES:
             raise UserError(f"images is {count}; it must be from 1 to {MAX_IMAGES}")
-        sampler = self.sampler(name, num_steps)
+        num_steps = sampler.num_steps
         labels = sampler.check(seed, count, label)
         size = sampler.batch_size(BATCH)
         batches = list(batches_of(count, size))
@@ -140,33 +178,42 @@ class World:
     def _compared(self) -> dict[int, list[str | None]]:
         """By the steps side by side, whom they are drawn by: [a student, the teacher], or None."""
         stages = self.stages()
-        students = {stage.num_steps: stage.name for stage in stages if stage.teacher}
-        teachers = [stage for stage in stages if not stage.is_student]
+        students = {s.num_steps: s.name for s in stages if not s.knows_all_times}
+        teachers = [s for s in stages if not s.is_student]
         drawn = {}
         for steps in COMPARED:
             able = [t.name if self.run.fixed_steps(t) in (None, steps) else None for t in teachers]
             drawn[steps] = [students.get(steps), *able]
         return drawn
 
-    def compare(self, seed: int, label: int | None) -> Iterator[tuple[Column, ...]]:
+    def compare(
+        self, seed: int, label: int | None, guidance: float | None = None
+    ) -> Iterator[tuple[Column, ...]]:
         """Images 0 to BATCH - 1 of a seed in few steps; more of the columns one by one."""
         columns = self._compared()
         drawn = [(name, n) for n, names in columns.items() for name in names if name]
         for name, num_steps in drawn:
-            self.sampler(name, num_steps)
+            self.sampler(name, num_steps, guidance)
         self._check_time(sum(n for _, n in drawn), f"{len(drawn)} pictures side by side")
+
+        def picture(name, n):
+            sampler = self.sampler(name, n, guidance)
+            return list(self.samples(sampler, name, seed, label, BATCH))[-1]
+
         done = ()
         for n, names in columns.items():
-            drawn = [list(self.samples(x, n, seed, label, BATCH))[-1] if x else None for x in names]
-            done = (*done, Column(n, *drawn))
+            done = (*done, Column(n, *(x and picture(x, n) for x in names)))
             yield done
 
-    def walk(self, name: str, num_steps: int, seeds: tuple[int, int], label: int | None) -> Picture:
+    def walk(
+        self, sampler: Sampler, name: str, seeds: tuple[int, int], label: int | None
+    ) -> Picture:
         """FRAMES images on the way from image 0 of one seed to image 0 of another.
 
-        All have one label, that of image 0 where none is given. See `slerp` for the way.
+        All have one label, that of image 0 where none is given. For `sampler` see `samples`, for
+        the way `slerp`.
         """
-        sampler, ends = self.sampler(name, num_steps), []
+        num_steps, ends = sampler.num_steps, []
         for seed in seeds:
             sampler.check(seed, 1, label)
             noise = image_noise(image_keys(seed, np.arange(1)), 0, sampler.image_shape)

@@ -123,6 +123,7 @@ def _description(network: Network) -> dict:
             "loop": config["runtime"]["sampler_loop"],
         },
         **{name: config[name] for name in _SECTIONS},
+        "label_dropout": config["teacher"]["label_dropout"],
     }
 
 
@@ -132,6 +133,7 @@ def _network(fields: dict, mesh: Mesh) -> Network:
         raise UserError(f"format_version is {fields['format_version']!r}, not {FORMAT_VERSION}")
     config = to_dict(base())
     config |= {name: fields[name] for name in _SECTIONS if name in fields or name in _FIRST}
+    config["teacher"]["label_dropout"] = fields.get("label_dropout", 0.0)  # not in older ones
     sampler = fields["sampler"]
     config["eval"]["ancestral_variance"] = sampler["ancestral_variance"]
     config["runtime"]["sampler_batch_size"] = sampler["batch_size"]
@@ -166,7 +168,10 @@ def main(argv: list[str]) -> None:
                 f"--dtype={flags.FLAGS.dtype} is not for --format=diffusers: float32 is"
             )
         network_out = make_room(out, to_diffusers.FILES)
-        size = to_diffusers.write(network, network_out, model_card(run, stage, network, out))
+        card = model_card(run, stage, network, out)
+        size = to_diffusers.write(network, network_out, card, flags.FLAGS.guidance)
+    elif flags.FLAGS.guidance is not None:
+        raise UserError("--guidance is for --format=diffusers: other exports take any")
     else:
         size = write(network, out, flags.FLAGS.dtype)
     say(f"{stage.name} of {run.path}, {stage.num_steps} steps, {size / 1e6:.1f} MB: {out}")
@@ -180,5 +185,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder to write; made if it is not there.")
     formats = ("diffusion_distill", "diffusers")
     flags.DEFINE_enum("format", formats[0], formats, "Who is to open it.")
+    flags.DEFINE_float("guidance", None, "For diffusers: the w of a network that is told it.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "What the weights are kept in.")
     cli.run(main)

@@ -4,12 +4,19 @@ import dataclasses
 from pathlib import Path
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import UserError
 from diffusion_distill.interop import diffusers, export, published
-from diffusion_distill.runs.network import Network, check_same, from_stage, with_weights
-from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.runs.network import (
+    Network,
+    check_matches,
+    check_same,
+    from_stage,
+    with_weights,
+)
+from diffusion_distill.runs.workdir import Workdir, describe
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.terminal.console import say
 
@@ -20,23 +27,34 @@ class GivenTeacher:
 
     path: str  # where its weights are, or were when the run began: config.distill.teacher
     fixed_steps: int | None  # the only number of sampling steps that it takes; None for any
+    network: dict | None = None  # fields of its network; see `Workdir.teacher_network`
 
 
-def find(ours: Network, workdir: str | Path, mesh: Mesh) -> GivenTeacher | None:
+def find(config: ConfigDict, ours: Network, workdir: str | Path, mesh: Mesh) -> GivenTeacher | None:
     """The teacher that a run starts from; None where it trains its own.
 
     A run that is in `workdir` already is taken at its word, and keeps its teacher where
     config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be: see
-    `load`. Its weights are dropped here; `copy` reads them again when the run begins. `ours` is
-    the network that the run trains, untrained.
+    `load`. Its weights are dropped here; `copy` reads them again when the run begins.
+
+    Args:
+        config: the run's.
+        ours: the network of its students, untrained.
     """
-    path = ours.config.distill.teacher
+    path = config.distill.teacher
     if on_main(lambda: (as_path(workdir) / "config.json").exists()):
         here = Workdir.open(workdir)
         if here.config.distill.teacher and path in ("", here.config.distill.teacher):
-            return GivenTeacher(here.config.distill.teacher, here.teacher_fixed_steps)
+            path, fixed_steps = here.config.distill.teacher, here.teacher_fixed_steps
+            return GivenTeacher(path, fixed_steps, here.teacher_network)
         return GivenTeacher(path, None) if path else None  # another run: `Workdir.check` refuses it
-    return GivenTeacher(path, load(path, ours, mesh).fixed_steps) if path else None
+    if not path:
+        return None
+    network = load(path, ours, mesh)
+    theirs, own = describe(network.config), describe(config)
+    if not config.match.updates:  # the same network, but for what computes it
+        theirs = own | {"teacher": theirs["teacher"]}
+    return GivenTeacher(path, network.fixed_steps, None if theirs == own else theirs)
 
 
 def load(path: str, ours: Network, mesh: Mesh) -> Network:
@@ -45,9 +63,13 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
     That is a workdir, a stage's folder in one, an exported folder, one that diffusers wrote, or a
     published file. Raises
     UserError where it is none of these, is damaged or unfinished, or its network is another than
-    the run's (the first names and shapes that differ, or the fields); CheckpointError where the
-    checkpoint in its workdir is damaged.
+    the run's (the first names and shapes that differ, or the fields) and there is no match stage;
+    CheckpointError where the checkpoint in its workdir is damaged.
     """
+
+    def check(theirs: Network) -> None:
+        (check_matches if ours.config.match.updates else check_same)(ours, theirs, path)
+
     where = as_path(path)
     if where.is_file():
         file = published.read(where)
@@ -58,14 +80,14 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
         raise UserError(f"config.distill.teacher is {path!r}; there is no such {kinds}")
     if export.is_export(where):
         network = export.read(where, mesh)
-        check_same(ours, network, path)
+        check(network)
         return network
     if diffusers.is_diffusers(where):
-        return diffusers.read(where, mesh, lambda theirs: check_same(ours, theirs, path))
+        return diffusers.read(where, mesh, check)
     is_stage = not (where / "config.json").exists() and (where.parent / "config.json").exists()
     run = Workdir.open(where.parent if is_stage else where)
     stage = run.finished_stage(name=where.name if is_stage else None)  # else the last
-    return from_stage(run, stage, mesh, lambda theirs: check_same(ours, theirs, path))
+    return from_stage(run, stage, mesh, check)
 
 
 def copy(teacher: GivenTeacher, ours: Network, run: Workdir, mesh: Mesh) -> dict:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.generate import Sampler, make_sample_program
+from diffusion_distill.generate import Sampler, checked_guidance, make_sample_program
 from diffusion_distill.interop import diffusers, export, published
 from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
@@ -21,6 +21,7 @@ def load_sampler(
     sampler: str = "ddim",
     config: str | Path | ConfigDict | None = None,
     batch_size: int | None = None,
+    guidance: float | None = None,
 ) -> Sampler:
     """The sampler of a trained network; only averaged weights are loaded, and verified first.
 
@@ -38,10 +39,14 @@ def load_sampler(
         config: for a published checkpoint, and only there: its config, or a file of one, "FILE.py"
             or "FILE.py:VARIANT". data.image_size must be the side of its images.
         batch_size: images at once; None for the config's.
+        guidance: w, where the network knows guidance: towards the label, and away from what it
+            draws without one. 0 is none; others write 1 + w. A network that is told w takes those
+            of its range at no cost; a teacher that was trained with label_dropout any, at twice
+            the cost. None for the least that it knows, 0 for most.
 
     Raises:
         UserError: there is no such file, folder or stage, it is not finished, not made for that
-            number of steps, or damaged.
+            number of steps or that guidance, or damaged.
         CheckpointError: a workdir's checkpoint is damaged.
     """
     where, mesh = as_path(path), make_mesh()
@@ -73,6 +78,11 @@ def load_sampler(
     if network.fixed_steps is not None and num_steps not in (None, network.fixed_steps):
         raise UserError(f"{path} is made for {network.fixed_steps} steps; num_steps is {num_steps}")
     config, shape, classes = network.config, network.image_shape, network.num_classes
-    program = make_sample_program(config, shape, classes, sampler, mesh, batch_size)
+    if batch_size is not None:
+        config = config.copy_and_resolve_references()
+        config.runtime.sampler_batch_size = batch_size
+    w = checked_guidance(guidance, network.guidance)
+    twice = network.is_asked_twice(w)
+    program = make_sample_program(config, shape, classes, sampler, mesh, twice)
     steps = num_steps or network.fixed_steps or config.distill.start_steps
-    return Sampler(program, network.params, steps)
+    return Sampler(program, network.params, steps, w)

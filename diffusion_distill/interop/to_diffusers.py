@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.diffusion.discrete import level_of
 from diffusion_distill.errors import UserError
+from diffusion_distill.generate import checked_guidance
 from diffusion_distill.interop import diffusers
 from diffusion_distill.models.build import make_levels, make_schedule
-from diffusion_distill.models.unet import TIME_INPUTS, timestep_embedding
+from diffusion_distill.models.unet import GUIDANCE_SCALE, TIME_INPUTS, timestep_embedding
 from diffusion_distill.models.unet2d import between_rows, level_embedding
 from diffusion_distill.runs.network import Network, flatten
 from diffusion_distill.storage.files import write_atomically
@@ -47,12 +48,13 @@ _PARTS |= {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _KINDS = {"block": "resnets", "attn": "attentions"}
 
 
-def write(network: Network, out: Path, card: str) -> int:
+def write(network: Network, out: Path, card: str, guidance: float | None = None) -> int:
     """Writes a network to the folder `out`, which is there, with the text of its model card.
 
-    Returns the bytes of the weights. Raises UserError where diffusers has no form of the network.
+    `guidance` is the w that images will have, for a network that is told it. Returns the bytes of
+    the weights. Raises UserError where diffusers has no form of the network.
     """
-    config, weights = as_unet2d(network)
+    config, weights = as_unet2d(network, guidance)
     unet, scheduler = _configs(config, network)
     theirs = {}
     for name, weight in weights.items():
@@ -76,7 +78,9 @@ def write(network: Network, out: Path, card: str) -> int:
     return len(content)
 
 
-def as_unet2d(network: Network) -> tuple[ConfigDict, dict[str, np.ndarray]]:
+def as_unet2d(
+    network: Network, guidance: float | None = None
+) -> tuple[ConfigDict, dict[str, np.ndarray]]:
     """(config, weights by name) of the UNet2D that gives what the network does at the levels.
 
     The levels are those of the network's own schedule; between them, the UNet2D is something else.
@@ -89,7 +93,7 @@ def as_unet2d(network: Network) -> tuple[ConfigDict, dict[str, np.ndarray]]:
     if config.diffusion.parameterization not in diffusers.PARAMETERIZATIONS.values():
         raise UserError(
             f"config.diffusion.parameterization is {config.diffusion.parameterization!r}, which "
-            "diffusers has no form of; export a student that predicts v, eps or x"
+            "diffusers has no form of; match it into one that predicts v (config.match.updates)"
         )
     count = max(LEVELS // (network.fixed_steps or 1), 1) * (network.fixed_steps or 1)
     logsnr = make_schedule(network.config)(jnp.arange(1, count + 1) / count)
@@ -97,6 +101,7 @@ def as_unet2d(network: Network) -> tuple[ConfigDict, dict[str, np.ndarray]]:
     config.scheduler.trained_betas = betas_of(np.asarray(logsnr))
     config.scheduler.timestep_spacing = "trailing"
     weights = flatten(jax.device_get(network.params))
+    told = _told(network, weights, guidance)
     if network.config.model.architecture == "unet2d":
         config.unet2d = network.config.unet2d.copy_and_resolve_references()
         table = _time_table(network.config, weights, logsnr)
@@ -106,8 +111,25 @@ def as_unet2d(network: Network) -> tuple[ConfigDict, dict[str, np.ndarray]]:
         time = TIME_INPUTS[model.time_input](logsnr, ends.logsnr_min, ends.logsnr_max)
         table = timestep_embedding(time, model.channels)
         weights = dict(_renamed(weights, len(model.channel_multipliers)))
+    weights["time_embedding.linear_2/bias"] = weights["time_embedding.linear_2/bias"] + told
     config.unet2d.time_embedding_type = "learned"
     return config, weights | {"time_proj/embedding": np.asarray(table)}
+
+
+def _told(network: Network, weights: dict, guidance: float | None) -> np.ndarray | float:
+    """What the embedding gets of a w that stays what it is; takes that layer off the weights."""
+    if not network.config.model.guidance:
+        if guidance:
+            way_out = "match it into a student that is told w (config.match.guidance) first"
+            raise UserError(f"guidance is {guidance}, which takes two evaluations here; {way_out}")
+        return 0.0
+    low, high = network.guidance
+    if guidance is None:
+        raise UserError(f"this network is told w from {low} to {high}: fix it with --guidance")
+    w = checked_guidance(guidance, network.guidance)
+    kernel, bias = weights.pop("w_emb/kernel"), weights.pop("w_emb/bias")
+    embedding = timestep_embedding(jnp.array([GUIDANCE_SCALE * w]), kernel.shape[0])
+    return np.asarray(embedding)[0] @ kernel + bias
 
 
 def _time_table(config: ConfigDict, weights: dict, logsnr: jax.Array) -> jax.Array:
@@ -140,6 +162,9 @@ def _shape(network: Network) -> dict:
     if widths[0] != model.channels:
         first = "config.model.channel_multipliers starts with"
         raise UserError(f"{first} {model.channel_multipliers[0]}; diffusers has a form of 1 alone")
+    if model.patch_size > 1:
+        size = f"config.model.patch_size is {model.patch_size}"
+        raise UserError(f"{size}; diffusers has no form of a network on patches")
     attends = [height >> n in model.attention_resolutions for n in range(len(widths))]
     resampling = "resnet" if model.resample_blocks else "conv"
     kinds = [_kind(level, model.resample_blocks) for level in attends]

@@ -63,6 +63,8 @@ def of_sampler(
     images_fn = functools.partial(sampler.on_devices, seed, labels=labels)
     made_of = made_of | {"num_steps": sampler.num_steps, "seed": seed, "count": count}
     made_of |= {"only": only or ""}
+    if sampler.guidance:
+        made_of["guidance"] = sampler.guidance
     return Request(images_fn, count, sampler.batch_size(count), labels, made_of, only)
 
 

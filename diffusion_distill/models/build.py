@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.devices.sharding import with_shardings
 from diffusion_distill.diffusion.discrete import BETAS, Grid, logsnr_of_levels, rescale_to_zero_snr
-from diffusion_distill.diffusion.process import Denoiser, output_channels, predict
+from diffusion_distill.diffusion.match import guided
+from diffusion_distill.diffusion.process import Denoiser, Prediction, output_channels, predict
 from diffusion_distill.diffusion.schedule import cosine_logsnr
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.unet import UNet
+from diffusion_distill.models.unet import NO_LABEL, UNet
 from diffusion_distill.models.unet2d import UNet2D
 
 
@@ -34,6 +35,7 @@ def build_unet(
         "dtype": jnp.dtype(config.model.dtype),
         "remat": config.runtime.remat,
         "fused_attention": config.runtime.fused_attention,
+        "told_guidance": bool(config.model.guidance),
     }
     if config.model.architecture == "unet2d":
         return _unet2d(config, num_classes, shared)
@@ -44,6 +46,7 @@ def build_unet(
         num_blocks=model.num_blocks,
         emb_channels=model.emb_channels,
         attention_resolutions=tuple(model.attention_resolutions),
+        patch_size=model.patch_size,
         num_heads=model.num_heads or None,
         head_dim=model.head_dim or None,
         num_classes=num_classes if model.class_conditional else 0,
@@ -90,7 +93,8 @@ def make_grid(config: ConfigDict) -> Grid:
 def init_params(model: UNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
     """The weights of a new network for images of image_shape (H, W, C)."""
     labels = jnp.zeros((1,), jnp.int32) if model.num_classes else None
-    return model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)), labels)["params"]
+    told = {"guidance": jnp.zeros((1,))} if model.told_guidance else {}
+    return model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)), labels, **told)["params"]
 
 
 def abstract_params(model: UNet, image_shape: tuple[int, int, int], mesh: Mesh) -> dict:
@@ -117,15 +121,47 @@ def compute_weights(params: dict, dtype: jax.typing.DTypeLike) -> dict:
     return jax.tree.map_with_path(cast, params)
 
 
-def make_denoiser(model: UNet, params, labels, config, dropout_keys=None) -> Denoiser:
-    """The network with weights and labels bound: (z, logsnr) -> Prediction."""
+def make_denoiser(
+    model: UNet, params, labels, config, dropout_keys=None, guidance=None
+) -> Denoiser:
+    """The network with weights and labels bound: (z, logsnr) -> Prediction.
+
+    `guidance`, w of each [B], is told to a network that is told it; another is asked with and
+    without labels then, and its two predictions are guided. None for neither.
+    """
+    if guidance is not None and not model.told_guidance:
+        pair = with_and_without_labels(model, params, labels, config)
+        return lambda z, logsnr: guided(*pair(z, logsnr), guidance)
+    told = {"guidance": guidance} if model.told_guidance else {}
 
     def denoiser(z, logsnr):
         known = labels if model.num_classes else None
-        output = model.apply({"params": params}, z, logsnr, known, dropout_keys)
+        output = model.apply({"params": params}, z, logsnr, known, dropout_keys, **told)
         return predict(output, z, logsnr, config.diffusion.parameterization)
 
     return denoiser
+
+
+def with_and_without_labels(
+    model: UNet, params, labels, config
+) -> Callable[[jax.Array, jax.Array], tuple[Prediction, Prediction]]:
+    """(z, logsnr) -> the predictions with labels and without, by one call of the network.
+
+    The two of an example are neighbours in its batch of 2 B, so that each device keeps its share.
+    """
+
+    def pairs(a, b):
+        return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+    unlabelled = jnp.full_like(labels, NO_LABEL)
+    denoiser = make_denoiser(model, params, pairs(labels, unlabelled), config)
+
+    def predictions(z, logsnr):
+        both = denoiser(pairs(z, z), pairs(logsnr, logsnr))
+        views = [view.reshape(-1, 2, *view.shape[1:]) for view in both]
+        return Prediction(*(v[:, 0] for v in views)), Prediction(*(v[:, 1] for v in views))
+
+    return predictions
 
 
 def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:

@@ -26,6 +26,13 @@ TIME_INPUTS: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
 }
 
 
+# The label of an example that has none: it reaches the network as a one-hot of zeros.
+NO_LABEL = -1
+
+# What w is multiplied by for `timestep_embedding`: its frequencies are then 10 and less.
+GUIDANCE_SCALE = 0.01
+
+
 def timestep_embedding(time: jax.Array, channels: int) -> jax.Array:
     """sin, then cos, of 1000 time at channels / 2 frequencies from 1 to 1 / 10000: [B, channels].
 
@@ -47,6 +54,20 @@ def downsample(x: jax.Array) -> jax.Array:
 def upsample(x: jax.Array) -> jax.Array:
     """Each pixel four times: [B, H, W, C] -> [B, 2H, 2W, C]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def to_patches(x: jax.Array, size: int) -> jax.Array:
+    """The pixels of each patch as channels: [B, H, W, C] -> [B, H / size, W / size, size^2 C]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
+    return x.reshape(b, h // size, w // size, size * size * c)
+
+
+def from_patches(x: jax.Array, size: int) -> jax.Array:
+    """The inverse of `to_patches`: [B, H, W, size^2 C] -> [B, size H, size W, C]."""
+    b, h, w, c = x.shape
+    c //= size * size
+    return x.reshape(b, h, w, size, size, c).swapaxes(2, 3).reshape(b, h * size, w * size, c)
 
 
 RESAMPLE: dict[str, Callable[[jax.Array], jax.Array]] = {"down": downsample, "up": upsample}
@@ -116,16 +137,18 @@ class UNet(nn.Module):
     """The U-Net: (z, logsnr, labels) -> output of `out_channels` channels, float32."""
 
     out_channels: int  # channels of the output: those of the image, or twice as many for "both"
-    channels: int  # channels at the highest resolution
+    channels: int  # channels at the highest resolution, that of patches
     # channels over `channels` at each resolution, highest first; each is half of the one before
     channel_multipliers: tuple[int, ...]
     num_blocks: int  # residual blocks at each resolution on the way down; one more on the way up
     emb_channels: int  # width of the embedding of time and label
-    # image heights at which attention follows each block
+    # heights, in patches, at which attention follows each block
     attention_resolutions: tuple[int, ...] = ()
+    patch_size: int = 1  # pixels a side that become channels at the input, and are put back
     num_heads: int | None = 1  # heads of attention; None where head_dim is given
     head_dim: int | None = None  # channels of a head; None where num_heads is given
     num_classes: int = 0  # number of labels; 0 for a network without labels
+    told_guidance: bool = False  # whether it is told w of guidance
     num_groups: int = 32  # groups of GroupNorm; every channel count must be a multiple
     dropout: float = 0.0  # rate, when called with dropout_keys
     # whether resampling is done by residual blocks, as in the paper, or by plain convolutions
@@ -146,23 +169,28 @@ class UNet(nn.Module):
         logsnr: jax.Array,
         labels: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
+        guidance: jax.Array | None = None,
     ) -> jax.Array:
         """The network's output for noisy images, float32 [B, H, W, out_channels].
 
         Args:
-            z: noisy images, [B, H, W, C]; H and W divisible by 2 for each halving.
+            z: noisy images, [B, H, W, C]; H and W divisible by patch_size, and that by 2
+                for each halving.
             logsnr: their logSNR in nats, [B].
-            labels: int32 [B] in 0..num_classes - 1; None where num_classes is 0.
+            labels: int32 [B] in 0..num_classes - 1, or NO_LABEL; None where num_classes is 0.
             dropout_keys: one for each example, [B], where dropout acts; None where it does not.
+            guidance: w of each, [B], for a network that is told it; None for any other.
 
         Raises:
             ValueError: a shape, a channel count or the labels do not fit.
         """
-        self._check(z, logsnr, labels)
-        emb = self._embedding(logsnr, labels)
+        self._check(z, logsnr, labels, guidance)
+        emb = self._embedding(logsnr, labels, guidance)
         levels = len(self.channel_multipliers)
         width = [self.channels * m for m in self.channel_multipliers]
 
+        size = self.patch_size
+        z = to_patches(z, size) if size > 1 else z
         h = Conv(self.channels, dtype=self.dtype, name="conv_in")(z)
         skips = [h]
         for level in range(levels):
@@ -185,9 +213,11 @@ class UNet(nn.Module):
                 h = self._resample(h, emb, dropout_keys, "up", f"up_{level}.upsample")
 
         h = GroupNorm(self.num_groups, nn.swish, name="norm_out")(h)
-        return Conv(self.out_channels, kernel_init=nn.initializers.zeros, name="conv_out")(h)
+        channels = self.out_channels * size**2
+        out = Conv(channels, kernel_init=nn.initializers.zeros, name="conv_out")(h)
+        return from_patches(out, size) if size > 1 else out
 
-    def _embedding(self, logsnr, labels):
+    def _embedding(self, logsnr, labels, guidance):
         time = TIME_INPUTS[self.time_input](logsnr, self.logsnr_min, self.logsnr_max)
         emb = timestep_embedding(time, self.channels)
         emb = nn.Dense(self.emb_channels, dtype=self.dtype, name="dense0")(emb)
@@ -195,6 +225,11 @@ class UNet(nn.Module):
         if self.num_classes:
             one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=self.dtype)
             emb += nn.Dense(self.emb_channels, dtype=self.dtype, name="class_emb")(one_hot)
+        if self.told_guidance:  # of nothing at first: it begins as the network that is not told
+            w = timestep_embedding(GUIDANCE_SCALE * guidance, self.channels)
+            zeros = nn.initializers.zeros
+            dense = nn.Dense(self.emb_channels, kernel_init=zeros, dtype=self.dtype, name="w_emb")
+            emb += dense(w)
         return emb
 
     def _resnet(self, channels, name, resample=None):
@@ -217,14 +252,15 @@ class UNet(nn.Module):
             return self._resnet(h.shape[-1], name, resample)(h, emb, dropout_keys)
         return Resample(resample, self.dtype, name=name)(h)
 
-    def _check(self, z, logsnr, labels):
+    def _check(self, z, logsnr, labels, guidance):
         batch, height, width, _ = z.shape
         levels = len(self.channel_multipliers)
-        factor = 2 ** (levels - 1)
+        factor = self.patch_size * 2 ** (levels - 1)
         if height % factor or width % factor:
             raise ValueError(
                 f"images of {height}x{width} pixels do not halve {levels - 1} times, as {levels} "
-                f"channel_multipliers ask: each side must be divisible by {factor}"
+                f"channel_multipliers ask, in patches of {self.patch_size}: each side must be "
+                f"divisible by {factor}"
             )
         if logsnr.shape != (batch,):
             raise ValueError(f"logsnr has shape {logsnr.shape}, expected {(batch,)}")
@@ -234,3 +270,6 @@ class UNet(nn.Module):
             raise ValueError(f"{known} needs labels of shape {(batch,)}, not {shape}")
         if not self.num_classes and labels is not None:
             raise ValueError("labels were given to a network that has none (num_classes is 0)")
+        if self.told_guidance != (guidance is not None):
+            was = "not told" if self.told_guidance else "told"
+            raise ValueError(f"a network with told_guidance={self.told_guidance} was {was} w")

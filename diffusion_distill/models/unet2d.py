@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffusion_distill.diffusion.discrete import level_of
 from diffusion_distill.models.attention import attention_implementation, has_cudnn
 from diffusion_distill.models.layers import Conv, GroupNorm, materialize
-from diffusion_distill.models.unet import RESAMPLE, dropout, upsample
+from diffusion_distill.models.unet import GUIDANCE_SCALE, RESAMPLE, dropout, timestep_embedding
 
 _ZEROS = nn.initializers.zeros
 # Of a level's blocks, by the kind's name: whether attention follows each, and whether resampling
@@ -126,7 +126,7 @@ class Resample2D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.resample == "up":
-            return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample(x))
+            return Conv(x.shape[-1], dtype=self.dtype, name="conv")(RESAMPLE["up"](x))
         padding = ((1, 1), (1, 1)) if self.padding else ((0, 1), (0, 1))
         return Conv(x.shape[-1], strides=2, padding=padding, dtype=self.dtype, name="conv")(x)
 
@@ -159,6 +159,7 @@ class UNet2D(nn.Module):
     resnet_time_scale_shift: str
     add_attention: bool
     num_classes: int = 0  # num_class_embeds; 0 for a network without labels
+    told_guidance: bool = False  # whether it is told w of guidance
     dropout: float = 0.0  # rate, when called with dropout_keys
     dtype: Any = jnp.float32
     remat: bool = False  # recompute activations of the blocks in the backward pass, to save memory
@@ -171,6 +172,7 @@ class UNet2D(nn.Module):
         logsnr: jax.Array,
         labels: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
+        guidance: jax.Array | None = None,
     ) -> jax.Array:
         """The network's output for noisy images, float32 [B, H, W, out_channels].
 
@@ -180,12 +182,14 @@ class UNet2D(nn.Module):
             labels: int32 [B]; one that is not in 0..num_classes - 1 is none. None where
                 num_classes is 0.
             dropout_keys: one for each example, [B], where dropout acts; None where it does not.
+            guidance: w of each, [B], for a network that is told it; None for any other.
 
         Raises:
             ValueError: a shape, a channel count or the labels do not fit.
         """
-        self._check(z, labels)
-        resnet, attention = self._makers(self._embedding(logsnr, labels), dropout_keys)
+        self._check(z, labels, guidance)
+        emb = self._embedding(logsnr, labels, guidance)
+        resnet, attention = self._makers(emb, dropout_keys)
         last = len(self.block_out_channels) - 1
         h = 2.0 * z - 1.0 if self.center_input_sample else z
         h = Conv(self.block_out_channels[0], dtype=self.dtype, name="conv_in")(h)
@@ -224,7 +228,7 @@ class UNet2D(nn.Module):
         h = GroupNorm(self.norm_num_groups, nn.silu, self.norm_eps, name="conv_norm_out")(h)
         return Conv(self.out_channels, kernel_init=_ZEROS, name="conv_out")(h)
 
-    def _embedding(self, logsnr: jax.Array, labels: jax.Array | None) -> jax.Array:
+    def _embedding(self, logsnr, labels, guidance):
         level, width = level_of(logsnr, self.logsnr_of_levels), self.block_out_channels[0]
         if self.time_embedding_type == "learned":
             emb = LearnedLevels(len(self.logsnr_of_levels), width, name="time_proj")(level)
@@ -237,6 +241,9 @@ class UNet2D(nn.Module):
             one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=self.dtype)
             layer = nn.Dense(size, use_bias=False, dtype=self.dtype, name="class_embedding")
             emb += layer(one_hot)
+        if self.told_guidance:  # of nothing at first: it begins as the network that is not told
+            w = timestep_embedding(GUIDANCE_SCALE * guidance, width)
+            emb += nn.Dense(size, kernel_init=_ZEROS, dtype=self.dtype, name="w_emb")(w)
         return emb
 
     def _makers(self, emb: jax.Array, dropout_keys: jax.Array | None) -> tuple[Callable, Callable]:
@@ -263,7 +270,7 @@ class UNet2D(nn.Module):
             return resnet(h, name, h.shape[-1], resample=resample)
         return Resample2D(resample, self.downsample_padding, self.dtype, name=name)(h)
 
-    def _check(self, z, labels):
+    def _check(self, z, labels, guidance):
         _, height, width, _ = z.shape
         levels = len(self.block_out_channels)
         factor = 2 ** (levels - 1)
@@ -281,6 +288,9 @@ class UNet2D(nn.Module):
         if bool(self.num_classes) != (labels is not None):
             given = "none were" if labels is None else "some were"
             raise ValueError(f"a network of {self.num_classes} labels; {given} given")
+        if self.told_guidance != (guidance is not None):
+            was = "not told" if self.told_guidance else "told"
+            raise ValueError(f"a network with told_guidance={self.told_guidance} was {was} w")
 
 
 class LearnedLevels(nn.Module):

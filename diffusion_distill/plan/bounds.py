@@ -5,7 +5,6 @@ import math
 
 from diffusion_distill.plan.cost import Cost
 from diffusion_distill.plan.hardware import Chip
-from diffusion_distill.plan.programs import program_of
 from diffusion_distill.stages import Stage
 
 TIGHT = 0.92  # of a chip's memory: above it a run may fail where a plan fits
@@ -108,7 +107,7 @@ def sizes(
         compiled = chips == last.devices
         there = {n: c if compiled else extrapolated(c, chips) for n, c in updates.items()}
         limits = {name: bound(cost, chip, dtype) for name, cost in there.items()}
-        hours = sum(s.updates * limits[program_of(s)].seconds / 3600 for s in stages)
+        hours = sum(s.updates * limits[s.kind].seconds / 3600 for s in stages)
         slow = limits[last.name]
         fits = verdict(list(there.values()), chip)
         if not compiled and fits == NO:

@@ -10,7 +10,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.plan import hardware
 from diffusion_distill.plan.bounds import Size, StageTime, bound, sizes, stage_time, verdict
 from diffusion_distill.plan.cost import LEAST_EFFORT, Cost, cost
-from diffusion_distill.plan.programs import Data, describe, program_of, programs
+from diffusion_distill.plan.programs import Data, describe, programs
 from diffusion_distill.storage.files import cache_folder
 from diffusion_distill.terminal.console import say
 from diffusion_distill.validate import validate
@@ -63,7 +63,7 @@ def make_plan(
     updates = {c.name: c for c in updates}
     seconds = {name: bound(c, chip, dtype).seconds for name, c in updates.items()}
     trained = [stage for stage in chain if stage.updates]
-    times = [stage_time(s, updates[program_of(s)], seconds[program_of(s)]) for s in trained]
+    times = [stage_time(s, updates[s.kind], seconds[s.kind]) for s in trained]
     others = sizes(trained, updates, chip, dtype, accumulation) if updates else []
     rate = sampler.images / bound(sampler, chip, dtype).seconds
     return Plan(topology, effort, data, costs, times, others, rate, verdict(costs, chip))

@@ -17,7 +17,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.generate import make_sample_fn
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
 from diffusion_distill.paper import DATASETS
-from diffusion_distill.stages import Stage
+from diffusion_distill.stages import Stage, student_config
 from diffusion_distill.storage.buckets import is_bucket
 from diffusion_distill.training.feed import RESIDENT
 from diffusion_distill.training.loop import updates_per_call
@@ -72,7 +72,7 @@ def describe(config: ConfigDict) -> Data:
 class Program:
     """A program of a run, whose cost is counted in units: an update, a batch's sampling step."""
 
-    name: str  # "teacher" and "student" for updates, "sampler"
+    name: str  # "teacher", "match" and "student" for updates, "sampler"
     images: int  # the global batch of one unit
     units: int  # that one call makes; 1 for the sampler
     function: Callable  # made by jax.jit
@@ -86,11 +86,6 @@ class Program:
         )
 
 
-def program_of(stage: Stage) -> str:
-    """The name of the program that makes a stage's updates: all students share one."""
-    return "teacher" if not stage.is_student else "student"
-
-
 def programs(config: ConfigDict, stages: list[Stage], data: Data, mesh: Mesh) -> list[Program]:
     """The updates that a config's stages need, and its sampler last, as on an accelerator.
 
@@ -101,27 +96,33 @@ def programs(config: ConfigDict, stages: list[Stage], data: Data, mesh: Mesh) ->
     """
     config = config.copy_and_resolve_references()
     config.runtime.sampler_loop = "inside"
-    trained = {program_of(stage): stage for stage in stages if stage.updates}
+    trained = {stage.kind: stage for stage in stages if stage.updates}
     updates = [_update(name, config, stage, data, mesh) for name, stage in trained.items()]
     return [*updates, _sampler(config, data, mesh)]
 
 
 def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
     count, whole = updates_per_call(config, _PLATFORM), replicated(mesh)
-    model, params = _network(config, data, mesh, stage.dropout)
-    teacher = None
+    own = student_config(config) if stage.is_student else config
+    model, params = _network(own, data, mesh, stage.dropout)
+    recipe, teacher = Recipe(model, own, stage, mesh), None
     if stage.is_student:  # its weights as run.py gives them to a student's update
-        weights = jax.eval_shape(lambda p: compute_weights(p, model.dtype), params)
+        taught_by = config if stage.is_match else own
+        source, weights = _network(taught_by, data, mesh)
+        weights = jax.eval_shape(lambda p: compute_weights(p, source.dtype), weights)
         teacher = with_shardings(mesh, weights)
+        if stage.is_match:
+            recipe = dataclasses.replace(recipe, source_model=source, source_config=taught_by)
     number, key = _array((), jnp.int32, whole), _array((), _key_dtype(), whole)
     state = abstract_state(params, make_optimizer(config, stage), mesh)
     batches = _batches(config, data, count, mesh)
-    function = make_update(Recipe(model, config, stage, mesh), state, _PLATFORM)
+    function = make_update(recipe, state, _PLATFORM)
     arguments = (state, teacher, *batches, key, Round(number, number))
     return Program(name, config.train.batch_size, count, function, arguments)
 
 
 def _sampler(config, data: Data, mesh: Mesh) -> Program:
+    config = student_config(config)
     size = rounded_up(config.runtime.sampler_batch_size, mesh)
     model, params = _network(config, data, mesh)
     rows, num_steps = batched(mesh), _array((), jnp.int32, replicated(mesh))

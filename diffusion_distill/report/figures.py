@@ -95,6 +95,26 @@ def distance_figure(
 
 
 @_styled
+def guidance_figure(found: dict[str, dict[str, dict[float, float]]]) -> Figure:
+    """Each metric against w of guidance, a line for each stage; of `series.guided`."""
+    figure = Figure((_WIDTH, 2.6 * len(found) + 1), layout="constrained")
+    panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+    names = list(dict.fromkeys(name for lines in found.values() for name in lines))
+    for axes, (metric, lines) in zip(panels, found.items(), strict=True):
+        for name, by in lines.items():
+            number = names.index(name)
+            colour, marker = (of[number % len(of)] for of in (_COLOURS, _MARKERS))
+            stroke = "--" if name.startswith("teacher") else "-"
+            w = sorted(by)
+            axes.plot(w, [by[x] for x in w], stroke, color=colour, marker=marker, label=name)
+        axes.set_ylabel(metric.replace("_", " "))
+    panels[-1].set_xlabel("guidance w (0 is none)")
+    handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@_styled
 def training_figure(run: RunFiles) -> Figure:
     """Loss, gradient norm and learning rate over all updates of a chain."""
     curves, borders = chain_curves(run)

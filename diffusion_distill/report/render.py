@@ -16,6 +16,9 @@ from diffusion_distill.storage.buckets import as_path
 _DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
+_PLOTTED = ("guidance", "training", "cost")  # sections of a run that have a plot
+
+
 def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
     """The page, its plots as PNG by file name, and what was missing or damaged."""
     runs, titles = [read_run(path) for path in workdirs], _titles(workdirs)
@@ -38,7 +41,7 @@ def render(workdirs: list[Path]) -> tuple[str, dict[str, bytes], list[str]]:
         settings=sections.settings(runs),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
-    with_plots = [*headline, *(s[what] for s in shown for what in ("training", "cost") if s[what])]
+    with_plots = [*headline, *(s[what] for s in shown for what in _PLOTTED if s[what])]
     plots = {section["plot"].name: section["plot"].png for section in with_plots}
     problems = [
         f"{title}: {problem}" if several else problem
@@ -72,6 +75,7 @@ def _sections(title: str, run: RunFiles, suffix: str) -> dict:
         "noises": made("the rows of samples", samples.noises) or [],
         "beside": made("samples beside data", samples.beside_data) or [],
         "nearest": made("the nearest training images", samples.neighbours),
+        "guidance": made("the plot of guidance", sections.guidance, f"guidance{suffix}"),
         "training": made("the training curves", sections.training, f"training{suffix}"),
         "cost": made("what stages cost", sections.cost, f"cost{suffix}"),
         "problems": run.problems,

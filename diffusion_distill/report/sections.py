@@ -129,6 +129,22 @@ def _paper_note(run: RunFiles, metric: str) -> list[str]:
     return [f"What the paper reports for this data is {fid}. {other}"]
 
 
+def guidance(run: RunFiles, name: str) -> dict | None:
+    """Distance, and agreement with the labels, against w: plot and table."""
+    found = series.guided(run)
+    if not found:
+        return None
+    body = [
+        [metric, who, f"{w:g}", value_text(metric, by[w])]
+        for metric, lines in found.items()
+        for who, by in lines.items()
+        for w in sorted(by)
+    ]
+    said = "; ".join(f"{metric} of {who} at w {w}: {value}" for metric, who, w, value in body)
+    figure = plot(figures.guidance_figure(found), name, f"Against guidance. {said}.")
+    return {"plot": figure, "table": Table(["metric", "stage", "w", "value"], body)}
+
+
 def training(run: RunFiles, name: str) -> dict | None:
     """Loss, gradient norm and learning rate over the chain: plot and table."""
     body = []

@@ -1,5 +1,6 @@
 """The numbers behind the plots, from what a run wrote."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
                     add(of, stage, sampler, int(num_steps), seed, value)
     stages = {stage.name for stage in run.stages}
     for row in run.evaluations:
-        if row["stage"] in stages:
+        if row["stage"] in stages and not row.get("guidance"):
             for metric in _metrics(row):
                 asked = row["stage"], row.get("sampler"), row["num_steps"], row.get("seed")
                 add(metric, *asked, row.get(metric))
@@ -93,6 +94,32 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
         ]
         for metric, lines in found.items()
     }
+
+
+def guided(run: RunFiles) -> dict[str, dict[str, dict[float, float]]]:
+    """metric -> "student, 4 steps" -> w -> value: what was measured of stages at several w.
+
+    From results.jsonl and evaluations.jsonl together. Metrics are the first of the run, and label
+    agreement or Inception Score where there is one.
+    """
+    found = {}
+
+    def add(row, num_steps, w, values):
+        shown = [row.get("metric") or next(iter(_metrics(row)), None), "label_agreement"]
+        shown += [name for name in values if name.startswith("is_") and not name.endswith("_std")]
+        for metric in shown:
+            if is_number(values.get(metric)) and is_number(w) and isinstance(num_steps, int):
+                who = "teacher" if row["stage"] == "teacher" else "student"
+                lines = found.setdefault(metric, {})
+                lines.setdefault(f"{who}, {num_steps} steps", {})[float(w)] = values[metric]
+
+    for row in run.results:
+        for w, values in _items(row.get("guidance")):
+            with contextlib.suppress(ValueError):
+                add(row, row.get("measured_steps"), float(w), dict(_items(values)))
+    for row in run.evaluations:
+        add(row, row["num_steps"], row.get("guidance"), row)
+    return {m: lines for m, lines in found.items() if any(len(by) > 1 for by in lines.values())}
 
 
 def plotted_metrics(runs: list[RunFiles]) -> list[str]:

@@ -1,6 +1,7 @@
 """A trained network, whatever file its weights came in, and whether weights fit a config."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -58,6 +59,21 @@ class Network:
             raise UserError(f"config.model does not fit the data: {error}") from error
         return cls(config, image_shape, num_classes, fixed_steps, params)
 
+    @property
+    def guidance(self) -> tuple[float, float] | None:
+        """The range of w by which its images may be guided; None where it knows no guidance.
+
+        A network that is told w knows those that it was taught; one that was taught without some of
+        its labels takes any, at twice the cost.
+        """
+        if self.config.model.guidance:
+            return tuple(self.config.model.guidance)
+        return (0.0, math.inf) if self.config.teacher.label_dropout else None
+
+    def is_asked_twice(self, guidance: float) -> bool:
+        """Whether images of this w take two evaluations a step, with labels and without."""
+        return bool(guidance) and not self.config.model.guidance
+
 
 def from_stage(
     run: Workdir, stage: Stage, mesh: Mesh, check: Callable[[Network], None] = lambda network: None
@@ -67,8 +83,8 @@ def from_stage(
     `check` gets it, untrained, before anything large is read. Raises
     CheckpointError where the weights are damaged.
     """
-    fixed_steps = run.fixed_steps(stage)
-    network = Network.untrained(run.config, run.image_shape, run.num_classes, fixed_steps, mesh)
+    config, fixed_steps = run.network_config(stage), run.fixed_steps(stage)
+    network = Network.untrained(config, run.image_shape, run.num_classes, fixed_steps, mesh)
     check(network)
     directory = checkpoints.folder(run.path, stage.name)
     params = checkpoints.load_ema_params(directory, stage.updates, network.params)
@@ -119,3 +135,30 @@ def check_same(ours: Network, theirs: Network, where: str) -> None:
     lines = [f"{n}: ours {a!r}, theirs {b!r}" for n, (a, b) in sorted(pairs.items()) if a != b]
     if lines:
         raise UserError(f"the network in {where} is another than this config's: {'; '.join(lines)}")
+
+
+def check_matches(ours: Network, theirs: Network, where: str) -> None:
+    """Raises UserError where a match stage of our network cannot learn from theirs."""
+    problem = ""
+    if theirs.fixed_steps is not None:
+        problem = f"it is made for {theirs.fixed_steps} steps, and must know all times"
+    elif ours.image_shape != theirs.image_shape:
+        problem = f"its images are {theirs.image_shape}, ours {ours.image_shape}"
+    elif ours.num_classes > theirs.num_classes or bool(ours.num_classes) != bool(
+        theirs.num_classes
+    ):
+        problem = f"it knows {theirs.num_classes} labels, ours {ours.num_classes}"
+    elif theirs.config.model.guidance:
+        problem = "it is told w; set config.match.updates to 0 and config.model.guidance to its own"
+    elif ours.config.match.guidance and theirs.guidance is None:
+        problem = "config.match.guidance asks for guidance, and it was never taught without labels"
+    if problem:
+        raise UserError(f"the network in {where} cannot be matched: {problem}")
+
+
+def same_but_told(ours: Network, theirs: Network) -> bool:
+    """Whether our network is theirs to the field, but that it may be told w."""
+    sections = ("model", "diffusion", "unet2d", "scheduler")
+    fields = [{k: v for s in sections for k, v in n.config[s].items()} for n in (ours, theirs)]
+    changed = {"guidance", "dtype", "weighting"}
+    return all(a == fields[1][name] for name, a in fields[0].items() if name not in changed)

@@ -23,7 +23,7 @@ from diffusion_distill.config import differences, to_dict
 from diffusion_distill.devices.distributed import from_main
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.runs import checkpoints
-from diffusion_distill.stages import Stage, plan
+from diffusion_distill.stages import Stage, plan, student_config
 from diffusion_distill.storage import files
 from diffusion_distill.storage.buckets import as_path, is_bucket
 from diffusion_distill.terminal.console import say
@@ -54,6 +54,9 @@ class Workdir:
     # The only number of sampling steps that its teacher takes, where config.distill.teacher names
     # a student; None for a teacher that takes any.
     teacher_fixed_steps: int | None = None
+    # Fields of its teacher's network, where config.distill.teacher names another than the run
+    # trains: of `describe`; None where it is the run's.
+    teacher_network: dict | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Workdir":
@@ -66,7 +69,10 @@ class Workdir:
         try:
             config, shape = from_dict(fields["config"]), tuple(fields["image_shape"])
             teacher_fixed_steps = fields["teacher_num_steps"] or None
-            return cls(path, config, shape, fields["num_classes"], teacher_fixed_steps)
+            others = fields["num_classes"], teacher_fixed_steps, fields.get("teacher_network")
+            run = cls(path, config, shape, *others)
+            with_network(config, run.teacher_network)  # can be made
+            return run
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path / 'config.json'} is damaged: {error!r}") from None
         except UserError as error:
@@ -134,12 +140,18 @@ class Workdir:
 
     def fixed_steps(self, stage: Stage) -> int | None:
         """The only number of sampling steps that a stage's network takes; None for any."""
-        return stage.num_steps if stage.is_student else self.teacher_fixed_steps
+        return self.teacher_fixed_steps if stage.knows_all_times else stage.num_steps
+
+    def network_config(self, stage: Stage) -> ConfigDict:
+        """The run's config, with the fields of the network that a stage has."""
+        if stage.is_student:
+            return student_config(self.config)
+        return with_network(self.config, self.teacher_network)
 
     def finished_stage(self, num_steps: int | None = None, name: str | None = None) -> Stage:
         """The finished stage of that number of steps, or of that name; the last one for None.
 
-        A teacher asked for by its name may have any num_steps, if it knows all times. Raises
+        A stage that knows all times, asked for by its name, may have any num_steps. Raises
         UserError where there is no such stage, or it is not finished.
         """
         stages = plan(self.config)
@@ -152,8 +164,8 @@ class Workdir:
                 raise UserError(f"{self.path} has no finished stage yet")
             return finished[-1]
         matches = [s for s in stages if name in (None, s.name) and num_steps in (None, s.num_steps)]
-        if name == "teacher" and self.teacher_fixed_steps is None:
-            matches = stages[:1]
+        if name is not None and not matches:
+            matches = [s for s in stages if s.name == name and self.fixed_steps(s) is None]
         if not matches:
             asked = f"named {name}" if name else ""
             asked += f" of {num_steps} steps" if num_steps is not None else ""
@@ -195,9 +207,30 @@ class Workdir:
 
 
 def _fields(run: Workdir) -> dict:
+    other = {"teacher_network": run.teacher_network} if run.teacher_network else {}
     return {
         "config": to_dict(run.config),
         "image_shape": list(run.image_shape),
         "num_classes": run.num_classes,
         "teacher_num_steps": run.teacher_fixed_steps or 0,
+        **other,
     }
+
+
+def describe(config: ConfigDict) -> dict:
+    """The fields of a config that say what a network is, as plain JSON values."""
+    fields = to_dict(config)
+    taught = {"label_dropout": fields["teacher"]["label_dropout"]}
+    sections = ["model", "diffusion"]
+    if config.model.architecture == "unet2d":
+        sections += ["unet2d", "scheduler"]
+    return {name: fields[name] for name in sections} | {"teacher": taught}
+
+
+def with_network(config: ConfigDict, network: dict | None) -> ConfigDict:
+    """A config with another network's fields, of `describe`; None for its own. Raises UserError."""
+    if network is None:
+        return config
+    fields = to_dict(config)
+    taught = fields["teacher"] | network["teacher"]
+    return from_dict(fields | network | {"teacher": taught})

@@ -45,7 +45,7 @@ def outlook(
     time until some of it was timed; then it goes by the images and steps in it.
 
     Args:
-        parts: stage -> `measuring_work` of metrics/stage_row.py.
+        parts: stage -> `Subject.work` of metrics/stage_row.py.
         rows: of results.jsonl: stages that are finished.
     """
     work, seconds = {}, {"measuring": 0.0}

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from diffusion_distill.devices.sharding import shardings, with_shardings
@@ -62,6 +63,28 @@ def init_teacher(
 
     abstract = with_shardings(mesh, jax.eval_shape(init, key))
     return jax.jit(init, out_shardings=shardings(abstract))(key)
+
+
+def init_matched(
+    model: UNet,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    image_shape: tuple[int, int, int],
+    mesh: Mesh,
+    source_params: dict,
+) -> TrainState:
+    """The state of a student that is its teacher's network, but told w: the same function at first.
+
+    Its weights are copies of source_params; those that the teacher has not are new.
+    """
+
+    def init(key, source_params):
+        new = traverse_util.flatten_dict(init_params(model, key, image_shape))
+        old = jax.tree.map(jnp.copy, traverse_util.flatten_dict(source_params))
+        return new_state(traverse_util.unflatten_dict(new | old), optimizer)
+
+    abstract = with_shardings(mesh, jax.eval_shape(init, key, source_params))
+    return jax.jit(init, out_shardings=shardings(abstract))(key, source_params)
 
 
 def init_student(

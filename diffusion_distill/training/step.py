@@ -17,11 +17,16 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch, to_network
 from diffusion_distill.devices.sharding import replicated
-from diffusion_distill.diffusion.distill import distillation_target
+from diffusion_distill.diffusion.distill import TARGETS
 from diffusion_distill.diffusion.losses import WEIGHTINGS
+from diffusion_distill.diffusion.match import match_target
 from diffusion_distill.diffusion.process import from_x, q_sample
-from diffusion_distill.models.build import make_denoiser, make_schedule
-from diffusion_distill.models.unet import UNet
+from diffusion_distill.models.build import (
+    make_denoiser,
+    make_schedule,
+    with_and_without_labels,
+)
+from diffusion_distill.models.unet import NO_LABEL, UNet
 from diffusion_distill.stages import Stage
 from diffusion_distill.training.optimizer import global_norm, learning_rate, make_optimizer
 from diffusion_distill.training.state import TrainState
@@ -39,9 +44,12 @@ class Recipe:
     """What a stage's step is made of."""
 
     model: UNet  # the network, with the stage's dropout
-    config: ConfigDict  # the run's
+    config: ConfigDict  # the run's, with the model and diffusion of this network
     stage: Stage  # used for what all rounds share; what they do not comes in as `this_round`
     mesh: Mesh | None = None  # the devices; None where nothing is split over any
+    # of a match stage, the network that it learns from, and its config; in a round they are as here
+    source_model: UNet | None = None
+    source_config: ConfigDict | None = None
 
     def gathered(self, params: dict) -> dict:
         """Weights that are split over devices, gathered before the network uses them.
@@ -58,11 +66,12 @@ class Examples(NamedTuple):
     """The examples of one update and all that is drawn for them, each with a leading axis B."""
 
     x: jax.Array  # images in [-1, 1], [B, H, W, C]
-    labels: jax.Array  # [B]
+    labels: jax.Array  # [B]; NO_LABEL where it is left out
     eps: jax.Array  # noise, of x's shape
     t: jax.Array  # times, [B]
-    i: jax.Array | None  # for a student, t = i / num_steps; None for the teacher
+    i: jax.Array | None  # in a round, t = i / num_steps; None where t is continuous
     dropout_keys: jax.Array | None  # [B]; None without dropout
+    guidance: jax.Array | None  # w of each, [B]; None where the network is not told it
 
 
 def train_step(
@@ -94,21 +103,31 @@ def draw(
 ) -> Examples:
     """The examples of an update; `step` counts the stage's updates before it.
 
-    Times are uniform in [0, 1] for the teacher, uniform over 1/N, 2/N, ..., 1 for a student of N
-    steps.
+    Times are uniform in [0, 1] for the teacher and the match stage, uniform over 1/N, 2/N, ..., 1
+    for a student of N steps. The teacher's labels are left out with probability
+    teacher.label_dropout; w is uniform over the network's range.
     """
     keys = jax.random.split(jax.random.fold_in(key, step), 4)
     flip_key, time_key, eps_key, dropout_key = keys
     x = to_network(batch.images, flip_key, recipe.config.data.random_flip)
     size = x.shape[0]
-    if not recipe.stage.is_student:
+    if recipe.stage.knows_all_times:
         t, i = jax.random.uniform(time_key, (size,)), None
     else:
         i = jax.random.randint(time_key, (size,), 1, this_round.num_steps + 1)
         t = i / this_round.num_steps
     eps = jax.random.normal(eps_key, x.shape)
     dropout_keys = jax.random.split(dropout_key, size) if recipe.stage.dropout else None
-    return Examples(x, batch.labels, eps, t, i, dropout_keys)
+    labels, guidance, share = batch.labels, None, recipe.config.teacher.label_dropout
+    if share and not recipe.stage.is_student:
+        left_out = jax.random.bernoulli(jax.random.fold_in(time_key, 1), share, (size,))
+        labels = jnp.where(left_out, NO_LABEL, labels)
+    if recipe.model.told_guidance:
+        low, high = recipe.config.model.guidance
+        guidance = jax.random.uniform(
+            jax.random.fold_in(time_key, 2), (size,), minval=low, maxval=high
+        )
+    return Examples(x, labels, eps, t, i, dropout_keys, guidance)
 
 
 def loss(
@@ -116,22 +135,44 @@ def loss(
 ) -> tuple[jax.Array, jax.Array]:
     """(mean loss of the examples, their losses [B]): the weighted error in x.
 
-    The target is the image itself for the teacher, and `distillation_target` for a student.
+    The target is the image itself for the teacher, and `target` for whoever learns from another.
     """
     config = recipe.config
-    schedule = make_schedule(config)
-    logsnr = schedule(examples.t)
+    logsnr = make_schedule(config)(examples.t)
     z = q_sample(examples.x, examples.eps, logsnr)
     x = examples.x
     if teacher_params is not None:
-        weights = recipe.gathered(teacher_params)
-        teacher_denoiser = make_denoiser(recipe.model, weights, examples.labels, config)
-        x = distillation_target(teacher_denoiser, z, examples.i, this_round.num_steps, schedule)
-    weights, keys = recipe.gathered(params), examples.dropout_keys
-    denoiser = make_denoiser(recipe.model, weights, examples.labels, config, keys)
+        x = target(recipe, recipe.gathered(teacher_params), examples, z, logsnr, this_round)
+    bound = recipe.gathered(params), examples.labels, config, examples.dropout_keys
+    denoiser = make_denoiser(recipe.model, *bound, examples.guidance)
     weighting = WEIGHTINGS[config.diffusion.weighting]
     losses = weighting(from_x(x, z, logsnr), denoiser(z, logsnr))
     return losses.mean(), losses
+
+
+def target(
+    recipe: Recipe,
+    teacher_params: dict,
+    examples: Examples,
+    z: jax.Array,
+    logsnr: jax.Array,
+    this_round: Round,
+) -> jax.Array:
+    """The x that a student learns for z [B, H, W, C]: of TARGETS in a round, or `match_target`.
+
+    In a round the teacher is told w as the student is: what was guided once is not guided again.
+    """
+    labels, w = examples.labels, examples.guidance
+    if not recipe.stage.is_match:
+        teacher = make_denoiser(recipe.model, teacher_params, labels, recipe.config, guidance=w)
+        schedule = make_schedule(recipe.config)
+        distilled = TARGETS[recipe.stage.solver]
+        return distilled(teacher, z, examples.i, this_round.num_steps, schedule)
+    bound = recipe.source_model, teacher_params, labels, recipe.source_config
+    if w is None:
+        return match_target(examples.x, make_denoiser(*bound)(z, logsnr).x, logsnr)
+    known, without = with_and_without_labels(*bound)(z, logsnr)
+    return match_target(examples.x, known.x, logsnr, without.x, w)
 
 
 def gradient(

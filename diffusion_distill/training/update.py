@@ -54,7 +54,8 @@ def make_update(
             return state, jax.tree.map(lambda m: m[None], metrics)
         return jax.lax.scan(one, state, picks)
 
-    teacher_shardings = weight_shardings if recipe.stage.is_student else None
+    # A match stage may learn from another network, which comes with shardings of its own.
+    teacher_shardings = None if recipe.stage.knows_all_times else weight_shardings
     return jax.jit(
         update,
         in_shardings=(state_shardings, teacher_shardings, whole, over_batch, whole, whole),

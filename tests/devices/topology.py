@@ -44,6 +44,7 @@ class Small(nn.Module):
 
     dropout: float = 0.0
     num_classes: int = 10
+    told_guidance: bool = False
 
     @nn.compact
     def __call__(self, z, logsnr, labels=None, dropout_keys=None):

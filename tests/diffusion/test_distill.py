@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_distill.diffusion.distill import distillation_target, first_step_weight
-from diffusion_distill.diffusion.process import from_v
+from diffusion_distill.diffusion import samplers
+from diffusion_distill.diffusion.distill import (
+    TARGETS,
+    distillation_target,
+    first_step_weight,
+    heun_target,
+)
+from diffusion_distill.diffusion.process import from_v, from_x
 from diffusion_distill.diffusion.schedule import alpha_sigma, cosine_logsnr
+from tests.diffusion.test_samplers import MEAN, gaussian_denoiser, noise
 
 NUM_STEPS = [1, 2, 3, 4, 16, 64, 512, 4096]
 
@@ -101,13 +108,53 @@ def test_weight_falls_to_zero_with_sigma_s(x64):
     assert first_step_weight(jnp.float64(60.0), jnp.float64(2.0), jnp.float64(0.0)) < 1e-10
 
 
-def test_no_gradient_flows_through_the_target():
+@pytest.mark.parametrize("num_steps", NUM_STEPS)
+def test_one_student_step_lands_where_a_step_of_heun_lands(num_steps, x64):
+    z, i = example(num_steps, np.float64)
+    target = heun_target(teacher, z, i, num_steps, cosine_logsnr)
+    alpha_t, sigma_t = (a[:, None] for a in alpha_sigma(cosine_logsnr(i / num_steps)))
+    alpha_s, sigma_s = (a[:, None] for a in alpha_sigma(cosine_logsnr((i - 1) / num_steps)))
+    landed = alpha_s * target + sigma_s * (z - alpha_t * target) / sigma_t
+    for n in range(len(i)):
+        state = samplers.SamplerState(z[n : n + 1], z[n : n + 1])
+        expected = samplers.heun(teacher, state, i[n], num_steps, cosine_logsnr, None).z[0]
+        got = target[n] if i[n] == 1 else landed[n]  # the last step returns x_hat
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2)])
+def test_a_perfect_students_chain_reaches_the_exact_flow_at_its_solvers_order(name, order, x64):
+    """The student predicts the target; its N DDIM steps solve a Gaussian's flow."""
+    std, z = 0.5, noise()
+    alpha, sigma = alpha_sigma(jnp.float64(-20.0))
+    exact = MEAN + std * (z - alpha * MEAN) / jnp.sqrt(alpha**2 * std**2 + sigma**2)
+
+    @jax.jit
+    def step(state, i, num_steps):
+        def student(z, logsnr):
+            every = jnp.full(len(z), i)
+            x = TARGETS[name](gaussian_denoiser(std), z, every, num_steps, cosine_logsnr)
+            return from_x(x, z, logsnr)
+
+        return samplers.ddim(student, state, i, num_steps, cosine_logsnr, None)
+
+    errors = []
+    for num_steps in (128, 256, 512):
+        state = samplers.SamplerState(z, z)
+        for i in range(num_steps, 0, -1):
+            state = step(state, jnp.int64(i), jnp.int64(num_steps))
+        errors.append(np.abs(state.z - exact).max())
+    np.testing.assert_allclose(np.diff(np.log2(errors)), -order, atol=0.1)
+
+
+@pytest.mark.parametrize("target", TARGETS.values())
+def test_no_gradient_flows_through_the_target(target):
     z, i = example(4, np.float32)
 
     def total(scale):
         def scaled(z, logsnr):
             return from_v(scale * z, z, logsnr)
 
-        return distillation_target(scaled, z, i, 4, cosine_logsnr).sum()
+        return target(scaled, z, i, 4, cosine_logsnr).sum()
 
     assert jax.grad(total)(0.7) == 0.0

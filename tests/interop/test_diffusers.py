@@ -179,13 +179,37 @@ def test_a_run_keeps_the_network_of_its_folder(digits_teacher, tmp_path, compile
 
 @pytest.mark.slow
 def test_a_chain_starts_from_a_folder(digits_teacher, tmp_path, compiled_quickly):
-    setup = check(chain(digits_teacher[1]), tmp_path / "run")
+    setup = check(chain(digits_teacher[1]), tmp_path / "run")  # it predicts v: no match stage
     run_chain(setup, Programs(setup), StopSignal())
     rows = Workdir.open(tmp_path / "run").results()
     assert [row["stage"] for row in rows] == ["teacher", "student_0002", "student_0001"]
     assert all("ddim_diffusers" in json.dumps(row) for row in rows)
     student = diffusion_distill.load_sampler(tmp_path / "run", 1)
     assert student(num_images=3, labels=[1, 2, 3]).shape == (3, 8, 8, 1)
+
+
+def test_a_network_that_predicts_eps_is_matched_into_one_that_predicts_v(tmp_path):
+    """By the same network, or by the paper's; on a schedule that is cut to the folder's levels."""
+    fields = {"in_channels": 1, "out_channels": 1, "num_class_embeds": 10}
+    folders.pipeline(tmp_path / "folder", fields)
+    config = chain(tmp_path / "folder")
+    assert (config.diffusion.parameterization, config.match.updates) == ("v", 20_000)
+    config.match.updates = 2
+    setup = copied(config, tmp_path / "run")
+    assert list(setup.stages) == ["teacher", "match", "student_0002", "student_0001"]
+    sampler = diffusion_distill.load_sampler(tmp_path / "run", 3, "teacher", "ddim_diffusers")
+    expected = diffusion_distill.load_sampler(tmp_path / "folder", 3, sampler="ddim_diffusers")
+    np.testing.assert_array_equal(
+        sampler.from_noise(noise((8, 8, 1)), 7), expected.from_noise(noise((8, 8, 1)), 7)
+    )
+    ours = tiny_config()
+    ours.distill.teacher, ours.match.updates = str(tmp_path / "folder"), 2
+    setup = check(ours, tmp_path / "ours")
+    assert setup.network.config.model.architecture == "unet"
+    assert setup.teacher_network.config.model.architecture == "unet2d"
+    levels = make_levels(setup.teacher_network.config)
+    assert setup.config.diffusion.logsnr_min == pytest.approx(levels[-1])
+    assert setup.config.diffusion.logsnr_max == pytest.approx(levels[0])
 
 
 def test_another_network_than_the_folders_is_refused_before_its_weights_are_read(

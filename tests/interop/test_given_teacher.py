@@ -56,6 +56,11 @@ def test_plan_believes_the_teacher():
     config.distill.end_steps = 4
     with pytest.raises(UserError, match="end_steps is 4; x is made for 2 steps"):
         started_from(config, "x", 2)
+    config = distilled_from("", 8)
+    config.distill.first_round_solver = "heun"
+    assert plan(started_from(config, "x", None))[1].solver == "heun"
+    with pytest.raises(UserError, match="must be ddim, since x is made for 8 steps of DDIM alone"):
+        started_from(config, "x", 8)
 
 
 def copied(config, workdir):

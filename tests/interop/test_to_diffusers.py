@@ -30,10 +30,10 @@ def student(parameterization, num_steps, model=(), num_classes=0):
     return with_weights(network, weights, "")
 
 
-def drawn(network, z, labels=None):
+def drawn(network, z, labels=None, guidance=None):
     sizes = network.config, network.image_shape, network.num_classes
     program = make_sample_program(*sizes, "ddim", make_mesh())
-    return Sampler(program, network.params, network.fixed_steps).from_noise(z, labels)
+    return Sampler(program, network.params, network.fixed_steps, guidance).from_noise(z, labels)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,23 @@ def test_a_student_of_diffusers_own_network_goes_back(tmp_path, compiled_quickly
     np.testing.assert_allclose(result, images, atol=1e-4)
 
 
+def test_a_student_that_is_told_w_goes_with_one_w(tmp_path, compiled_quickly):
+    network = student("v", 2, {"guidance": (0.0, 4.0)})
+    with pytest.raises(UserError, match="told w from 0.0 to 4.0: fix it with --guidance"):
+        to_diffusers.write(network, tmp_path, "")
+    with pytest.raises(UserError, match="guidance is 5; for this network it must be from 0.0 to 4"):
+        to_diffusers.write(network, tmp_path, "", 5)
+    to_diffusers.write(network, tmp_path, "", 1.5)
+    made = folders.package().DDIMPipeline.from_pretrained(tmp_path)
+    z, images = folders.images(made, 2, use_clipped_model_output=True)
+    np.testing.assert_allclose(images, drawn(network, z, guidance=1.5), atol=1e-3)
+    assert np.abs(images - drawn(network, z, guidance=0.0)).max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("parameterization", "model", "message"),
     [
-        ("both", {}, "parameterization is 'both', which diffusers has no form of; export a stu"),
+        ("both", {}, "parameterization is 'both', which diffusers has no form of; match it in"),
         ("v", {"channel_multipliers": (2, 2)}, "channel_multipliers starts with 2"),
         ("v", {"channel_multipliers": (1, 2), "attention_resolutions": (8,), "num_heads": 2},
          r"num_heads is 2, of \[4, 8\] channels"),

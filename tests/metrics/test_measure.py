@@ -20,7 +20,7 @@ from diffusion_distill.metrics import measure
 from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.measure import feature_network, for_run
 from diffusion_distill.metrics.request import Request, of_images
-from diffusion_distill.metrics.stage_row import first_images, measuring_work, stage_row
+from diffusion_distill.metrics.stage_row import Subject, first_images, stage_row
 from diffusion_distill.stages import plan
 
 ROOT = Path(__file__).parents[2]
@@ -96,8 +96,8 @@ MADE = []  # (name, num_steps, seed, first index) of each batch that NoisyDigits
 class NoisyDigits:
     """Stands in for a sampler: digits with noise that falls with the number of steps."""
 
-    def __init__(self, name, num_steps):
-        self.name, self.num_steps = name, num_steps
+    def __init__(self, name, num_steps, guidance=None):
+        self.name, self.num_steps, self.guidance = name, num_steps, guidance or 0.0
 
     def fingerprint(self):
         return "weights"
@@ -116,6 +116,7 @@ class NoisyDigits:
         MADE.append((self.name, self.num_steps, seed, int(indices[0])))
         noise = np.random.default_rng([seed, self.num_steps]).integers(0, 256, 64)
         images = DIGITS.images(indices) + noise.reshape(8, 8, 1) // self.num_steps
+        images = images + int(10 * self.guidance)
         return jnp.asarray(images % 256, jnp.uint8)
 
 
@@ -130,12 +131,13 @@ def config():
     return config
 
 
-def row_of(config, name, folder, check=lambda: None, fixed_steps=None):
+def row_of(config, name, folder, check=lambda: None, fixed_steps=None, guidance=None):
     stages = {stage.name: stage for stage in plan(config)}
     measurer = for_run(config, SOME, make_mesh())
     measurer.check = check
-    all_steps = [stage.num_steps for stage in stages.values()]
-    return stage_row(measurer, stages[name], all_steps, NoisyDigits, folder, fixed_steps)
+    all_steps = tuple(stage.num_steps for stage in stages.values())
+    subject = Subject(stages[name], config.eval, all_steps, fixed_steps, guidance)
+    return stage_row(measurer, subject, NoisyDigits, folder)
 
 
 def test_a_row_says_what_its_numbers_are_numbers_of(config, tmp_path):
@@ -175,13 +177,25 @@ def test_a_teacher_of_fixed_steps_is_measured_at_those_alone(config, tmp_path):
     assert (row["measured_steps"], row["baselines"]) == (4, {})
     assert "baseline_metric" not in row
     assert {num_steps for _, num_steps, _, _ in MADE} == {4}
-    assert measuring_work(plan(config)[0], [16, 8], config.eval, 4) == {"ddim, 4 steps": 5 * 200}
+    work = Subject(plan(config)[0], config.eval, (16, 8), 4).work()
+    assert work == {"ddim, 4 steps": 5 * 200}
+
+
+def test_a_guided_stage_is_measured_at_each_w_that_it_knows(config, tmp_path):
+    config.eval.guidance = (0.0, 1.5, 9.0)
+    config.distill.start_steps = 4
+    row = row_of(config, "student_0002", tmp_path, guidance=(0.0, 4.0))
+    assert list(row["guidance"]) == ["0", "1.5"]
+    values = [found["fd_pixels200_train"] for found in row["guidance"].values()]
+    assert values[0] == row["fd_pixels200_train"] != values[1]
+    unguided = row_of(config, "student_0002", tmp_path / "unguided")
+    assert "guidance" not in unguided
 
 
 def test_first_images_are_the_measured_ones(config):
     measurer = for_run(config, DIGITS, make_mesh())
     stage = plan(config)[0]
-    images = first_images(measurer, NoisyDigits, stage, 70)
+    images = first_images(measurer, Subject(stage, config.eval, (32,)), NoisyDigits, 70)
     sampler = NoisyDigits("ddim", 32)
     expected = sampler.on_devices(1, np.arange(70), np.zeros(70, np.int32))
     np.testing.assert_array_equal(images, expected)

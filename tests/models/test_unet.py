@@ -170,6 +170,28 @@ def test_resampling_averages_and_repeats():
     np.testing.assert_array_equal(unet.downsample(up), x)
 
 
+def test_patches_are_the_pixels_of_each_as_channels_and_go_back():
+    x = jnp.arange(2.0 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = unet.to_patches(x, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 0, 2].reshape(2, 2, 3), x[1, 0:2, 4:6])
+    np.testing.assert_array_equal(unet.from_patches(patches, 2), x)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_network_on_patches_is_one_on_pixels_between_taking_them_apart_and_putting_them_back():
+    """With attention where the patches have its height."""
+    model = dataclasses.replace(SMALL, channel_multipliers=(1,), patch_size=2)
+    inner = dataclasses.replace(model, patch_size=1, out_channels=12)
+    z, logsnr, labels = inputs()
+    params = random_params(model, z, logsnr, labels)
+    assert "down_0.attn_0" in params["params"]
+    out = jax.jit(model.apply)(params, z, logsnr, labels)
+    expected = jax.jit(inner.apply)(params, unet.to_patches(z, 2), logsnr, labels)
+    assert out.shape == z.shape
+    np.testing.assert_array_equal(out, unet.from_patches(expected, 2))
+
+
 def test_timestep_embedding_by_its_formula():
     time, channels = np.array([0.0, 0.1, 0.731, 1.0]), 32
     half = channels // 2
@@ -198,6 +220,7 @@ def test_time_inputs():
     ("change", "arguments", "message"),
     [
         ({}, inputs(side=9), "9x9 pixels do not halve 1 times.*divisible by 2"),
+        ({"patch_size": 4}, inputs(side=12), "do not halve .* in patches of 4.*divisible by 8"),
         ({"num_groups": 32}, inputs(), "8 channels do not divide into 32 groups"),
         ({"num_groups": 3}, inputs(), "8 channels do not divide into 3 groups"),
         ({}, (*inputs()[:2], None), r"needs labels of shape \(2,\), not None"),

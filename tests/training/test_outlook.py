@@ -3,7 +3,7 @@
 import pytest
 
 from configs.digits_distill import get_config
-from diffusion_distill.metrics.stage_row import measuring_work
+from diffusion_distill.metrics.stage_row import Subject
 from diffusion_distill.stages import plan
 from diffusion_distill.training.outlook import outlook
 
@@ -14,7 +14,7 @@ def run(rows=()):
     config.eval.baselines = ("ddim", "ancestral")
     stages = plan(config)
     steps = [stage.num_steps for stage in stages]
-    parts = {stage.name: measuring_work(stage, steps, config.eval) for stage in stages}
+    parts = {stage.name: Subject(stage, config.eval, steps).work() for stage in stages}
     return outlook(stages, parts, rows), parts
 
 

@@ -1,5 +1,6 @@
 """The train step: its parts against numpy, and properties of the whole."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -10,6 +11,8 @@ import pytest
 
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.diffusion.distill import TARGETS
+from diffusion_distill.diffusion.process import q_sample
 from diffusion_distill.diffusion.samplers import SAMPLERS, sample
 from diffusion_distill.models.build import (
     abstract_params,
@@ -32,6 +35,7 @@ class Toy(nn.Module):
     """As small as a network can be: its output is one learned number for every pixel."""
 
     num_classes: int = 0
+    told_guidance: bool = False
 
     @nn.compact
     def __call__(self, z, logsnr, labels=None, dropout_keys=None):
@@ -159,6 +163,25 @@ def test_a_student_of_a_perfect_teacher_has_nothing_to_learn(tiny_config, num_st
     this_round = Round(jnp.int32(num_steps), jnp.int32(6))
     _, metrics = step(state, params, batch_of(255), jax.random.key(0), this_round)
     assert metrics["loss"] < 1e-10
+
+
+@pytest.mark.parametrize("solver", TARGETS)
+def test_a_student_learns_the_target_of_its_rounds_solver(tiny_config, solver):
+    """Its losses are the squared errors from that target."""
+    _, student = toy_stages(tiny_config)
+    model, key, this_round = Small(num_classes=10), jax.random.key(0), Round(jnp.int32(2), 6)
+    batch = batch_of(100)
+    params = model.init(key, jnp.ones((1, 2, 2, 1)), jnp.zeros(1), jnp.zeros(1, int))["params"]
+    recipe = Recipe(model, tiny_config, dataclasses.replace(student, solver=solver))
+    examples = steps.draw(recipe, 0, batch, key, this_round)
+    _, losses = steps.loss(recipe, params, params, examples, this_round)
+    schedule = make_schedule(tiny_config)
+    z = q_sample(examples.x, examples.eps, schedule(examples.t))
+    denoiser = make_denoiser(model, params, batch.labels, tiny_config)
+    target = TARGETS[solver](denoiser, z, examples.i, 2, schedule)
+    error = target - denoiser(z, schedule(examples.t)).x
+    np.testing.assert_allclose(losses, jnp.square(error).mean((1, 2, 3)), rtol=1e-5)
+    assert losses.max() > 1e-3
 
 
 def test_a_student_learns_its_teacher_and_not_the_data(tiny_config):
