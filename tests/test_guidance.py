@@ -13,11 +13,12 @@ from diffusion_distill.interop import export
 from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.metrics.stage_row import Subject
 from diffusion_distill.report.page import refresh
-from diffusion_distill.run import check, run_config
+from diffusion_distill.run import Programs, check, run_chain
 from diffusion_distill.runs.network import from_stage
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.stages import plan
 from diffusion_distill.storage.files import read_rows
+from diffusion_distill.terminal.stop import StopSignal
 from tests.conftest import tiny_config
 
 
@@ -36,7 +37,10 @@ def guided_config():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("guided") / "run"
-    run_config(guided_config(), workdir)
+    setup = check(guided_config(), workdir)
+    programs = Programs(setup)
+    run_chain(setup, programs, StopSignal())
+    assert list(programs._updates) == ["teacher", "match", "student"]  # one step more, no other
     return workdir
 
 

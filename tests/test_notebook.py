@@ -39,6 +39,7 @@ PICTURES = {
     "target": 1,
     "halvings": 2,
     "distances": 1,
+    "guidance": 1,
     "published": 0,
 }
 

@@ -266,7 +266,7 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, programs,
                 state = state.replace(params=jax.tree.map(lambda p: p * 1e38, state.params))
         return update(state, *given)
 
-    monkeypatch.setitem(programs._updates, False, overflowing)
+    monkeypatch.setitem(programs._updates, "teacher", overflowing)
     with pytest.raises(NonFiniteError) as error:
         run_chain(setup, programs, StopSignal())
     directory = checkpoints.folder(tmp_path / "run", "teacher")

@@ -113,10 +113,10 @@ class Handlers:
     @answered
     def samples(self, stage, steps, seed, label, guidance, count) -> Iterator[str]:
         seed, label = _seed("seed", seed), self._world.label(label)
-        asked, count = self._asked(steps, guidance), whole_number("images", count, 1, MAX_IMAGES)
+        steps, w = _steps(steps), self._world.guidance(guidance)
+        count = whole_number("images", count, 1, MAX_IMAGES)
         yield from self._announce([stage])
-        sampler = self._world.sampler(stage, *asked)
-        for picture in self._world.samples(sampler, stage, seed, label, count):
+        for picture in self._world.samples(stage, steps, seed, label, count, w):
             yield picture_html(picture, f"Samples of seed {seed}")
 
     @answered
@@ -129,18 +129,16 @@ class Handlers:
 
     @answered
     def walk(self, stage, steps, seed, to_seed, label, guidance) -> Iterator[str]:
-        asked, label = self._asked(steps, guidance), self._world.label(label)
+        steps, label = _steps(steps), self._world.label(label)
+        w = self._world.guidance(guidance)
         seeds = _seed("seed", seed), _seed("second seed", to_seed)
         yield from self._announce([stage])
-        picture = self._world.walk(self._world.sampler(stage, *asked), stage, seeds, label)
+        picture = self._world.walk(stage, steps, seeds, label, w)
         yield picture_html(picture, f"A walk from seed {seeds[0]} to seed {seeds[1]}")
 
     def made_for(self, stage) -> str:
         """The steps that a stage is made for, to be filled in when it is chosen."""
         return next((str(s.num_steps) for s in self._world.stages() if s.name == stage), "")
-
-    def _asked(self, steps: str, guidance: str) -> tuple[int, float | None]:
-        return _steps(steps), self._world.guidance(guidance)
 
     def _announce(self, names: list[str]) -> Iterator[str]:
         if said := self._world.announcement(names):

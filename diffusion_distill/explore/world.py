@@ -6,6 +6,7 @@ this machine is refused: how long it takes is measured.
 """
 
 import dataclasses
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.config import to_dict
 from diffusion_distill.data.batches import batches_of, to_uint8
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import make_mesh
@@ -63,7 +65,7 @@ class World:
         self.run.finished_stage()
         self._mesh = make_mesh()
         self.num_classes = self.run.num_classes
-        self._programs = {}  # by whether of students, and whether their network is asked twice
+        self._programs = {}  # by a network's config, and whether it is asked twice
         self._networks = OrderedDict()  # by stage, the one used last at the end
         self._warm = set()  # (stage, whether it is asked twice) of what has drawn before
         self._seconds = None  # of one step of one batch; None before the sampler was compiled
@@ -106,7 +108,7 @@ class World:
         network = self._networks[name]
         guidance = checked_guidance(guidance, network.guidance)
         twice = network.is_asked_twice(guidance)
-        key = stage.is_student, twice
+        key = json.dumps(to_dict(network.config), sort_keys=True), twice
         if key not in self._programs:
             config = network.config.copy_and_resolve_references()
             config.runtime.sampler_batch_size = BATCH
@@ -142,21 +144,20 @@ class World:
 
     def samples(
         self,
-        sampler: Sampler,
         name: str,
+        num_steps: int,
         seed: int,
         label: int | None,
         count: int,
+        guidance: float | None = None,
     ) -> Iterator[Picture]:
         """Images 0 to count - 1 of a seed, those of load_sampler; more of them batch by batch.
 
-        Args:
-            sampler: of `sampler`, of the stage of this name.
-            label: of all images; None for all labels that the network knows, in turn.
+        The label is of all images; None for all labels that the network knows, in turn.
         """
         if not 1 <= count <= MAX_IMAGES:
             raise UserError(f"images is {count}; it must be from 1 to {MAX_IMAGES}")
-        num_steps = sampler.num_steps
+        sampler = self.sampler(name, num_steps, guidance)
         labels = sampler.check(seed, count, label)
         size = sampler.batch_size(BATCH)
         batches = list(batches_of(count, size))
@@ -197,8 +198,7 @@ class World:
         self._check_time(sum(n for _, n in drawn), f"{len(drawn)} pictures side by side")
 
         def picture(name, n):
-            sampler = self.sampler(name, n, guidance)
-            return list(self.samples(sampler, name, seed, label, BATCH))[-1]
+            return list(self.samples(name, n, seed, label, BATCH, guidance))[-1]
 
         done = ()
         for n, names in columns.items():
@@ -206,14 +206,18 @@ class World:
             yield done
 
     def walk(
-        self, sampler: Sampler, name: str, seeds: tuple[int, int], label: int | None
+        self,
+        name: str,
+        num_steps: int,
+        seeds: tuple[int, int],
+        label: int | None,
+        guidance: float | None = None,
     ) -> Picture:
         """FRAMES images on the way from image 0 of one seed to image 0 of another.
 
-        All have one label, that of image 0 where none is given. For `sampler` see `samples`, for
-        the way `slerp`.
+        All have one label, that of image 0 where none is given. See `slerp` for the way.
         """
-        num_steps, ends = sampler.num_steps, []
+        sampler, ends = self.sampler(name, num_steps, guidance), []
         for seed in seeds:
             sampler.check(seed, 1, label)
             noise = image_noise(image_keys(seed, np.arange(1)), 0, sampler.image_shape)

@@ -137,12 +137,15 @@ def test_side_by_side_and_walk(opened, world):
         ({"seed": "<b>x</b>"}, "seed is &#x27;&lt;b&gt;x&lt;/b&gt;&#x27;; it must be"),
         ({"label": "10"}, "label is &#x27;10&#x27;; it must be a whole number from 0 to 9"),
         ({"steps": "2"}, "steps is 2; for student_0001 it must be 1, which it is made for"),
+        ({"w": "much"}, "guidance is &#x27;much&#x27;; it must be a number"),
+        ({"w": "2"}, "guidance is 2.0; this network has none"),
         ({"count": "65"}, "images is &#x27;65&#x27;; it must be a whole number from 1 to 64"),
         ({"stage": "no such"}, "no stage named no such"),
     ],
 )
 def test_what_is_wrong_is_answered_in_the_page(world, asked, message):
-    fields = {"stage": "student_0001", "steps": "1", "seed": "0", "label": "", "count": "16"}
+    fields = {"stage": "student_0001", "steps": "1", "seed": "0", "label": "", "w": ""}
+    fields["count"] = "16"
     *_, answer = page.Handlers(world).samples(*(fields | asked).values())
     assert answer.startswith('<p class="said refused" role="alert">')
     assert message in answer

@@ -100,7 +100,7 @@ def test_slerp_keeps_to_the_sphere():
 
 def test_few_weights_are_kept(world, monkeypatch):
     monkeypatch.setattr(worlds, "KEPT", 1)
-    monkeypatch.setattr(world, "_params", OrderedDict())
+    monkeypatch.setattr(world, "_networks", OrderedDict())
     first = drawn(world, "student_0001", 1, 0, None, 4).images
     assert world.announcement(["student_0001"]) == ""
     drawn(world, "student_0002", 2, 0, None, 4)
