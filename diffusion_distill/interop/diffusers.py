@@ -47,7 +47,8 @@ def is_diffusers(path: str | Path) -> bool:
     path = as_path(path)
     if any((path / name).exists() for name in ("model_index.json", f"unet/{CONFIG}")):
         return True
-    return (path / CONFIG).exists() and "_class_name" in read_json(path / CONFIG)
+    fields = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
+    return isinstance(fields, dict) and "_class_name" in fields
 
 
 def describe(path: str | Path) -> Network:
@@ -60,14 +61,15 @@ def describe(path: str | Path) -> Network:
     path = as_path(path)
     folder = path / "unet" if (path / "unet").is_dir() else path
     file = folder / CONFIG
-    fields = read_json(file)
+    fields = _fields(file)
     _check(fields, _NETWORK, file)
     config = base()
     config.model.architecture = "unet2d"
     _fill(config.unet2d, fields)
     for name in ("down_block_types", "up_block_types"):
         kinds = config.unet2d[name]
-        config.unet2d[name] = tuple(str(kind).removeprefix("UNetRes") for kind in kinds)
+        if isinstance(kinds, tuple):
+            config.unet2d[name] = tuple(str(kind).removeprefix("UNetRes") for kind in kinds)
     config.model.class_conditional = bool(config.unet2d.num_class_embeds)
     config.distill.start_steps = _START_STEPS
     scheduler = _scheduler(path, folder)
@@ -156,8 +158,18 @@ def _scheduler(path: Path, folder: Path) -> dict:
             "from 0.0001 to 0.02 at 1000 levels, as DDPMScheduler() has them"
         )
         return {}
-    fields = read_json(file)
+    fields = _fields(file)
     _check(fields, _LEVELS, file)
+    steps = fields.get(STEPS)
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise UserError(f"{STEPS} in {file} is {steps!r}; it must be an integer of at least 1")
+    return fields
+
+
+def _fields(file: Path) -> dict:
+    fields = read_json(file)
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} is damaged: it holds no fields")
     return fields
 
 
@@ -182,6 +194,8 @@ def _image_shape(fields: dict, file: Path) -> tuple[int, int, int]:
     """(H, W, C) of a network's images."""
     size, channels = fields.get("sample_size"), fields.get("in_channels", 3)
     sides = [size, size] if isinstance(size, int) else size
+    if type(channels) is not int or channels < 1:
+        raise UserError(f"in_channels in {file} is {channels!r}; it must be at least 1")
     whole = isinstance(sides, list) and len(sides) == 2 and all(type(s) is int for s in sides)
     if not whole or min(sides) < 1:
         way_out = "it must be the pixels of a side, or [height, width]"
