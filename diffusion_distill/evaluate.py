@@ -49,7 +49,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "With --images: whose 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps; default: the last finished stage's.")
 _STAGE = flags.DEFINE_string("stage", None, "A stage by name; 'teacher' takes any num_steps.")
-_SAMPLER = flags.DEFINE_string("sampler", "ddim", "ddim, ancestral, dpmpp_2m or heun.")
+_SAMPLER = flags.DEFINE_string(
+    "sampler", "ddim", "ddim, ancestral, dpmpp_2m, heun, ddim_diffusers."
+)
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "w towards the label, 0 for none (others write 1 + w); default: the least."
 )

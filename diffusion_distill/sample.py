@@ -1,7 +1,11 @@
-"""Images from a finished stage.
+"""Images from a finished stage, or from weights elsewhere.
 
     python -m diffusion_distill.sample --workdir=runs/digits --num_steps=4 --num_images=64 \\
         --seed=0 --out=grid.png
+    python -m diffusion_distill.sample --path=FOLDER --num_steps=10 --out=grid.png
+
+--path takes what load_sampler takes: a workdir, an exported folder, one that diffusers wrote, or a
+published file, which needs --config, a file in configs/, beside it.
 
 --out says what is written: a .png is a grid, an .npz holds uint8 `images` [N, H, W, C] and
 `labels` [N], anything else is a new folder of one PNG each.
@@ -23,9 +27,13 @@ from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_PATH = flags.DEFINE_string("path", None, "In place of --workdir: anything that can be sampled.")
+_CONFIG = flags.DEFINE_string("config", None, "With --path of a published file: FILE.py:VARIANT.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps; default: the last finished stage's.")
 _STAGE = flags.DEFINE_string("stage", None, "A stage by name; 'teacher' takes any num_steps.")
-_SAMPLER = flags.DEFINE_string("sampler", "ddim", "ddim, ancestral, dpmpp_2m or heun.")
+_SAMPLER = flags.DEFINE_string(
+    "sampler", "ddim", "ddim, ancestral, dpmpp_2m, heun, ddim_diffusers."
+)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 64, "How many.")
 _SEED = flags.DEFINE_integer("seed", 0, "Image n is a function of the seed and n.")
 _LABELS = flags.DEFINE_list("labels", None, "One label, or several taken in turn: 0,1,2.")
@@ -80,7 +88,9 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    cli.required("workdir", _WORKDIR.value)
+    if _PATH.value and _WORKDIR.value:
+        raise UserError(f"give one of --workdir and --path, not --path={_PATH.value} too")
+    path = _PATH.value or cli.required("workdir", _WORKDIR.value)
     cli.required("out", _OUT.value)
     labels = None
     if _LABELS.value is not None:
@@ -89,8 +99,8 @@ def main(argv: list[str]) -> None:
         except ValueError:
             raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
     compiler.keep_programs()
-    asked = _NUM_STEPS.value, _STAGE.value, _SAMPLER.value
-    sampler = load_sampler(_WORKDIR.value, *asked, guidance=_GUIDANCE.value)
+    asked = _NUM_STEPS.value, _STAGE.value, _SAMPLER.value, _CONFIG.value
+    sampler = load_sampler(path, *asked, guidance=_GUIDANCE.value)
     shown = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
     out = as_path(_OUT.value)
     make_room(out)

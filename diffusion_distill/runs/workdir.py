@@ -267,7 +267,10 @@ def describe(config: ConfigDict) -> dict:
     """The fields of a config that say what a network is, as plain JSON values."""
     fields = to_dict(config)
     taught = {"label_dropout": fields["teacher"]["label_dropout"]}
-    return {"model": fields["model"], "diffusion": fields["diffusion"], "teacher": taught}
+    sections = ["model", "diffusion"]
+    if config.model.architecture == "unet2d":
+        sections += ["unet2d", "scheduler"]
+    return {name: fields[name] for name in sections} | {"teacher": taught}
 
 
 def with_network(config: ConfigDict, network: dict | None) -> ConfigDict:
@@ -275,6 +278,5 @@ def with_network(config: ConfigDict, network: dict | None) -> ConfigDict:
     if network is None:
         return config
     fields = to_dict(config)
-    fields["model"], fields["diffusion"] = network["model"], network["diffusion"]
-    fields["teacher"] = fields["teacher"] | network["teacher"]
-    return from_dict(fields)
+    taught = fields["teacher"] | network["teacher"]
+    return from_dict(fields | network | {"teacher": taught})
