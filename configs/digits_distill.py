@@ -60,12 +60,12 @@ def get_config(variant: str = ""):
 
     if variant == "guided":
         config.teacher.label_dropout = 0.1  # as is usual: enough to know images without labels
-        config.match.updates = 400  # two rounds' worth
-        config.match.guidance = (0.0, 4.0)  # past 4 digits only lose variety
+        config.match.updates = 800  # with 400 the students were at 0.64 without guidance
+        config.match.guidance = (0.0, 2.0)  # past 2 digits only lose variety
         config.match.learning_rate = 1e-3  # as in the rounds
         config.match.warmup = 0  # it begins as its teacher
         config.match.ema_decay = 0.98  # as in the rounds
-        config.eval.guidance = (0.0, 0.5, 1.0, 2.0, 4.0)  # where the curve bends
+        config.eval.guidance = (0.0, 0.5, 1.0, 2.0)  # where the curve bends
     elif variant == "tiny":
         config.model.channels = 8  # one a group
         config.model.emb_channels = 16  # twice channels, next to no time

@@ -61,10 +61,9 @@ def make_sample_fn(
         step = functools.partial(step, variance=config.eval.ancestral_variance)
     schedule = make_schedule(config)
 
-    def bind(params, keys, labels, guidance, shape):
-        w = None
-        if guided or model.told_guidance:
-            w = jnp.broadcast_to(guidance, labels.shape)
+    def bind(params, asked, shape):
+        keys, labels, w = asked
+        w = jnp.broadcast_to(w, labels.shape) if guided or model.told_guidance else None
         unclipped = make_denoiser(model, params, labels, config, guidance=w)
 
         def denoiser(z, logsnr):
@@ -72,36 +71,37 @@ def make_sample_fn(
 
         return denoiser, lambda i: image_noise(keys, i, shape)
 
-    def whole_loop(params, z, keys, labels, num_steps, guidance):
-        denoiser, noise_fn = bind(params, keys, labels, guidance, z.shape[1:])
+    def whole_loop(params, z, asked, num_steps):
+        denoiser, noise_fn = bind(params, asked, z.shape[1:])
         return sample(step, denoiser, z, num_steps, schedule, noise_fn)
 
-    def one_step(params, state, keys, labels, i, num_steps, guidance):
-        denoiser, noise_fn = bind(params, keys, labels, guidance, state.z.shape[1:])
+    def one_step(params, state, asked, i, num_steps):
+        denoiser, noise_fn = bind(params, asked, state.z.shape[1:])
         return step(denoiser, state, i, num_steps, schedule, noise_fn)
 
     platform = platform or mesh.devices.flat[0].platform
     loop = config.runtime.sampler_loop
     whole, rows = replicated(mesh), batched(mesh)
+    asked_in = rows, rows, whole
     options = compiler.options(platform)
     jit = functools.partial(jax.jit, out_shardings=rows, compiler_options=options)
     if loop == "inside" or (loop == "auto" and platform != "cpu"):
-        compiled = jit(whole_loop, in_shardings=(None, rows, rows, rows, whole, whole))
+        compiled = jit(whole_loop, in_shardings=(None, rows, asked_in, whole))
 
         def loop_inside(params, z, keys, labels, num_steps, guidance=0.0):
             # A number becomes a host array, which every process may hand in; `plan` traces one.
             n = num_steps if isinstance(num_steps, jax.Array) else np.int32(num_steps)
-            return compiled(params, z, keys, labels, n, np.float32(guidance))
+            return compiled(params, z, (keys, labels, np.float32(guidance)), n)
 
         return loop_inside
 
-    compiled_step = jit(one_step, in_shardings=(None, rows, rows, rows, *3 * [whole]))
+    compiled_step = jit(one_step, in_shardings=(None, rows, asked_in, whole, whole))
 
     def loop_outside(params, z, keys, labels, num_steps, guidance=0.0):
         state = SamplerState(z, jnp.zeros_like(z))
-        n, w = np.int32(num_steps), np.float32(guidance)
+        n, asked = np.int32(num_steps), (keys, labels, np.float32(guidance))
         for i in range(num_steps, 0, -1):
-            state = compiled_step(params, state, keys, labels, np.int32(i), n, w)
+            state = compiled_step(params, state, asked, np.int32(i), n)
         return state.z
 
     return loop_outside

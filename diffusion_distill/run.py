@@ -24,20 +24,13 @@ from diffusion_distill.devices.sharding import (
     make_mesh,
     place,
     replicated,
-    shardings,
 )
 from diffusion_distill.errors import CheckpointError, UserError
-from diffusion_distill.generate import (
-    SampleProgram,
-    Sampler,
-    checked_guidance,
-    make_sample_program,
-)
 from diffusion_distill.interop import given_teacher
 from diffusion_distill.interop.given_teacher import GivenTeacher
 from diffusion_distill.metrics.measure import Measurer, for_run
 from diffusion_distill.metrics.stage_row import Subject, first_images, stage_row
-from diffusion_distill.models.build import build_unet, compute_weights
+from diffusion_distill.models.build import build_unet
 from diffusion_distill.models.unet import UNet
 from diffusion_distill.report.page import show_results
 from diffusion_distill.report.pictures import write_pictures
@@ -51,10 +44,10 @@ from diffusion_distill.storage.files import cache_folder, remove
 from diffusion_distill.terminal.console import duration, say
 from diffusion_distill.terminal.progress import RunLeft, no_run
 from diffusion_distill.terminal.stop import StopSignal
-from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.loop import Job, train
 from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.outlook import Outlook, outlook
+from diffusion_distill.training.programs import Programs
 from diffusion_distill.training.recorder import Recorder
 from diffusion_distill.training.state import (
     TrainState,
@@ -63,8 +56,6 @@ from diffusion_distill.training.state import (
     init_student,
     init_teacher,
 )
-from diffusion_distill.training.step import Recipe
-from diffusion_distill.training.update import make_update
 from diffusion_distill.validate import validate
 
 
@@ -188,67 +179,6 @@ def _check_images(config: ConfigDict, source: Source) -> None:
             "config.eval.label_agreement is True; it must be False for a model without labels "
             "(config.model.class_conditional is False)"
         )
-
-
-class Programs:
-    """The compiled programs of a run, each made when it is first asked for, and once."""
-
-    def __init__(self, setup: Setup):
-        self._setup = setup
-        self._updates = {}  # steps: one for the teacher, one for the match stage, one for students
-        # one for each sampler's name, network, and whether that is asked twice
-        self._samplers: dict[tuple[str, bool, bool], SampleProgram] = {}
-        self._casts = {}  # by whether they are of students' weights
-
-    @functools.cached_property
-    def feed(self) -> Feed:
-        """The batches of the data, on the devices."""
-        setup = self._setup
-        return Feed(setup.source, setup.mesh, setup.config.runtime.data_on_device)
-
-    def update(self, stage: Stage):
-        """The step of a stage; see `make_update`."""
-        setup, kind = self._setup, stage.kind
-        if kind not in self._updates:
-            recipe = Recipe(
-                setup.model(stage, stage.dropout), setup.network_of(stage).config, stage, setup.mesh
-            )
-            if stage.is_match:
-                teacher = setup.stages[stage.teacher]
-                source = {"source_model": setup.model(teacher)}
-                source["source_config"] = setup.teacher_network.config
-                recipe = dataclasses.replace(recipe, **source)
-            self._updates[kind] = make_update(recipe, setup.abstract(stage))
-        return self._updates[kind]
-
-    def sampler(
-        self, stage: Stage, params: dict, name: str, num_steps: int, guidance: float | None = None
-    ) -> Sampler:
-        """A sampler of a stage's weights; all weights, steps and w share its program."""
-        setup, network = self._setup, self._setup.network_of(stage)
-        guidance = checked_guidance(guidance, network.guidance)
-        twice = network.is_asked_twice(guidance)
-        key = name, network is setup.network, twice
-        if key not in self._samplers:
-            shape, num_classes = setup.source.image_shape, setup.source.num_classes
-            self._samplers[key] = make_sample_program(
-                network.config, shape, num_classes, name, setup.mesh, twice
-            )
-        return Sampler(self._samplers[key], params, num_steps, guidance)
-
-    def cast(self, teacher: Stage, params: dict) -> dict:
-        """The weights of a stage that others learn from, in what its network computes in.
-
-        See `compute_weights`.
-        """
-        network, key = self._setup.network_of(teacher), teacher.is_student
-        dtype = network.config.model.dtype
-        if dtype == "float32":
-            return params
-        if key not in self._casts:
-            cast = functools.partial(compute_weights, dtype=dtype)
-            self._casts[key] = jax.jit(cast, out_shardings=shardings(network.params))
-        return self._casts[key](params)
 
 
 def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:

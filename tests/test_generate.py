@@ -17,6 +17,7 @@ from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.models.build import abstract_params, build_unet
+from diffusion_distill.stages import plan
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,7 @@ def test_labels_reach_the_images(programs):
     shapes = abstract_params(build_unet(tiny_config(), 1, 10), (8, 8, 1), make_mesh())
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.float32(0.2 * rng.normal(size=s.shape)), shapes)
-    sampler = programs.sampler("ddim", params, 2)
+    sampler = programs.sampler(plan(tiny_config())[0], params, "ddim", 2)
     threes, fours, both = (sampler(0, 4, labels=labels).astype(int) for labels in (3, 4, [3, 4]))
     assert np.all(np.abs(threes - fours).max(axis=(1, 2, 3)) > 5)
     for n, expected in enumerate((threes, fours, threes, fours)):

@@ -146,7 +146,7 @@ def test_the_weights_of_another_export_are_refused(finished, copy, tmp_path):
         ({"num_steps": "2"}, "num_steps has '2'"),
         ({"image_shape": [8, 8]}, "model.json cannot be used"),
         ({"image_shape": 8}, "model.json cannot be used"),
-        ({"model": {}}, "config.model.attention_resolutions is missing"),
+        ({"model": {}}, "are not of the network that config.model describes"),
         ({"model": None}, "config.model is None"),
         ({"diffusion": []}, "config.diffusion is .*; it must have the fields"),
         ({"sampler": "ddim"}, "model.json cannot be used"),
