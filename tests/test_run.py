@@ -308,7 +308,7 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, programs,
 def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(
     tmp_path, programs, monkeypatch
 ):
-    def full(path, below):
+    def full(path, *given):
         stop.signum = 15
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

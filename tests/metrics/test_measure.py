@@ -292,7 +292,7 @@ def few(count, labels=None):
         (few(1), {}, "the number of images of arrays, train, is 1; a reference takes at least 2"),
         (few(3), {"metrics": ("precision_recall",)}, "it takes at least 4 images, not 3"),
         (few(9, [0] * 9), {"label_agreement": True}, "9 images of 1 labels; it takes two labels"),
-        (few(9, [0] * 8 + [2]), {"label_agreement": True}, "9 images of 2 labels; it takes two"),
+        (few(9, [0] * 8 + [1]), {"label_agreement": True}, "9 images of 2 labels; it takes two"),
         (few(6, [0] * 4 + [1] * 2), {"label_agreement": True}, "images, one of them of 5"),
         (few(9), {"cache": True}, "the cache .* cannot be written to: .*config.runtime.cache_dir"),
     ],

@@ -42,7 +42,7 @@ CONFIG = "--config=configs/digits_distill.py:tiny"
         (["--config=FINISHED/config.json", "--workdir=x"],
          "/config.json must name a config file in Python, FILE.py; a run's config.json is read by"),
         (["--config=configs/none.py", "--workdir=x"], "No such file or directory"),
-        ([f"{CONFIG}2", "--workdir=x"], "this config has the variant tiny, not tiny2"),
+        ([f"{CONFIG}2", "--workdir=x"], "this config has the variants guided and tiny, not tiny2"),
         ([CONFIG, "--workdir=/dev/null/x"], "error: /dev/null/x: Not a directory"),
         ([CONFIG, "--workdir=/proc/x"], "error: /proc/x: No such file or directory"),
     ],
