@@ -2,7 +2,8 @@
 
 A file in configs/ starts from `base()` and sets what differs. Defaults are the paper's where the
 paper has one. Fields under `runtime` say how to run and change no result beyond rounding: they
-may differ between two starts of one workdir, and so may data.path; every other field may not.
+may differ between two starts of one workdir, and so may data.path and eval.reference, where the
+same images or statistics are; every other field may not.
 
 docs/config.md is made of the comments here, by docs/make_config.py.
 """
@@ -20,7 +21,8 @@ def base() -> ConfigDict:
     # the folder or file it is in, or its gs:// address (not for `tfds`); all but `digits` and
     # `tfds` need one
     config.data.path = ""
-    config.data.split = "train"  # what is trained on; the source must have it
+    # what is trained on; the source must have it; of a `folder`, `all` takes all subfolders
+    config.data.split = "train"
     # height and width; `folder` and `tfds` crop and resize to it, of others it must be what they
     # have; 0: as they are
     config.data.image_size = 0
@@ -30,6 +32,7 @@ def base() -> ConfigDict:
     # they are
     config.data.channels = 0
     config.data.folder_labels = True  # `folder`: whether each subfolder is a label
+    config.data.upright = True  # `folder`: whether photos are turned as their EXIF orientation says
     config.data.tfds_name = ""  # `tfds`: the data set, `cifar10` or `lsun/church:3.1.0`
     # training images are mirrored left to right, each with probability 1/2
     config.data.random_flip = False
@@ -41,7 +44,10 @@ def base() -> ConfigDict:
     config.diffusion.logsnr_min = -20.0
     config.diffusion.logsnr_max = 20.0  # logSNR at t = 0
 
-    config.model = ConfigDict()  # the U-Net
+    config.model = ConfigDict()  # the network
+    # `unet`, the paper's, of the fields here; `unet2d`, diffusers' UNet2DModel: of the fields of
+    # `unet2d` and, here, of `model.class_conditional`, `model.dtype` and `model.guidance` alone
+    config.model.architecture = "unet"
     config.model.channels = 256  # at the highest resolution
     # of `model.channels` at each resolution; each after the first halves the resolution once more
     config.model.channel_multipliers = (1, 1, 1)
@@ -67,6 +73,51 @@ def base() -> ConfigDict:
     # (low, high): the guidance w that the network is told lies between them; (): it is told none.
     # For a chain that starts from such a network; `match.guidance` makes one
     config.model.guidance = ()
+
+    config.unet2d = ConfigDict()  # diffusers' UNet2DModel, with its names
+    config.unet2d.center_input_sample = False  # whether it sees 2 z - 1 in place of z
+    config.unet2d.time_embedding_type = "positional"  # sine and cosine, or a vector for each level
+    config.unet2d.time_embedding_dim = 0  # width of the embedding; 0: 4 times the first width
+    config.unet2d.freq_shift = 0.0  # the lowest frequency is 1 / 10000 at 1, a little higher at 0
+    config.unet2d.flip_sin_to_cos = True  # whether cosine comes first
+    # a level each, highest resolution first
+    config.unet2d.down_block_types = ("DownBlock2D",) + 3 * ("AttnDownBlock2D",)
+    # a level each, lowest resolution first
+    config.unet2d.up_block_types = 3 * ("AttnUpBlock2D",) + ("UpBlock2D",)
+    config.unet2d.block_out_channels = (224, 448, 672, 896)  # of each level, highest first
+    # residual blocks of a level on the way down; one more on the way up
+    config.unet2d.layers_per_block = 2
+    config.unet2d.mid_block_scale_factor = 1.0  # what blocks in the middle are divided by
+    # of convolutions with stride 2: 1 pads all sides; 0 the right and the bottom
+    config.unet2d.downsample_padding = 1
+    config.unet2d.downsample_type = "conv"  # how `AttnDownBlock2D` resamples
+    config.unet2d.upsample_type = "conv"  # how `AttnUpBlock2D` does
+    config.unet2d.attention_head_dim = 8  # channels of a head; 0: one head
+    config.unet2d.norm_num_groups = 32  # of GroupNorm
+    # of the attention in the middle; 0: as the others where the embedding is added, none where it
+    # scales and shifts
+    config.unet2d.attn_norm_num_groups = 0
+    config.unet2d.norm_eps = 1e-5  # added to the variance
+    # whether the embedding is added (`default`), or scales and shifts
+    config.unet2d.resnet_time_scale_shift = "default"
+    config.unet2d.add_attention = True  # whether there is attention in the middle
+    # labels that it knows; 0 exactly where `model.class_conditional` is `False`
+    config.unet2d.num_class_embeds = 0
+
+    config.scheduler = ConfigDict()  # the levels that a `unet2d` knows, with diffusers' names
+    config.scheduler.num_train_timesteps = 1000  # how many levels
+    config.scheduler.beta_start = 1e-4  # of the first level
+    config.scheduler.beta_end = 0.02  # of the last
+    config.scheduler.beta_schedule = "linear"  # between them
+    config.scheduler.trained_betas = ()  # in place of the last three, where given
+    config.scheduler.rescale_betas_zero_snr = False  # so that the last level is noise alone
+    # what `ddim_diffusers` does; all other samplers clip to [-1, 1]
+    config.scheduler.clip_sample = True
+    config.scheduler.clip_sample_range = 1.0  # to plus or minus this
+    config.scheduler.timestep_spacing = "leading"  # which levels `ddim_diffusers` visits
+    config.scheduler.steps_offset = 0  # added to the levels of `leading`
+    # whether the last step of `ddim_diffusers` goes to the image; `False`: to level 0
+    config.scheduler.set_alpha_to_one = True
 
     config.train = ConfigDict()  # every stage
     # of all devices together; a multiple of their number times `runtime.accumulation`
@@ -116,6 +167,9 @@ def base() -> ConfigDict:
     config.distill.teacher = ""
     config.distill.start_steps = 8192  # steps as which the teacher is first distilled
     config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`
+    # what each round divides the number of steps by; 2: halving, as in the paper; more: TRACT; the
+    # last round divides by less where need be
+    config.distill.divide_by = 2
     # what goes along a teacher that knows all times over a step of its first student, by two
     # evaluations: two steps of `ddim`, or one of `heun`, of second order
     config.distill.first_round_solver = "ddim"
@@ -188,7 +242,7 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lines that name each field in which two config dicts differ, `runtime` left out."""
+    """Lines that name each field in which two dicts differ, `runtime` and `data.path` left out."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         path = f"{prefix}{name}"

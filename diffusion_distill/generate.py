@@ -16,17 +16,22 @@ from diffusion_distill.data.batches import batches_of, to_uint8
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
+from diffusion_distill.diffusion.discrete import diffusers_ddim
 from diffusion_distill.diffusion.process import clip_x
 from diffusion_distill.diffusion.samplers import (
     SAMPLERS,
     SamplerState,
+    Step,
+    ancestral,
     image_keys,
     image_noise,
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
+from diffusion_distill.models.build import build_unet, make_denoiser, make_grid, make_schedule
 from diffusion_distill.models.unet import UNet
+
+DIFFUSERS = "ddim_diffusers"  # the sampler of a network with levels that is diffusers' own
 
 # (params, z [B, H, W, C], keys [B], labels [B], num_steps, guidance) -> images [B, H, W, C] in
 # [-1, 1].
@@ -52,23 +57,19 @@ def make_sample_fn(
     asked with and without labels; otherwise w does nothing there.
 
     Raises:
-        UserError: there is no sampler of that name.
+        UserError: there is no sampler of that name, or the network is none that it is for.
     """
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler is {sampler!r}; there are {', '.join(SAMPLERS)}")
-    step = SAMPLERS[sampler]
-    if sampler == "ancestral":
-        step = functools.partial(step, variance=config.eval.ancestral_variance)
-    schedule = make_schedule(config)
+    step, schedule = _step(config, sampler), make_schedule(config)
 
     def bind(params, asked, shape):
         keys, labels, w = asked
         w = jnp.broadcast_to(w, labels.shape) if guided or model.told_guidance else None
         unclipped = make_denoiser(model, params, labels, config, guidance=w)
 
-        def denoiser(z, logsnr):
+        def clipped(z, logsnr):
             return clip_x(unclipped(z, logsnr), z, logsnr)
 
+        denoiser = unclipped if sampler == DIFFUSERS else clipped  # diffusers' step clips itself
         return denoiser, lambda i: image_noise(keys, i, shape)
 
     def whole_loop(params, z, asked, num_steps):
@@ -107,6 +108,20 @@ def make_sample_fn(
     return loop_outside
 
 
+def _step(config: ConfigDict, sampler: str) -> Step:
+    """The step of a sampler; raises UserError as `make_sample_fn` does."""
+    if sampler == "ancestral":
+        return functools.partial(ancestral, variance=config.eval.ancestral_variance)
+    if sampler in SAMPLERS:
+        return SAMPLERS[sampler]
+    if sampler != DIFFUSERS:
+        raise UserError(f"sampler is {sampler!r}; there are {', '.join((*SAMPLERS, DIFFUSERS))}")
+    if config.model.architecture != "unet2d":
+        known = "network has no levels of diffusers' (config.model.architecture is not 'unet2d')"
+        raise UserError(f"sampler is {sampler!r}, but this {known}")
+    return diffusers_ddim(make_grid(config))
+
+
 @functools.cache
 def _starts(image_shape: tuple[int, int, int], mesh: Mesh) -> Callable:
     """(seed, indices [B]) -> the noise that images start from [B, H, W, C], their keys [B]."""
@@ -131,6 +146,7 @@ class SampleProgram:
     mesh: Mesh
     batch_size: int  # images at once, at the most
     guidance: tuple[float, float] | None = None  # range of w; None where there is no guidance
+    max_steps: int | None = None  # of sampling; None for no bound
 
 
 def make_sample_program(
@@ -153,7 +169,9 @@ def make_sample_program(
     told = tuple(config.model.guidance)
     guidance = told or ((0.0, math.inf) if guided else None)
     size = config.runtime.sampler_batch_size
-    return SampleProgram(sample_fn, tuple(image_shape), model.num_classes, mesh, size, guidance)
+    bound = config.scheduler.num_train_timesteps if sampler == DIFFUSERS else None
+    known = model.num_classes, mesh, size, guidance, bound
+    return SampleProgram(sample_fn, tuple(image_shape), *known)
 
 
 def checked_guidance(guidance: float | None, known: tuple[float, float] | None) -> float:
@@ -184,13 +202,17 @@ class Sampler:
     ):
         """`guidance` is w, 0 for none; None for the least that the network knows.
 
-        Raises UserError where it knows no such w.
+        Raises UserError where it knows no such w, or the sampler takes fewer steps.
         """
+        if program.max_steps is not None and num_steps > program.max_steps:
+            levels = f"{DIFFUSERS} takes at most one for each of {program.max_steps} levels"
+            raise UserError(f"num_steps is {num_steps}; {levels}")
         self.num_steps, self.guidance = num_steps, checked_guidance(guidance, program.guidance)
         self.image_shape, self.num_classes = program.image_shape, program.num_classes
         self._program, self._params, self._mesh = program, params, program.mesh
         self._start = _starts(self.image_shape, self._mesh)
 
+    @compiler.own_settings()
     def __call__(self, seed: int = 0, num_images: int = 64, labels: Labels = None) -> np.ndarray:
         """uint8 images [N, H, W, C]; image n depends on (seed, n) and its label alone.
 
@@ -202,6 +224,7 @@ class Sampler:
         labels = self.check(seed, num_images, labels)
         return self._in_batches(lambda indices: self.on_devices(seed, indices, labels), num_images)
 
+    @compiler.own_settings()
     def on_devices(self, seed: int, indices: np.ndarray, labels: np.ndarray) -> jax.Array:
         """The images of these indices, uint8 [B, H, W, C], on the devices and split over them.
 
@@ -235,6 +258,7 @@ class Sampler:
             raise UserError(f"seed is {seed}; it must be from 0 to 2**31 - 1")
         return self.image_labels(num_images, labels)
 
+    @compiler.own_settings()
     def from_noise(self, z: np.ndarray, labels: Labels = None) -> np.ndarray:
         """float32 images [N, H, W, C] in [-1, 1] from noise z [N, H, W, C] of the caller's own.
 

@@ -55,7 +55,8 @@ def names(known: tuple[str, ...], least: int = 0) -> Row:
     def accepts(value: tuple) -> bool:
         return len(value) >= least and all(map(_in(known), value))
 
-    return Row(tuple, f"{start} {_codes(known)}", f"{start} {_list(known)}", accepts)
+    must_be = f'{start} {_list(known)}: a tuple, as in "{known[:2]}"'
+    return Row(tuple, f"{start} {_codes(known)}", must_be, accepts)
 
 
 def integer(low: int, high: int | None = None) -> Row:
@@ -74,8 +75,9 @@ def integers(low: int | None = None) -> Row:
         return whole and (low is None or (len(value) > 0 and min(value) >= low))
 
     if low is None:
-        return Row(tuple, "integers", "a tuple of integers", accepts)
-    return Row(tuple, f"integers from {low}", f"one or more integers of at least {low}", accepts)
+        return Row(tuple, "integers", 'a tuple of integers, as in "(8, 16)"', accepts)
+    must_be = f'one or more integers of at least {low}: a tuple, as in "(1, 2)"'
+    return Row(tuple, f"integers from {low}", must_be, accepts)
 
 
 def number(low: float = -math.inf, high: float = math.inf, below: float = math.inf) -> Row:
@@ -86,13 +88,14 @@ def number(low: float = -math.inf, high: float = math.inf, below: float = math.i
     return Row(float, told, must_be, lambda value: low <= value <= high and value < below)
 
 
-def numbers_from(low: float) -> Row:
-    """A tuple of any finite numbers of at least `low`."""
+def numbers_from(low: float, high: float = math.inf) -> Row:
+    """A tuple of any finite numbers from `low`, to `high` with it."""
 
     def accepts(value: tuple) -> bool:
-        return all(_is_a(item, float) and item >= low for item in value)
+        return all(_is_a(item, float) and low <= item <= high for item in value)
 
-    return Row(tuple, f"numbers from {low}", f"a tuple of numbers of at least {low}", accepts)
+    told = f"numbers from {low}" + (f" to {high}" if high < math.inf else "")
+    return Row(tuple, told, f"a tuple of {told}", accepts)
 
 
 def _is_range(value: tuple) -> bool:
@@ -110,6 +113,8 @@ _TEXT = Row(str, "text")
 _FLAG = Row(bool, "`True`, `False`")
 _POWER_OF_2 = Row(int, "power of 2", "a power of 2", lambda v: v >= 1 and v & (v - 1) == 0)
 _FRACTION = number(0, below=1)
+_SHARE = number(0, high=1)
+_RESAMPLING = one_of("conv", "resnet")
 _SEED = integer(0, 2**31 - 1)
 _BASELINE_IMAGES = Row(
     int, "integer from 2, or 0", "at least 2, or 0 for eval.num_images", lambda v: v >= 2 or v == 0
@@ -125,12 +130,14 @@ ROWS = {
     "data.resize": one_of("area", "antialias"),
     "data.channels": one_of(0, 1, 3),
     "data.folder_labels": _FLAG,
+    "data.upright": _FLAG,
     "data.tfds_name": _TEXT,
     "data.random_flip": _FLAG,
     "diffusion.parameterization": one_of("x", "eps", "v", "both"),
     "diffusion.weighting": one_of("constant", "snr", "truncated_snr", "snr_plus_one"),
     "diffusion.logsnr_min": number(),
     "diffusion.logsnr_max": number(),
+    "model.architecture": one_of("unet", "unet2d"),
     "model.channels": integer(1),
     "model.channel_multipliers": integers(1),
     "model.num_blocks": integer(1),
@@ -145,6 +152,39 @@ ROWS = {
     "model.time_input": one_of("arctan", "linear", "sigmoid"),
     "model.dtype": one_of(*DTYPES),
     "model.guidance": _RANGE,
+    "unet2d.center_input_sample": _FLAG,
+    "unet2d.time_embedding_type": one_of("positional", "learned"),
+    "unet2d.time_embedding_dim": integer(0),
+    "unet2d.freq_shift": number(0),
+    "unet2d.flip_sin_to_cos": _FLAG,
+    "unet2d.down_block_types": names(
+        ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"), 1
+    ),
+    "unet2d.up_block_types": names(("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"), 1),
+    "unet2d.block_out_channels": integers(1),
+    "unet2d.layers_per_block": integer(1),
+    "unet2d.mid_block_scale_factor": number(),
+    "unet2d.downsample_padding": one_of(0, 1),
+    "unet2d.downsample_type": _RESAMPLING,
+    "unet2d.upsample_type": _RESAMPLING,
+    "unet2d.attention_head_dim": integer(0),
+    "unet2d.norm_num_groups": integer(1),
+    "unet2d.attn_norm_num_groups": integer(0),
+    "unet2d.norm_eps": number(0),
+    "unet2d.resnet_time_scale_shift": one_of("default", "scale_shift"),
+    "unet2d.add_attention": _FLAG,
+    "unet2d.num_class_embeds": integer(0),
+    "scheduler.num_train_timesteps": integer(2),
+    "scheduler.beta_start": _SHARE,
+    "scheduler.beta_end": _SHARE,
+    "scheduler.beta_schedule": one_of("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "scheduler.trained_betas": numbers_from(0, 1),
+    "scheduler.rescale_betas_zero_snr": _FLAG,
+    "scheduler.clip_sample": _FLAG,
+    "scheduler.clip_sample_range": number(0),
+    "scheduler.timestep_spacing": one_of("leading", "trailing", "linspace"),
+    "scheduler.steps_offset": integer(0),
+    "scheduler.set_alpha_to_one": _FLAG,
     "train.batch_size": integer(1),
     "train.adam_b1": _FRACTION,
     "train.adam_b2": _FRACTION,
@@ -171,6 +211,7 @@ ROWS = {
     "distill.teacher": _TEXT,
     "distill.start_steps": _POWER_OF_2,
     "distill.end_steps": _POWER_OF_2,
+    "distill.divide_by": one_of(2, 4, 8, 16, 32, 64, 128),
     "distill.first_round_solver": one_of("ddim", "heun"),
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
@@ -188,9 +229,9 @@ ROWS = {
     "eval.reference": _TEXT,
     "eval.allow_biased": _FLAG,
     "eval.max_steps": integer(1),
-    "eval.baselines": names(("ddim", "ancestral", "dpmpp_2m", "heun")),
+    "eval.baselines": names(("ddim", "ancestral", "dpmpp_2m", "heun", "ddim_diffusers")),
     "eval.baseline_images": _BASELINE_IMAGES,
-    "eval.ancestral_variance": number(0, high=1),
+    "eval.ancestral_variance": _SHARE,
     "eval.label_agreement": _FLAG,
     "eval.guidance": numbers_from(0),
     "eval.grid_images": integer(1),
@@ -232,7 +273,7 @@ def from_dict(fields: dict) -> ConfigDict:
     """The config that `to_dict` (or its JSON) came from, validated.
 
     A field that is missing has its default: the version that wrote it did not know it, and defaults
-    of new fields change nothing.
+    of new fields change nothing (but data.upright turns photos).
 
     Raises:
         UserError: the fields are not those of a valid config.
@@ -261,9 +302,11 @@ def from_file(path: str) -> ConfigDict:
         UserError: there is no such file, it cannot be run, or its config is not valid.
     """
     name, _, variant = str(path).partition(".py:")
-    file = Path(f"{name}.py" if variant else path)
+    file = Path(f"{name}.py" if variant else path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no config file {file}")
+    if file.suffix != ".py":
+        raise UserError(f"{file} must be a config file in Python, FILE.py")
     try:
         spec = importlib.util.spec_from_file_location("_config", file)
         module = importlib.util.module_from_spec(spec)
@@ -296,15 +339,40 @@ def _check_together(config):
     )
     if (model.num_heads == 0) == (model.head_dim == 0):
         _reject("model.num_heads", model.num_heads, "0 exactly where model.head_dim is not")
+    if model.architecture == "unet2d":
+        _check_unet2d(config)
+    elif "ddim_diffusers" in evaluation.baselines and not distill.teacher:
+        accepted = "without ddim_diffusers where model.architecture is not unet2d"
+        _reject("eval.baselines", evaluation.baselines, accepted)
     if diffusion.logsnr_min >= diffusion.logsnr_max:
         _reject("diffusion.logsnr_min", diffusion.logsnr_min, "less than logsnr_max")
     if distill.end_steps > distill.start_steps:
         _reject("distill.end_steps", distill.end_steps, "at most distill.start_steps")
+    if distill.divide_by > 2 and distill.first_round_solver != "ddim":
+        _reject("distill.first_round_solver", distill.first_round_solver, "ddim with divide_by > 2")
     _check_guidance(config)
     for name in ("num_images", "baseline_images"):
         if "fd" in evaluation.metrics and evaluation[name]:
             what = f"config.eval.{name}"
             check_count(evaluation.features, evaluation[name], evaluation.allow_biased, what)
+
+
+def _check_unet2d(config):
+    model, unet2d, scheduler = config.model, config.unet2d, config.scheduler
+    levels = len(unet2d.block_out_channels)
+    for name in ("down_block_types", "up_block_types"):
+        if len(unet2d[name]) != levels:
+            accepted = f"{levels} names, one for each of unet2d.block_out_channels"
+            _reject(f"unet2d.{name}", unet2d[name], accepted)
+    if (unet2d.num_class_embeds > 0) != model.class_conditional:
+        accepted = "0 exactly where model.class_conditional is False"
+        _reject("unet2d.num_class_embeds", unet2d.num_class_embeds, accepted)
+    betas, count = scheduler.trained_betas, scheduler.num_train_timesteps
+    if betas and len(betas) != count:
+        raise UserError(
+            f"config.scheduler.trained_betas has {len(betas)} numbers; it must have {count}, "
+            "config.scheduler.num_train_timesteps"
+        )
 
 
 def _check_guidance(config):

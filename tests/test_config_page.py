@@ -29,6 +29,7 @@ EXAMPLES = {
     "power of 2": ([1, 4], [0, -2, 3, 2.5]),
     "integers": ([(), (4, 8)], [(4.5,), 4, ("4",)]),
     "integers from 1": ([(1, 2)], [(), (0,), (1.5,), 1]),
+    "numbers from 0 to 1": ([(), (0, 0.5, 1.0)], [(-0.1,), (1.1,), 0.5, ("0",)]),
     "number": ([3, -1.5], [float("inf"), float("nan"), "1"]),
     "number from 0": ([0, 2.5], [-0.1, float("inf"), float("nan"), "1"]),
     "number from 0, below 1": ([0, 0.5], [-0.1, 1, 1.0]),
@@ -48,7 +49,7 @@ def examples(accepted):
     start, of, listed = accepted.partition("of ")
     names = [int(name) if name.isdigit() else name for name in re.findall(r"`([^`]+)`", listed)]
     if start + of == "one of ":
-        return names, ["no such", 2, True]
+        return names, ["no such", 7, True]
     assert start + of in ("one or more of ", "any of "), f"no form that is known: {accepted}"
     empty = [()]
     good, bad = [tuple(names), *((name,) for name in names)], [("no such",), names[0]]
@@ -97,6 +98,8 @@ def test_what_is_accepted_is_what_the_table_says(path):
             (config[section] if section else config)[name] = value
             if (path, value) == ("model.num_heads", 0):  # then the other field is not
                 config.model.head_dim = 64
+            if path == "eval.baselines" and "ddim_diffusers" in value:
+                config.model.architecture = "unet2d"  # the network that it is for
         validate(config)
 
     good, bad = examples(ROWS[path][1])

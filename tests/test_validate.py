@@ -7,18 +7,21 @@ import sys
 import pytest
 
 from configs.digits_distill import get_config
-from diffusion_distill.config import base
+from diffusion_distill.config import base, to_dict
 from diffusion_distill.data.preprocess import RESIZES
 from diffusion_distill.data.sources import SOURCES
+from diffusion_distill.diffusion.discrete import BETAS, SPACINGS
 from diffusion_distill.diffusion.distill import TARGETS
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.process import PARAMETERIZATIONS
 from diffusion_distill.diffusion.samplers import SAMPLERS
 from diffusion_distill.errors import UserError
+from diffusion_distill.generate import DIFFUSERS
 from diffusion_distill.metrics.measure import FEATURES
 from diffusion_distill.metrics.yardstick import METRICS
 from diffusion_distill.models.unet import TIME_INPUTS
-from diffusion_distill.validate import ROWS, validate
+from diffusion_distill.models.unet2d import DOWN_BLOCKS, UP_BLOCKS
+from diffusion_distill.validate import ROWS, from_dict, validate
 
 
 def test_accepted_names_are_those_of_the_mappings():
@@ -31,7 +34,11 @@ def test_accepted_names_are_those_of_the_mappings():
         "distill.first_round_solver": TARGETS,
         "eval.metrics": METRICS,
         "eval.features": FEATURES,
-        "eval.baselines": SAMPLERS,
+        "eval.baselines": (*SAMPLERS, DIFFUSERS),
+        "unet2d.down_block_types": DOWN_BLOCKS,
+        "unet2d.up_block_types": UP_BLOCKS,
+        "scheduler.beta_schedule": BETAS,
+        "scheduler.timestep_spacing": SPACINGS,
     }
     for path, known in named.items():
         assert re.findall("`(.+?)`", ROWS[path].told) == list(known), path
@@ -57,6 +64,7 @@ def test_checking_a_config_takes_none_of_what_it_names():
         ("diffusion.weighting", "p2", r"one of constant, snr, truncated_snr, snr_plus_one"),
         ("diffusion.logsnr_min", 30.0, r"logsnr_min is 30.0; it must be less than logsnr_max"),
         ("distill.start_steps", 24, r"config.distill.start_steps is 24; it must be a power of 2"),
+        ("distill.divide_by", 3, r"config.distill.divide_by is 3; it must be one of 2, 4, 8, 16"),
         ("distill.end_steps", 64, r"end_steps is 64; it must be at most distill.start_steps"),
         ("teacher.dropout", 1.0, r"config.teacher.dropout is 1.0"),
         ("teacher.learning_rate", -1e-3, r"learning_rate is -0.001; it must be at least 0"),
@@ -109,6 +117,13 @@ def test_too_few_images_for_fid_must_be_asked_for():
     validate(config)
 
 
+def test_tract_has_no_other_first_round():
+    config = base()
+    config.distill.divide_by, config.distill.first_round_solver = 8, "heun"
+    with pytest.raises(UserError, match="solver is 'heun'; it must be ddim with divide_by > 2"):
+        validate(config)
+
+
 def test_unknown_and_missing_fields():
     config = base()
     with config.unlocked():
@@ -127,4 +142,26 @@ def test_a_section_that_is_no_section(value):
     with config.ignore_type():
         config.train = value
     with pytest.raises(UserError, match=f"config.train is {value}; it must have the fields adam"):
+        validate(config)
+
+
+def test_a_stored_config_of_an_older_version_takes_the_defaults():
+    stored = to_dict(get_config("tiny"))
+    del stored["unet2d"], stored["scheduler"], stored["model"]["architecture"]
+    assert from_dict(stored) == get_config("tiny")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("down_block_types", ("DownBlock2D",), "must be 4 names, one for each of unet2d.block_out"),
+        ("num_class_embeds", 3, "0 exactly where model.class_conditional is False"),
+        ("trained_betas", (0.1,), "trained_betas has 1 numbers; it must have 1000"),
+    ],
+)
+def test_a_unet2d_that_does_not_fit_together_is_refused(field, value, message):
+    config = base()
+    config.model.architecture = "unet2d"
+    config["unet2d" if field in config.unet2d else "scheduler"][field] = value
+    with pytest.raises(UserError, match=message):
         validate(config)

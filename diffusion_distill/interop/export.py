@@ -2,6 +2,8 @@
 
     python -m diffusion_distill.interop.export --workdir=runs/digits --num_steps=4 --out=digits_4
 
+With --format=diffusers it is a folder for diffusers instead: interop/to_diffusers.py.
+
 OUT/
   model.safetensors  float32 arrays, by the network's names joined by "/"; with --dtype=bfloat16
                      half the bytes, each weight rounded to the 8 bits that bfloat16 keeps of it
@@ -19,7 +21,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from absl import flags
 from jax.sharding import Mesh
@@ -27,8 +28,11 @@ from jax.sharding import Mesh
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
+from diffusion_distill.interop import to_diffusers
+from diffusion_distill.interop.model_card import model_card
 from diffusion_distill.runs.network import Network, flatten, from_stage, with_weights
 from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.storage import weights
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json, write_atomically
 from diffusion_distill.terminal import cli
@@ -37,9 +41,8 @@ from diffusion_distill.validate import DTYPES, from_dict
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
-# Of weights in the file, by the names of validate.DTYPES and by those of the format.
-_DTYPES = {name: jnp.dtype(name) for name in DTYPES}
-_STORED = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}
+_FIRST = ("model", "diffusion")  # of a config, what every description has; older ones no more
+_SECTIONS = (*_FIRST, "unet2d", "scheduler")
 
 
 def is_export(path: str | Path) -> bool:
@@ -56,16 +59,9 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    out = as_path(out)
-    if out.is_file():
-        raise UserError(f"{out} is a file; name a folder")
-    if out.is_dir():
-        others = sorted(p.name for p in out.iterdir() if p.name not in (WEIGHTS, DESCRIPTION))
-        if others:
-            raise UserError(f"{out} has other files, {others[0]} for one; name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    weights = flatten(jax.device_get(network.params))
-    kept = {name: np.ascontiguousarray(w, _DTYPES[dtype]) for name, w in weights.items()}
+    out = make_room(out, (WEIGHTS, DESCRIPTION))
+    arrays = flatten(jax.device_get(network.params))
+    kept = {name: np.ascontiguousarray(w, jnp.dtype(dtype)) for name, w in arrays.items()}
     content = safetensors.numpy.save(kept)
     write_atomically(out / WEIGHTS, content)
     # Written last: until it is, the sha256 of an older one refuses the new weights.
@@ -73,6 +69,23 @@ def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     description |= {"weights_dtype": dtype, "sha256": hashlib.sha256(content).hexdigest()}
     write_atomically(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     return len(content)
+
+
+def make_room(out: str | Path, ours: tuple[str, ...]) -> Path:
+    """The folder `out`, made; what has one of the names `ours` in it may be replaced.
+
+    Raises UserError where `out` is a file, or has other files.
+    """
+    out = as_path(out)
+    if out.is_file():
+        raise UserError(f"{out} is a file; name a folder")
+    if out.is_dir():
+        names = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+        others = [name for name in names if name not in ours]
+        if others:
+            raise UserError(f"{out} has other files, {others[0]} for one; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def read(path: str | Path, mesh: Mesh) -> Network:
@@ -89,29 +102,11 @@ def read(path: str | Path, mesh: Mesh) -> Network:
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, UserError) else repr(error)
         raise UserError(f"{path / DESCRIPTION} cannot be used: {reason}") from None
-    try:
-        content = (path / WEIGHTS).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"there is no {path / WEIGHTS}") from None
+    content = weights.read_bytes(path / WEIGHTS)
     if hashlib.sha256(content).hexdigest() != expected:
         other = f"of another export: its SHA-256 is not the one in {DESCRIPTION}"
         raise UserError(f"{path / WEIGHTS} is damaged, or {other}")
-    try:
-        weights = _decode(content)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{path / WEIGHTS} cannot be used: {error}") from None
-    return with_weights(network, weights, str(path))
-
-
-def _decode(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a file by name; safetensors.numpy reads no bfloat16."""
-    weights = {}
-    for name, array in safetensors.deserialize(content):
-        if array["dtype"] not in _STORED:
-            raise ValueError(f"{name} is {array['dtype']}; it must be one of {', '.join(_STORED)}")
-        flat = np.frombuffer(array["data"], _STORED[array["dtype"]])
-        weights[name] = flat.reshape(array["shape"])
-    return weights
+    return with_weights(network, weights.decode(content, path / WEIGHTS), str(path))
 
 
 def _description(network: Network) -> dict:
@@ -128,8 +123,7 @@ def _description(network: Network) -> dict:
             "batch_size": config["runtime"]["sampler_batch_size"],
             "loop": config["runtime"]["sampler_loop"],
         },
-        "model": config["model"],
-        "diffusion": config["diffusion"],
+        **{name: config[name] for name in _SECTIONS},
         "label_dropout": config["teacher"]["label_dropout"],
     }
 
@@ -139,7 +133,7 @@ def _network(fields: dict, mesh: Mesh) -> Network:
     if fields["format_version"] != FORMAT_VERSION:
         raise UserError(f"format_version is {fields['format_version']!r}, not {FORMAT_VERSION}")
     config = to_dict(base())
-    config["model"], config["diffusion"] = fields["model"], fields["diffusion"]
+    config |= {name: fields[name] for name in _SECTIONS if name in fields or name in _FIRST}
     config["teacher"]["label_dropout"] = fields.get("label_dropout", 0.0)  # not in older ones
     sampler = fields["sampler"]
     config["eval"]["ancestral_variance"] = sampler["ancestral_variance"]
@@ -168,7 +162,19 @@ def main(argv: list[str]) -> None:
     if num_steps is not None and name is not None:
         raise UserError(f"give one of --num_steps and --stage, not --num_steps={num_steps} too")
     stage = run.finished_stage(num_steps, name)
-    size = write(from_stage(run, stage, make_mesh()), out, flags.FLAGS.dtype)
+    network = from_stage(run, stage, make_mesh())
+    if flags.FLAGS.format == "diffusers":
+        if flags.FLAGS.dtype != "float32":
+            raise UserError(
+                f"--dtype={flags.FLAGS.dtype} is not for --format=diffusers: float32 is"
+            )
+        network_out = make_room(out, to_diffusers.FILES)
+        card = model_card(run, stage, network, out)
+        size = to_diffusers.write(network, network_out, card, flags.FLAGS.guidance)
+    elif flags.FLAGS.guidance is not None:
+        raise UserError("--guidance is for --format=diffusers: other exports take any")
+    else:
+        size = write(network, out, flags.FLAGS.dtype)
     say(f"{stage.name} of {run.path}, {stage.num_steps} steps, {size / 1e6:.1f} MB: {out}")
 
 
@@ -178,5 +184,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_steps", None, "The stage of these steps; default: the last finished.")
     flags.DEFINE_string("stage", None, "A stage by name, in place of --num_steps.")
     flags.DEFINE_string("out", None, "Folder to write; made if it is not there.")
+    formats = ("diffusion_distill", "diffusers")
+    flags.DEFINE_enum("format", formats[0], formats, "Who is to open it.")
+    flags.DEFINE_float("guidance", None, "For diffusers: the w of a network that is told it.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "What the weights are kept in.")
     cli.run(main)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.devices.distributed import on_main
 from diffusion_distill.errors import UserError
-from diffusion_distill.interop import export, published
+from diffusion_distill.interop import diffusers, export, published
 from diffusion_distill.runs.network import (
     Network,
     check_matches,
@@ -60,7 +60,8 @@ def find(config: ConfigDict, ours: Network, workdir: str | Path, mesh: Mesh) -> 
 def load(path: str, ours: Network, mesh: Mesh) -> Network:
     """The network of the teacher that is at `path`.
 
-    That is a workdir, a stage's folder in one, an exported folder, or a published file. Raises
+    That is a workdir, a stage's folder in one, an exported folder, one that diffusers wrote, or a
+    published file. Raises
     UserError where it is none of these, is damaged or unfinished, or its network is another than
     the run's (the first names and shapes that differ, or the fields) and there is no match stage;
     CheckpointError where the checkpoint in its workdir is damaged.
@@ -75,12 +76,14 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
         theirs = dataclasses.replace(ours, fixed_steps=file.fixed_steps)
         return with_weights(theirs, file.weights, path)
     if not where.is_dir():
-        kinds = "workdir, stage's folder, exported folder or published file"
+        kinds = "workdir, stage's folder, exported folder, diffusers' folder or published file"
         raise UserError(f"config.distill.teacher is {path!r}; there is no such {kinds}")
     if export.is_export(where):
         network = export.read(where, mesh)
         check(network)
         return network
+    if diffusers.is_diffusers(where):
+        return diffusers.read(where, mesh, check)
     is_stage = not (where / "config.json").exists() and (where.parent / "config.json").exists()
     run = Workdir.open(where.parent if is_stage else where)
     stage = run.finished_stage(name=where.name if is_stage else None)  # else the last

@@ -76,6 +76,7 @@ class GroupNorm(nn.Module):
 
     num_groups: int  # a divisor of the channels
     activation: Callable[[jax.Array], jax.Array] | None = None  # of the result; None for none
+    eps: float = 1e-6  # added to the variance
 
     @nn.compact
     def __call__(
@@ -103,7 +104,7 @@ class GroupNorm(nn.Module):
 
         first, second = mean(sum_pixels(values)), mean(sum_pixels(jnp.square(values)))
         variance = jnp.maximum(second - jnp.square(first), 0.0)
-        factor = gain * jax.lax.rsqrt(variance + 1e-6)
+        factor = gain * jax.lax.rsqrt(variance + self.eps)
         summand = offset - first * factor
         if scale is not None:
             scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
@@ -120,6 +121,8 @@ class Conv(nn.Module):
     features: int  # channels of the result
     kernel_size: tuple[int, int] = (3, 3)  # (height, width)
     strides: int = 1  # pixels from one result to the next
+    # zeros before and after, of rows and of columns; "SAME": as many results as pixels / strides
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32  # what to compute in
     kernel_init: Callable = nn.linear.default_kernel_init  # of the kernel
 
@@ -134,7 +137,7 @@ class Conv(nn.Module):
             x,
             kernel,
             window_strides=(self.strides, self.strides),
-            padding="SAME",
+            padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         batch, height, _, features = y.shape

@@ -22,7 +22,7 @@ INK, RULE, PAPER = "#010203", "#cacbcc", "#fcfdfe"
 _IN_PAGE = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)"}
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, _ = _COLOURS
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = _COLOURS
 _MARKERS = "os^Dv<"
 
 # Of the undistilled teacher: name, colour, stroke, marker. Students are blue, their DDIM is solid.
@@ -31,6 +31,7 @@ _SAMPLERS = {
     "ancestral": ("ancestral", GREEN, ":", "^"),
     "dpmpp_2m": ("DPM-Solver++(2M)", PURPLE, "-.", "D"),
     "heun": ("Heun", ORANGE, (0, (5, 1, 1, 1, 1, 1)), "v"),
+    "ddim_diffusers": ("DDIM of diffusers", SKY, (0, (3, 1, 1, 1)), "P"),
 }
 _WIDTH = 5.2  # inches: 374 points, about a phone's width, so that no text is shrunk there
 _RC = {

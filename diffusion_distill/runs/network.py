@@ -19,7 +19,10 @@ from diffusion_distill.stages import Stage
 SHOWN = 3  # differences that a message names; it counts the rest
 
 # Fields of a config that change how a network is computed or trained, but not what it is.
-_FREE = {"model": ("dtype",), "diffusion": ("weighting",)}
+_FREE = {"model": ("dtype",), "diffusion": ("weighting",), "unet2d": ()}
+_FREE["scheduler"] = (
+    "clip_sample clip_sample_range timestep_spacing steps_offset set_alpha_to_one".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,9 @@ def check_matches(ours: Network, theirs: Network, where: str) -> None:
         problem = f"it is made for {theirs.fixed_steps} steps, and must know all times"
     elif ours.image_shape != theirs.image_shape:
         problem = f"its images are {theirs.image_shape}, ours {ours.image_shape}"
-    elif ours.num_classes != theirs.num_classes:
+    elif ours.num_classes > theirs.num_classes or bool(ours.num_classes) != bool(
+        theirs.num_classes
+    ):
         problem = f"it knows {theirs.num_classes} labels, ours {ours.num_classes}"
     elif theirs.config.model.guidance:
         problem = "it is told w; set config.match.updates to 0 and config.model.guidance to its own"
@@ -153,6 +158,7 @@ def check_matches(ours: Network, theirs: Network, where: str) -> None:
 
 def same_but_told(ours: Network, theirs: Network) -> bool:
     """Whether our network is theirs to the field, but that it may be told w."""
-    fields = [dict(n.config.model) | dict(n.config.diffusion) for n in (ours, theirs)]
+    sections = ("model", "diffusion", "unet2d", "scheduler")
+    fields = [{k: v for s in sections for k, v in n.config[s].items()} for n in (ours, theirs)]
     changed = {"guidance", "dtype", "weighting"}
     return all(a == fields[1][name] for name, a in fields[0].items() if name not in changed)

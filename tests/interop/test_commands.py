@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import diffusion_distill
+from diffusion_distill.interop import to_diffusers
 from diffusion_distill.run import check
 from tests.commands import run
 from tests.interop.conftest import published_config
@@ -62,6 +63,20 @@ def test_export(finished, tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "out")(seed=1, num_images=5), expected)
 
 
+def test_an_export_for_diffusers_samples_here_too(finished, tmp_path):
+    """Its times are ours but for the cut at t = 0."""
+    out = tmp_path / "out"
+    common = [f"--workdir={finished[0]}", f"--out={out}", "--format=diffusers"]
+    done = run("interop.export", *common, "--num_steps=2")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.iterdir()) == sorted(to_diffusers.FILES)
+    sampled = run("sample", f"--path={out}", "--num_images=5", f"--out={tmp_path / 'x.npz'}")
+    assert sampled.returncode == 0, sampled.stderr
+    assert sampled.stdout.startswith("5 images in 2 steps")
+    expected = np.int32(load(finished[0], 2)(num_images=5))
+    assert np.abs(np.load(tmp_path / "x.npz")["images"] - expected).max() <= 2
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
@@ -73,6 +88,9 @@ def test_export(finished, tmp_path):
          "give one of --num_steps and --stage"),
         ("interop.export", ["--workdir=FINISHED", "--out=x", "--dtype=int8"],
          "flag --dtype=int8: value should be one of <float32|bfloat16>"),
+        ("interop.export", ["--workdir=FINISHED", "--out=x", "--format=diffusers",
+                            "--dtype=bfloat16"], "--dtype=bfloat16 is not for --format=diffusers"),
+        ("sample", ["--workdir=a", "--path=b", "--out=x"], "give one of --workdir and --path"),
         ("main", [*CONFIG, "--workdir=x", "--config.distill.teacher=nowhere"],
          "config.distill.teacher is 'nowhere'; there is no such"),
     ],
