@@ -156,7 +156,7 @@ def check_halvings(found):
 def test_is_valid_and_small(notebook):
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    assert NOTEBOOK.stat().st_size < 700_000
+    assert NOTEBOOK.stat().st_size < 750_000
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
 

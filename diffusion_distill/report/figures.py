@@ -103,9 +103,10 @@ def guidance_figure(found: dict[str, dict[str, dict[float, float]]]) -> Figure:
     names = list(dict.fromkeys(name for lines in found.values() for name in lines))
     for axes, (metric, lines) in zip(panels, found.items(), strict=True):
         for name, by in lines.items():
-            number = names.index(name)
+            number, stroke = names.index(name), "-"
             colour, marker = (of[number % len(of)] for of in (_COLOURS, _MARKERS))
-            stroke = "--" if name.startswith("teacher") else "-"
+            if name.startswith("teacher"):
+                colour, stroke = INK, "--"
             w = sorted(by)
             axes.plot(w, [by[x] for x in w], stroke, color=colour, marker=marker, label=name)
         axes.set_ylabel(metric.replace("_", " "))
