@@ -42,7 +42,7 @@ def trained(config: ConfigDict, source: Source, mesh: Mesh) -> tuple[dict, np.nd
     state = init_teacher(model, optimizer, key, source.image_shape, mesh)
     abstract = abstract_state(state.params, optimizer, mesh)
     update = make_update(Recipe(model, config, stage, mesh), abstract)
-    this_round = place(Round(np.int32(stage.num_steps), np.int32(stage.updates)), whole)
+    this_round = place(Round.of(stage), whole)
     key = place(jax.random.fold_in(jax.random.key(config.seed), stage.rng_id), whole)
     feed, losses = Feed(source, mesh, config.runtime.data_on_device), []
     per_call = updates_per_call(config, jax.default_backend())

@@ -117,7 +117,7 @@ class Workload:
 
     def arguments(self, stage: Stage, rows) -> tuple:
         """What an update takes after the state."""
-        this_round = Round(np.int32(stage.num_steps), np.int32(stage.updates))
+        this_round = Round.of(stage)
         key, this_round = place((jax.random.key(0), this_round), replicated(self.mesh))
         teacher = self._teacher_params if stage.is_student else None
         return teacher, self.feed.data, rows, key, this_round

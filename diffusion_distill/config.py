@@ -2,7 +2,8 @@
 
 A file in configs/ starts from `base()` and sets what differs. Defaults are the paper's where the
 paper has one. Fields under `runtime` say how to run and change no result beyond rounding: they
-may differ between two starts of one workdir, and so may data.path; every other field may not.
+may differ between two starts of one workdir, and so may data.path and eval.reference, where the
+same images or statistics are; every other field may not.
 
 docs/config.md is made of the comments here, by docs/make_config.py.
 """
@@ -20,7 +21,8 @@ def base() -> ConfigDict:
     # the folder or file it is in, or its gs:// address (not for `tfds`); all but `digits` and
     # `tfds` need one
     config.data.path = ""
-    config.data.split = "train"  # what is trained on; the source must have it
+    # what is trained on; the source must have it; of a `folder`, `all` takes all subfolders
+    config.data.split = "train"
     # height and width; `folder` and `tfds` crop and resize to it, of others it must be what they
     # have; 0: as they are
     config.data.image_size = 0
@@ -30,6 +32,7 @@ def base() -> ConfigDict:
     # they are
     config.data.channels = 0
     config.data.folder_labels = True  # `folder`: whether each subfolder is a label
+    config.data.upright = True  # `folder`: whether photos are turned as their EXIF orientation says
     config.data.tfds_name = ""  # `tfds`: the data set, `cifar10` or `lsun/church:3.1.0`
     # training images are mirrored left to right, each with probability 1/2
     config.data.random_flip = False
@@ -164,6 +167,9 @@ def base() -> ConfigDict:
     config.distill.teacher = ""
     config.distill.start_steps = 8192  # steps as which the teacher is first distilled
     config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`
+    # what each round divides the number of steps by; 2: halving, as in the paper; more: TRACT; the
+    # last round divides by less where need be
+    config.distill.divide_by = 2
     # what goes along a teacher that knows all times over a step of its first student, by two
     # evaluations: two steps of `ddim`, or one of `heun`, of second order
     config.distill.first_round_solver = "ddim"
@@ -236,7 +242,7 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lines that name each field in which two config dicts differ, `runtime` left out."""
+    """Lines that name each field in which two dicts differ, `runtime` and `data.path` left out."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         path = f"{prefix}{name}"

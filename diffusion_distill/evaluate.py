@@ -34,7 +34,14 @@ from diffusion_distill.metrics.reference import Reference, check_image_shapes, i
 from diffusion_distill.metrics.request import Result, of_images, of_sampler
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import cache_folder, locked, read_rows, remove, write_rows
+from diffusion_distill.storage.files import (
+    cache_folder,
+    check_can_write,
+    locked,
+    read_rows,
+    remove,
+    write_atomically,
+)
 from diffusion_distill.terminal import cli
 from diffusion_distill.validate import validate
 
@@ -99,16 +106,25 @@ def evaluate_stage(
         CheckpointError: the stage's checkpoint is damaged.
     """
     validate(config)
+    out = out or as_path(chosen.workdir) / "evaluations.jsonl"
+    check_out(out)
     steps, name, size = chosen.num_steps, chosen.sampler, config.runtime.sampler_batch_size
-    stage = Workdir.open(chosen.workdir).finished_stage(steps, chosen.stage)
+    run = Workdir.open(chosen.workdir)
+    stage = run.finished_stage(steps, chosen.stage)
     sampler = load_sampler(chosen.workdir, steps, stage.name, name, None, size, chosen.guidance)
+    count, first_seed, rows = config.eval.num_images, config.eval.seed, []
+    seeds = range(first_seed, first_seed + num_seeds)
+    sampler.check(seeds[-1], count)
     weights = sampler.fingerprint()
     if reference is None:
-        cache = cache_folder(config.runtime.cache_dir)
-        measurer = for_run(config, sources.load(config.data, cache=cache), make_mesh())
+        source = sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
+        measurer = for_run(config, source, make_mesh())
+        data = {"training": source.identity()}
+        if config.eval.split == run.config.eval.split:
+            data["reference"] = measurer.reference_identity()
+        run.check_data(data)
     else:  # the training data is not needed, nor need it be there
         measurer = _measurer(config, sampler.image_shape, images_or_statistics(reference))
-    count, first_seed, rows = config.eval.num_images, config.eval.seed, []
     settings = f"{name} {sampler.num_steps} {count} {config.eval.features} {weights}"
     settings += f" {sampler.guidance}" if sampler.guidance else ""
     folder = _blocks_folder(blocks_dir or as_path(chosen.workdir) / "evaluating", settings)
@@ -117,16 +133,16 @@ def evaluate_stage(
     variance = config.eval.ancestral_variance
     made_of = {"weights": weights, "sampler": name, "ancestral_variance": variance}
     with locked(folder / ".lock"):
-        for seed in range(first_seed, first_seed + num_seeds):
+        for seed in seeds:
             request = of_sampler(sampler, count, seed, made_of)
             result = measurer.measure(request, folder / str(seed), f"seed {seed}")
-            show(result, where, f"seed {seed}: " if num_seeds > 1 else "")
             row = {"stage": stage.name, "updates": stage.updates, "sampler": name}
             row |= {"num_steps": sampler.num_steps, "sha256": weights}
             row |= {"guidance": sampler.guidance} if sampler.guidance else {}
             rows.append(row | result.row() | measurer.definition(count, seed))
+            add_row(out, rows[-1])
+            show(result, where, f"seed {seed}: " if num_seeds > 1 else "")
         show_spread(rows, where)
-        add_rows(out or as_path(chosen.workdir) / "evaluations.jsonl", rows)
         remove(folder)
     return rows
 
@@ -150,25 +166,27 @@ def evaluate_images(
     Raises:
         UserError: something cannot be measured, or is not there.
     """
+    if out:
+        check_out(out)
     images = load_images(path)
     count = len(images) if count is None else count
     config.eval.num_images = max(count, 2)
     validate(config)
     real = config_reference(config) if reference is None else images_or_statistics(reference)
+    check_image_shapes(images, real)
     measurer = _measurer(config, images.image_shape, real)
     cache = cache_folder(config.runtime.cache_dir)
     folder = _blocks_folder(blocks_dir or cache / "evaluating", images.fingerprint)
     with locked(folder / ".lock"):
         request = of_images(images, count, measurer.batch_size(count))
-        check_image_shapes(images, real)
         result = measurer.measure(request, folder / "images", path)
-        show(result, f"of {path}")
         row = {"images": path, "fingerprint": images.fingerprint}
-        rows = [row | result.row() | measurer.definition(count)]
+        row |= result.row() | measurer.definition(count)
         if out:
-            add_rows(out, rows)
+            add_row(out, row)
+        show(result, f"of {path}")
         remove(folder)
-    return rows
+    return [row]
 
 
 def _measurer(config: ConfigDict, shape: tuple, real: Source | Reference) -> Measurer:
@@ -187,7 +205,7 @@ def _blocks_folder(below: str | Path, key: str) -> Path:
 def show(result: Result, where: str, before: str = "") -> None:
     """Prints a line for each metric, and for each note."""
     for name in result.metrics:
-        text = value_text(name, result.values[name], result.values.get(f"{name}_std"), 2)
+        text = value_text(name, result.values[name], result.spreads.get(name), 2)
         print(f"{before}{name} {where}: {text}", flush=True)
     if "label_agreement" in result.values:
         print(f"{before}label_agreement {where}: {result.values['label_agreement']:.4f}")
@@ -205,11 +223,28 @@ def show_spread(rows: list[dict], where: str) -> None:
         print(f"{name} {where}: {text} (mean and standard deviation of {len(rows)} seeds)")
 
 
-def add_rows(path: str | Path, rows: list[dict]) -> None:
-    """Adds rows to a .jsonl."""
+def check_out(path: str | Path) -> None:
+    """Finds out whether rows can be added at `path`, before anything is measured.
+
+    Raises:
+        UserError: it does not end in .jsonl, or what is there are not rows.
+        OSError: nothing can be written there.
+    """
     path = as_path(path)
+    if path.suffix != ".jsonl":
+        raise UserError(f"--out={path} must end in .jsonl: rows of JSON are added to it")
+    check_can_write(path)
+    read_rows(path, whole=True)
+
+
+def add_row(path: str | Path, row: dict) -> None:
+    """Adds a row to a .jsonl, unless it is there from before a stop; what is there stays."""
+    path, row = as_path(path), json.loads(json.dumps(row))
     with locked(path.with_name(f".{path.name}.lock")):
-        write_rows(path, [*read_rows(path), *json.loads(json.dumps(rows))])
+        if row not in read_rows(path, whole=True):
+            content = path.read_text("utf-8") if path.exists() else ""
+            end = "" if content.endswith("\n") or not content else "\n"
+            write_atomically(path, f"{content}{end}{json.dumps(row)}\n")
 
 
 def main(argv: list[str]) -> None:

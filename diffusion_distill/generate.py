@@ -212,6 +212,7 @@ class Sampler:
         self._program, self._params, self._mesh = program, params, program.mesh
         self._start = _starts(self.image_shape, self._mesh)
 
+    @compiler.own_settings()
     def __call__(self, seed: int = 0, num_images: int = 64, labels: Labels = None) -> np.ndarray:
         """uint8 images [N, H, W, C]; image n depends on (seed, n) and its label alone.
 
@@ -223,6 +224,7 @@ class Sampler:
         labels = self.check(seed, num_images, labels)
         return self._in_batches(lambda indices: self.on_devices(seed, indices, labels), num_images)
 
+    @compiler.own_settings()
     def on_devices(self, seed: int, indices: np.ndarray, labels: np.ndarray) -> jax.Array:
         """The images of these indices, uint8 [B, H, W, C], on the devices and split over them.
 
@@ -256,6 +258,7 @@ class Sampler:
             raise UserError(f"seed is {seed}; it must be from 0 to 2**31 - 1")
         return self.image_labels(num_images, labels)
 
+    @compiler.own_settings()
     def from_noise(self, z: np.ndarray, labels: Labels = None) -> np.ndarray:
         """float32 images [N, H, W, C] in [-1, 1] from noise z [N, H, W, C] of the caller's own.
 

@@ -18,13 +18,15 @@ from diffusion_distill.config import to_dict
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import Source
 from diffusion_distill.devices import compiler
-from diffusion_distill.devices.distributed import everywhere, fetch
+from diffusion_distill.devices.distributed import everywhere, fetch, on_main
 from diffusion_distill.devices.sharding import (
     check_divides,
+    described,
     make_mesh,
     place,
     replicated,
 )
+from diffusion_distill.diffusion.samplers import seed_key
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.interop import given_teacher
 from diffusion_distill.interop.given_teacher import GivenTeacher
@@ -104,6 +106,7 @@ class Setup:
         return Subject(stage, self.config.eval, all_steps, fixed_steps, guidance)
 
 
+@compiler.own_settings()
 def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """What a run is made of. Finds out all that can be before anything is computed or written.
 
@@ -114,11 +117,12 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
     """
     everywhere(lambda: validate(config))
     mesh = make_mesh(config.runtime.fsdp)
+    say(described(mesh))
     check_divides(mesh, "train.batch_size", config.train.batch_size, config.runtime.accumulation)
     source = everywhere(
         lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
     )
-    _check_labels(config, source)
+    _check_images(config, source)
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
 
@@ -134,7 +138,11 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
             "trains its own teacher (config.match.guidance is what its students are told)"
         )
     of_teacher = (given.fixed_steps, given.network) if given else (None, None)
-    folder = Workdir(as_path(workdir), config, source.image_shape, num_classes, *of_teacher)
+    data = on_main(
+        lambda: {"training": source.identity(), "reference": measurer.reference_identity()}
+    )
+    where, shape = as_path(workdir), source.image_shape
+    folder = Workdir(where, config, shape, num_classes, *of_teacher, data)
     folder.check()
     stages = {stage.name: stage for stage in plan(config)}
     students, teacher = student_config(config), folder.network_config(stages["teacher"])
@@ -160,7 +168,12 @@ def _started_from(config: ConfigDict, given: GivenTeacher) -> ConfigDict:
     return changed
 
 
-def _check_labels(config: ConfigDict, source: Source) -> None:
+def _check_images(config: ConfigDict, source: Source) -> None:
+    if (channels := source.image_shape[-1]) not in (1, 3):
+        raise UserError(
+            f"{config.data.path or source.name} has images of {channels} channels; they must have "
+            "1 (grey) or 3 (colour)"
+        )
     if config.model.class_conditional and not source.num_classes:
         raise UserError(
             f"config.model.class_conditional is True, but {config.data.name} has no labels"
@@ -172,6 +185,7 @@ def _check_labels(config: ConfigDict, source: Source) -> None:
         )
 
 
+@compiler.own_settings()
 def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
     """Trains and measures what is left of a run, stage by stage.
 
@@ -250,7 +264,7 @@ def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> Tra
     optimizer = make_optimizer(setup.config, stage)
     if stage.is_student and not stage.is_match:
         return init_student(teacher_params, optimizer, setup.mesh)
-    key = place(jax.random.key(setup.config.seed), replicated(setup.mesh))
+    key = place(seed_key(setup.config.seed), replicated(setup.mesh))
     init = setup.model(stage), optimizer, key, setup.source.image_shape, setup.mesh
     if stage.is_match and same_but_told(setup.network, setup.teacher_network):
         return init_matched(*init, teacher_params)

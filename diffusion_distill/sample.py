@@ -8,7 +8,7 @@
 published file, which needs --config, a file in configs/, beside it.
 
 --out says what is written: a .png is a grid, an .npz holds uint8 `images` [N, H, W, C] and
-`labels` [N], anything else is a folder of one PNG each.
+`labels` [N], anything else is a new folder of one PNG each.
 """
 
 import io
@@ -22,8 +22,9 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.report.grid import grid, png
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import write_atomically
+from diffusion_distill.storage.files import check_can_write, write_atomically
 from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import say
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _PATH = flags.DEFINE_string("path", None, "In place of --workdir: anything that can be sampled.")
@@ -46,26 +47,36 @@ _OUT = flags.DEFINE_string("out", None, "grid.png, images.npz, or a folder.")
 REFUSED = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy"}
 
 
+def kind(out: Path) -> str:
+    """What is written at `out`: ".png", ".npz", or "" for a folder."""
+    suffix = out.suffix.lower()
+    return suffix if suffix in (".png", ".npz") else ""
+
+
 def make_room(out: Path) -> None:
     """Makes the folder that `out` is or goes into, before any image is made.
 
     Raises:
-        UserError: `out` names a format that is not written, or a folder that is a file.
-        OSError: the folder cannot be made.
+        UserError: `out` names a format that is not written, a folder that is a file, or one that
+            has files: images of two calls in one folder would be taken for one set.
+        OSError: nothing can be written there.
     """
     if out.suffix.lower() in REFUSED:
         raise UserError(f"--out={out}: {out.suffix} is not written; name a .png, .npz or a folder")
-    is_file = out.suffix in (".png", ".npz")
-    if not is_file and out.is_file():
-        raise UserError(f"--out={out} is a file; name a .png, an .npz or a folder")
-    (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
+    if not kind(out):
+        if out.is_file():
+            raise UserError(f"--out={out} is a file; name a .png, an .npz or a folder")
+        there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+        if there := [name for name in there if not name.startswith(".")]:
+            raise UserError(f"--out={out} has files already, {there[0]} for one; name a new folder")
+    check_can_write(out if kind(out) else out / "0.png")
 
 
 def write(out: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Writes uint8 images [N, H, W, C] in the form that the name of `out` asks for."""
-    if out.suffix == ".png":
+    if kind(out) == ".png":
         write_atomically(out, png(grid(images)))
-    elif out.suffix == ".npz":
+    elif kind(out) == ".npz":
         buffer = io.BytesIO()
         np.savez(buffer, images=images, labels=labels)
         write_atomically(out, buffer.getvalue())
@@ -95,7 +106,7 @@ def main(argv: list[str]) -> None:
     make_room(out)
     images = sampler(_SEED.value, _NUM_IMAGES.value, labels)
     write(out, images, shown)
-    print(f"{len(images)} images in {sampler.num_steps} steps: {out}")
+    say(f"{len(images)} images in {sampler.num_steps} steps: {out}")
 
 
 if __name__ == "__main__":

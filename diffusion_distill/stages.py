@@ -28,7 +28,9 @@ class Stage:
     weight_decay: float
     ema_decay: float
     dropout: float
-    solver: str = "ddim"  # of its teacher's flow, for a student: one of TARGETS
+    # of its teacher's flow, for a student: one of TARGETS; or "tract", for `tract_target`
+    solver: str = "ddim"
+    divides_by: int = 2  # its teacher's steps over its own, for a student
 
     @property
     def is_student(self) -> bool:
@@ -47,7 +49,7 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        """What shares a compiled step: "teacher", "match", "student" or "student, heun"."""
+        """What shares a compiled step: "teacher", "match", "student", or that and its solver."""
         if self.knows_all_times:
             return self.name
         return "student" if self.solver == "ddim" else f"student, {self.solver}"
@@ -82,9 +84,13 @@ def plan(config: ConfigDict) -> list[Stage]:
         match = dict(num_steps=config.distill.start_steps, teacher="teacher")
         updates = config.match.updates
         stages.append(Stage("match", **match, updates=updates, **_schedule(config.match)))
-    num_steps = config.distill.start_steps // 2
-    while num_steps >= config.distill.end_steps:
-        first, last = num_steps == config.distill.start_steps // 2, num_steps <= 2
+    num_steps, end_steps = config.distill.start_steps, config.distill.end_steps
+    while num_steps > end_steps:
+        first = num_steps == config.distill.start_steps
+        solver = config.distill.first_round_solver if first else "ddim"
+        divides_by = min(config.distill.divide_by, num_steps // end_steps)
+        num_steps //= divides_by
+        last = num_steps <= 2
         stages.append(
             Stage(
                 name=f"student_{num_steps:04d}",
@@ -92,10 +98,10 @@ def plan(config: ConfigDict) -> list[Stage]:
                 teacher=stages[-1].name,
                 updates=config.distill.updates_last_rounds if last else config.distill.updates,
                 **_schedule(config.distill),
-                solver=config.distill.first_round_solver if first else "ddim",
+                solver="tract" if config.distill.divide_by > 2 else solver,
+                divides_by=divides_by,
             )
         )
-        num_steps //= 2
     return stages
 
 

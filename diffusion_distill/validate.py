@@ -55,7 +55,8 @@ def names(known: tuple[str, ...], least: int = 0) -> Row:
     def accepts(value: tuple) -> bool:
         return len(value) >= least and all(map(_in(known), value))
 
-    return Row(tuple, f"{start} {_codes(known)}", f"{start} {_list(known)}", accepts)
+    must_be = f'{start} {_list(known)}: a tuple, as in "{known[:2]}"'
+    return Row(tuple, f"{start} {_codes(known)}", must_be, accepts)
 
 
 def integer(low: int, high: int | None = None) -> Row:
@@ -74,8 +75,9 @@ def integers(low: int | None = None) -> Row:
         return whole and (low is None or (len(value) > 0 and min(value) >= low))
 
     if low is None:
-        return Row(tuple, "integers", "a tuple of integers", accepts)
-    return Row(tuple, f"integers from {low}", f"one or more integers of at least {low}", accepts)
+        return Row(tuple, "integers", 'a tuple of integers, as in "(8, 16)"', accepts)
+    must_be = f'one or more integers of at least {low}: a tuple, as in "(1, 2)"'
+    return Row(tuple, f"integers from {low}", must_be, accepts)
 
 
 def number(low: float = -math.inf, high: float = math.inf, below: float = math.inf) -> Row:
@@ -128,6 +130,7 @@ ROWS = {
     "data.resize": one_of("area", "antialias"),
     "data.channels": one_of(0, 1, 3),
     "data.folder_labels": _FLAG,
+    "data.upright": _FLAG,
     "data.tfds_name": _TEXT,
     "data.random_flip": _FLAG,
     "diffusion.parameterization": one_of("x", "eps", "v", "both"),
@@ -208,6 +211,7 @@ ROWS = {
     "distill.teacher": _TEXT,
     "distill.start_steps": _POWER_OF_2,
     "distill.end_steps": _POWER_OF_2,
+    "distill.divide_by": one_of(2, 4, 8, 16, 32, 64, 128),
     "distill.first_round_solver": one_of("ddim", "heun"),
     "distill.updates": integer(1),
     "distill.updates_last_rounds": integer(1),
@@ -269,7 +273,7 @@ def from_dict(fields: dict) -> ConfigDict:
     """The config that `to_dict` (or its JSON) came from, validated.
 
     A field that is missing has its default: the version that wrote it did not know it, and defaults
-    of new fields change nothing.
+    of new fields change nothing (but data.upright turns photos).
 
     Raises:
         UserError: the fields are not those of a valid config.
@@ -298,9 +302,11 @@ def from_file(path: str) -> ConfigDict:
         UserError: there is no such file, it cannot be run, or its config is not valid.
     """
     name, _, variant = str(path).partition(".py:")
-    file = Path(f"{name}.py" if variant else path)
+    file = Path(f"{name}.py" if variant else path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no config file {file}")
+    if file.suffix != ".py":
+        raise UserError(f"{file} must be a config file in Python, FILE.py")
     try:
         spec = importlib.util.spec_from_file_location("_config", file)
         module = importlib.util.module_from_spec(spec)
@@ -342,6 +348,8 @@ def _check_together(config):
         _reject("diffusion.logsnr_min", diffusion.logsnr_min, "less than logsnr_max")
     if distill.end_steps > distill.start_steps:
         _reject("distill.end_steps", distill.end_steps, "at most distill.start_steps")
+    if distill.divide_by > 2 and distill.first_round_solver != "ddim":
+        _reject("distill.first_round_solver", distill.first_round_solver, "ddim with divide_by > 2")
     _check_guidance(config)
     for name in ("num_images", "baseline_images"):
         if "fd" in evaluation.metrics and evaluation[name]:

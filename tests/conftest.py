@@ -95,6 +95,28 @@ def x64():
         yield
 
 
+# What an environment may say of numbers, for another program's sake, and what JAX says by itself.
+JAX_SETTINGS = {
+    "jax_default_prng_impl": "rbg",
+    "jax_enable_x64": True,
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 5,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+}
+
+
+@contextlib.contextmanager
+def set_otherwise(settings=JAX_SETTINGS):
+    """JAX as somebody's environment sets it; for all threads, as that does."""
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture
 def compiled_quickly(monkeypatch):
     """Programs without LLVM's optimizations, here and in child processes: in half of the time.

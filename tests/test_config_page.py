@@ -49,7 +49,7 @@ def examples(accepted):
     start, of, listed = accepted.partition("of ")
     names = [int(name) if name.isdigit() else name for name in re.findall(r"`([^`]+)`", listed)]
     if start + of == "one of ":
-        return names, ["no such", 2, True]
+        return names, ["no such", 7, True]
     assert start + of in ("one or more of ", "any of "), f"no form that is known: {accepted}"
     empty = [()]
     good, bad = [tuple(names), *((name,) for name in names)], [("no such",), names[0]]

@@ -134,3 +134,12 @@ def test_an_unknown_variant_is_refused():
     for name in ("cifar10_distill", "digits_distill", "cifar10_hour"):
         with pytest.raises(ValueError, match="not huge"):
             load(name, "huge")
+
+
+def test_two_students_of_cifar10_small_take_at_most_12_mb_in_bfloat16():
+    """So that they can travel with the project."""
+    model = build_unet(load("cifar10_small"), 3, 10)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), (32, 32, 3)))
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    assert round(count / 1e6, 1) == 2.9  # as its docstring says
+    assert 2 * 2 * count < 12e6

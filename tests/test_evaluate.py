@@ -7,8 +7,9 @@ from PIL import Image
 from configs.digits_distill import get_config
 from diffusion_distill.config import base
 from diffusion_distill.data import sources
+from diffusion_distill.data.source import from_arrays
 from diffusion_distill.errors import UserError
-from diffusion_distill.evaluate import Chosen, evaluate_images, evaluate_stage
+from diffusion_distill.evaluate import Chosen, add_row, evaluate_images, evaluate_stage
 from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.runs.workdir import Workdir
 from diffusion_distill.storage.files import read_rows
@@ -116,6 +117,52 @@ def test_images_against_the_data_of_a_config_are_drawn_from_all_of_them(config, 
     (row,) = evaluate_images(config, str(tmp_path / "by_class.npz"), 500)
     assert "images: 500 of 1,797, drawn at random" in capsys.readouterr().out
     assert row["fd_pixels500_train"] < 1.0  # 500 drawn at random: 0.3; the first 500: 7
+
+
+def test_rows_are_added_to_rows_alone_and_this_is_found_out_first(config, tmp_path):
+    """What a person has in a file stays as it is."""
+    mine = {"notes.txt": "mine, no newline", "cut.jsonl": '{"a": 1}\n{"b', "list.jsonl": "[1]\n"}
+    for name, content in mine.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match="must end in .jsonl|damaged in line 2|but no rows"):
+            evaluate_images(config, "nowhere", out=tmp_path / name)
+        with pytest.raises(UserError, match="must end in .jsonl|damaged in line 2|but no rows"):
+            evaluate_stage(config, Chosen("nowhere"), out=tmp_path / name)
+        assert (tmp_path / name).read_text() == content
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        evaluate_images(config, "nowhere", out=tmp_path / "folder.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"a":  1}')
+    add_row(tmp_path / "a.jsonl", {"b": (2, 3)})
+    add_row(tmp_path / "a.jsonl", {"b": (2, 3)})  # as after a stop
+    assert (tmp_path / "a.jsonl").read_text() == '{"a":  1}\n{"b": [2, 3]}\n'
+
+
+def test_each_row_is_kept_when_it_is_measured_and_seeds_are_checked_before(workdir, monkeypatch):
+    config = Workdir.open(workdir).config
+    config.eval.num_images, config.eval.seed = 60, 2**31 - 2
+    with pytest.raises(UserError, match="seed is 2147483648; it must be"):
+        evaluate_stage(config, Chosen(str(workdir), 1), num_seeds=3)
+    assert not (workdir / "evaluations.jsonl").exists()
+
+    def show(*shown):
+        raise UnicodeEncodeError("ascii", "±", 0, 1, "ordinal not in range")
+
+    monkeypatch.setattr("diffusion_distill.evaluate.show", show)
+    with pytest.raises(UnicodeEncodeError):
+        evaluate_stage(config, Chosen(str(workdir), 1), num_seeds=2)
+    (kept,) = read_rows(workdir / "evaluations.jsonl")
+    monkeypatch.undo()
+    rows = evaluate_stage(config, Chosen(str(workdir), 1), num_seeds=2)
+    assert rows[0] == kept
+    assert read_rows(workdir / "evaluations.jsonl") == rows
+
+
+def test_other_data_than_the_runs_is_refused(workdir, monkeypatch):
+    fewer = from_arrays(DIGITS.images()[:1700], DIGITS.labels[:1700], name="digits")
+    monkeypatch.setitem(sources.SOURCES, "digits", lambda config: fewer)
+    with pytest.raises(UserError, match="other training images .*: count: 1797 -> 1700"):
+        evaluate_stage(Workdir.open(workdir).config, Chosen(str(workdir), 1))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Images from finished stages: what they depend on, and what is refused."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -14,11 +15,11 @@ import pytest
 
 import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
-from diffusion_distill.diffusion.samplers import image_keys, image_noise
+from diffusion_distill.diffusion.samplers import image_keys, image_noise, seed_key
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.models.build import abstract_params, build_unet
 from diffusion_distill.stages import plan
-from tests.conftest import tiny_config
+from tests.conftest import set_otherwise, tiny_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +35,24 @@ def test_an_image_is_a_function_of_its_seed_and_index(finished):
     assert np.abs(images - again).max() <= 1
     assert np.abs(images[:11] - sampler(seed=3, num_images=11).astype(int)).max() <= 1
     assert np.abs(images - sampler(seed=4, num_images=30).astype(int)).max() > 20
+
+
+def test_an_image_does_not_depend_on_how_jax_is_set(finished):
+    load = functools.partial(diffusion_distill.load_sampler, stage="teacher", sampler="ancestral")
+    expected = load(finished[0])(seed=3, num_images=5)
+    z = np.random.default_rng(0).normal(size=(5, 8, 8, 1))
+    expected_of_noise = load(finished[0]).from_noise(z)
+    with set_otherwise():
+        sampler = load(finished[0])
+        np.testing.assert_array_equal(sampler(seed=3, num_images=5), expected)
+        np.testing.assert_array_equal(sampler.from_noise(z), expected_of_noise)
+
+
+def test_the_key_of_a_seed_is_jaxs_own():
+    for seed in (0, 1, 2**31 - 1):
+        ours, theirs = seed_key(seed), jax.random.key(seed)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(jax.random.key_data(ours), jax.random.key_data(theirs))
 
 
 def test_noise_of_the_callers_own(finished):
@@ -122,6 +141,8 @@ def test_the_teacher_takes_any_number_of_steps_and_any_sampler(finished):
     [
         ({"num_steps": 3}, r"no stage of 3 steps; finished stages: teacher \(4 steps\), student_"),
         ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
+        ({"batch_size": -4}, "batch_size is -4; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"stage": "student_0064"}, "no stage named student_0064; finished stages"),
         ({"stage": "student_0001", "num_steps": 2}, "no stage named student_0001 of 2 steps"),
         ({"sampler": "euler"}, "'euler'; there are ddim, ancestral, dpmpp_2m, heun"),

@@ -5,21 +5,24 @@ import errno
 import json
 import shutil
 
+import flax
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_distill.data import sources
+from diffusion_distill.data.source import from_arrays
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from diffusion_distill.generate import Sampler
+from diffusion_distill.interop.load import load_sampler
 from diffusion_distill.run import check, run_chain, run_config
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.storage.files import read_npz, read_rows, write_rows
 from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import TrainState
-from tests.conftest import tiny_config
+from tests.conftest import set_otherwise, tiny_config
 
 STAGES = ["teacher", "student_0002", "student_0001"]
 EACH_START = ("config.json", "stages.jsonl")  # written anew whenever a run is started
@@ -83,6 +86,19 @@ def test_a_finished_run_is_left_as_it_is(workdir):
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name not in EACH_START}
     before.pop(workdir, None), after.pop(workdir, None)
     assert after == before
+
+
+def test_training_does_not_depend_on_how_jax_is_set(finished, go_on, tmp_path):
+    """First weights, batches, noise, and what is measured."""
+    config = tiny_config()
+    config.distill.end_steps = config.distill.start_steps  # the teacher alone
+    with set_otherwise(), flax.config.temp_flip_flag("fix_rng_separator", True):
+        go_on(tmp_path / "run", config)
+    both = tmp_path / "run", finished[0]
+    found, expected = (load_sampler(path, stage="teacher").fingerprint() for path in both)
+    assert found == expected
+    found, expected = (read_rows(path / "results.jsonl")[0] for path in both)
+    assert found["fd_pixels100_train"] == expected["fd_pixels100_train"]
 
 
 def test_what_a_stop_kept_from_the_results_is_made_at_the_next_start(workdir, go_on):
@@ -253,6 +269,15 @@ def test_labels_are_refused_where_the_data_has_none(tmp_path, monkeypatch):
         check(tiny_config(), tmp_path / "run")
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_that_no_picture_can_show_are_refused(tmp_path, monkeypatch, channels):
+    images = np.repeat(sources.digits().images(), channels, -1)
+    source = from_arrays(images, sources.digits().labels, name="digits")
+    monkeypatch.setitem(sources.SOURCES, "digits", lambda config: source)
+    with pytest.raises(UserError, match=f"digits has images of {channels} channels; they must"):
+        check(tiny_config(), tmp_path / "run")
+
+
 @pytest.mark.parametrize("step", [4, 6])
 def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, programs, monkeypatch, step):
     """Weights overflow before an update, which finds out; a checkpoint is due at step 4."""
@@ -283,7 +308,7 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, programs,
 def test_asked_to_stop_on_a_full_disk_it_does_not_say_that_it_saved(
     tmp_path, programs, monkeypatch
 ):
-    def full(path, below):
+    def full(path, *given):
         stop.signum = 15
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

@@ -41,6 +41,21 @@ def test_the_first_round_alone_may_have_another_solver():
     assert {stage.solver for stage in others} == {"ddim"}
 
 
+@pytest.mark.parametrize(
+    ("start", "divide_by", "steps"),
+    [(64, 8, [8, 1]), (32, 8, [4, 1]), (1024, 32, [32, 1]), (4, 2, [2, 1]), (1, 8, [])],
+)
+def test_rounds_divide_by_what_they_are_told_and_the_last_by_what_is_left(start, divide_by, steps):
+    config = base()
+    config.distill.start_steps, config.distill.divide_by = start, divide_by
+    teacher, *students = plan(config)
+    assert [s.num_steps for s in students] == steps
+    for before, student in zip([teacher, *students], students, strict=False):
+        assert student.teacher == before.name
+        assert student.num_steps * student.divides_by == before.num_steps
+    assert {s.solver for s in students} <= {"ddim" if divide_by == 2 else "tract"}
+
+
 @pytest.mark.parametrize("end", [1, 4, 8192])
 def test_stops_at_end_steps(end):
     config = base()

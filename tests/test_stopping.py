@@ -117,6 +117,7 @@ def test_stopped_in_every_way_it_ends_with_the_same_bits(finished, tmp_path):
     command = start(workdir, SELDOM)
     kill(command, r"student_0002: step 6 of")
     said = command.stdout
+    assert said.startswith("devices: 1 cpu\n")
     assert f"going on from {saved}\n" in said
     line = r"teacher: step 12 of 12, loss \d\.\d+, [\d,]+ images/s, \d+s left, run ~\d+s left\n"
     assert re.search(line, said)

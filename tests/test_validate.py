@@ -64,6 +64,7 @@ def test_checking_a_config_takes_none_of_what_it_names():
         ("diffusion.weighting", "p2", r"one of constant, snr, truncated_snr, snr_plus_one"),
         ("diffusion.logsnr_min", 30.0, r"logsnr_min is 30.0; it must be less than logsnr_max"),
         ("distill.start_steps", 24, r"config.distill.start_steps is 24; it must be a power of 2"),
+        ("distill.divide_by", 3, r"config.distill.divide_by is 3; it must be one of 2, 4, 8, 16"),
         ("distill.end_steps", 64, r"end_steps is 64; it must be at most distill.start_steps"),
         ("teacher.dropout", 1.0, r"config.teacher.dropout is 1.0"),
         ("teacher.learning_rate", -1e-3, r"learning_rate is -0.001; it must be at least 0"),
@@ -114,6 +115,13 @@ def test_too_few_images_for_fid_must_be_asked_for():
         validate(config)
     config.eval.allow_biased = True
     validate(config)
+
+
+def test_tract_has_no_other_first_round():
+    config = base()
+    config.distill.divide_by, config.distill.first_round_solver = 8, "heun"
+    with pytest.raises(UserError, match="solver is 'heun'; it must be ddim with divide_by > 2"):
+        validate(config)
 
 
 def test_unknown_and_missing_fields():

@@ -35,6 +35,7 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Crop to a square and res
 _RESIZE = flags.DEFINE_string("resize", None, "area or antialias.")
 _CHANNELS = flags.DEFINE_integer("channels", None, "3 turns grey images into colour.")
 _FOLDER_LABELS = flags.DEFINE_bool("folder_labels", None, "Whether subfolders are labels.")
+_UPRIGHT = flags.DEFINE_bool("upright", None, "Whether photos are turned as their EXIF says.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the prepared set.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare every file in --out with its checksum.")
 
@@ -72,6 +73,7 @@ def main(argv: list[str]) -> None:
         origin = {"name": config.name, "path": config.path, "tfds_name": config.tfds_name}
         origin |= {"split": config.split, "preprocessing": source.preprocessing}
         origin |= {"channels": config.channels, "folder_labels": config.folder_labels}
+        origin |= {"upright": True} if config.name == "folder" and config.upright else {}
         manifest = write_prepared.write(source, out / config.split, origin)
         expected = DATASETS[name].counts.get(config.split) if name in _WHERE else None
         if expected not in (None, manifest.count):
@@ -111,9 +113,10 @@ def _data_config(dataset: str):
         known = DATASETS[dataset]
         config.image_size, config.resize, config.channels = known.image_size, known.resize, 3
         config.folder_labels = known.num_classes > 0
+        config.upright = False  # as published
     elif _SOURCE.value is None:
         raise UserError("--dataset or --source must be given; --help says how")
-    for flag in (_PATH, _TFDS_NAME, _IMAGE_SIZE, _RESIZE, _CHANNELS, _FOLDER_LABELS):
+    for flag in (_PATH, _TFDS_NAME, _IMAGE_SIZE, _RESIZE, _CHANNELS, _FOLDER_LABELS, _UPRIGHT):
         if flag.value is not None:
             config[flag.name] = flag.value
     if config.resize not in preprocess.RESIZES:

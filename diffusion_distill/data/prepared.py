@@ -243,7 +243,7 @@ def _check(path: Path, expected: str) -> None:
 
 def _mapped(path: Path, count: int, manifest: Manifest) -> np.ndarray:
     try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        images = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UserError(f"there is no {path}, which the manifest names") from None
     except (ValueError, OSError, EOFError) as error:

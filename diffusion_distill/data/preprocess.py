@@ -4,10 +4,11 @@ The published preprocessing: ImageNet a central square crop, then an area resize
 square crop, then an antialiased resize.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffusion_distill.data import fields
 from diffusion_distill.errors import BucketError, UserError
@@ -19,15 +20,23 @@ _CHANNELS = {"L": 1, "RGB": 3}
 _AS_COLOUR = ("L", "LA", "RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "1")
 
 
-def decode(path: str, channels: int) -> np.ndarray:
-    """The image in a file, here or in a bucket, uint8 [H, W, C]. EXIF orientation is not applied.
+def decode(path: str, channels: int, upright: bool = True) -> np.ndarray:
+    """The image in a file, here or in a bucket, uint8 [H, W, C].
 
-    With `channels` 1 or 3 what is not of that kind is converted (grey to colour by repeating it,
-    colour to grey by luma), unless transparency would be lost; with 0 nothing is. Raises UserError,
-    which names the file, where it is no whole image or not one that `channels` allows.
+    It is turned `upright` as its EXIF orientation says. With `channels` 1 or 3 what is not of that
+    kind is converted (grey to colour by repeating it, colour to grey by luma); with 0 nothing is.
+    Raises UserError, which names the file, where it is no whole image or not one that `channels`
+    allows, or where something would be lost: transparency, bits beyond 8, images beside the first.
     """
     try:
         with Image.open(opened(as_path(path)) if is_bucket(path) else path) as image:
+            _check_nothing_is_lost(image, path)
+            image.load()
+            if upright:
+                with contextlib.suppress(
+                    Exception
+                ):  # damaged EXIF, of many kinds, in a whole image
+                    ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(_converted(image, channels, path))
         return pixels.reshape(*pixels.shape[:2], -1)
     except (UserError, BucketError):
@@ -38,16 +47,29 @@ def decode(path: str, channels: int) -> np.ndarray:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
+def _check_nothing_is_lost(image: Image.Image, path: str) -> None:
+    """Raises UserError for what Pillow leaves out without a word; `image` is not loaded yet."""
+    # Of a camera's JPEG the further ones are previews and gain maps.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise UserError(f"{path} has {image.n_frames} images; it must have one")
+    # How the file stores a pixel is among the decoder's arguments; BGR;16 has 5 and 6 bits.
+    for codec, _, _, arguments in image.tile if image.mode in _AS_COLOUR else ():
+        stored, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
+        if (";16" in str(stored) and stored != "BGR;16") or (codec == "ppm" and rest[0] > 255):
+            raise UserError(f"{path} has 16 bits a channel; it must have 8")
+
+
 def _converted(image: Image.Image, channels: int, path: str) -> Image.Image:
-    if image.mode in _CHANNELS and channels in (0, _CHANNELS[image.mode]):
-        return image
-    if not channels or image.mode not in _AS_COLOUR:
+    if image.mode not in (_AS_COLOUR if channels else _CHANNELS):
         must = f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that "
         raise UserError(must, fields.CHANNELS, "=3 turns into RGB")
     if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if np.asarray(image)[..., 3].min() < 255:
+        with_alpha = image.convert("RGBA")
+        if np.asarray(with_alpha)[..., 3].min() < 255:
             raise UserError(f"{path} is transparent in places; its alpha channel must be opaque")
+        image = image if image.mode in _CHANNELS else with_alpha
+    if channels in (0, _CHANNELS.get(image.mode)):
+        return image
     return image.convert("RGB" if channels == 3 else "L")
 
 

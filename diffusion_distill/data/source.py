@@ -8,6 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from diffusion_distill.errors import UserError
+from diffusion_distill.terminal.console import say_once
+
+_COLOURS = (1, 2, 3, 4)  # how many channels an image may well have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,21 @@ class Source:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What tells these images from others: a sha256 of the content where that is in memory or
-        in a manifest, of files' names, sizes and times of change where reading all takes long.
+        """What tells these images from others, wherever they are: a sha256 of the content where
+        that is in memory or in a manifest, of a part of it where reading all takes long.
         """
         return self.fingerprint_of()
+
+    def identity(self) -> dict:
+        """What tells these images from any others, wherever they are, in plain JSON values."""
+        labels = hashlib.sha256(np.ascontiguousarray(self.labels, np.int32).data).hexdigest()
+        return {
+            "split": self.split,
+            "count": len(self),
+            "image_shape": list(self.image_shape),
+            "labels": labels,
+            "fingerprint": self.fingerprint,
+        }
 
     def images(self, indices: np.ndarray | None = None) -> np.ndarray:
         """uint8 images [n, H, W, C] at these indices; all of them for None."""
@@ -56,12 +70,18 @@ def from_arrays(
 ) -> Source:
     """A source of images in memory, or memory-mapped: uint8 [N, H, W, C], N at least 1.
 
-    `labels` are integers [N], None for none; `num_classes` is one more than the largest where it is
-    None. Raises UserError, with `name` in it, where an array has another shape, type or range.
+    `labels` are integers [N], None for none; for `num_classes` None see `checked_labels`. Raises
+    UserError, with `name` in it, where an array has another shape, type, range or order of axes.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
         found = f"{images.dtype} {list(images.shape)}"
         raise UserError(f"{name}: images are {found}; they must be uint8 [N, H, W, C]")
+    if images.shape[3] > max(_COLOURS) and (
+        axes := [axis for axis in (1, 2) if images.shape[axis] in _COLOURS]
+    ):
+        order = (0, 2, 3, 1) if axes[0] == 1 else (3, 0, 1, 2)
+        found = f"{list(images.shape)}, which would be images of {images.shape[3]} channels"
+        raise UserError(f"{name}: images are {found}; if not, np.transpose(images, {order})")
     if labels is None:
         labels, num_classes = np.zeros(len(images), np.int32), 0
     labels, num_classes = checked_labels(labels, len(images), num_classes, name)
@@ -88,7 +108,9 @@ def checked_labels(
 ) -> tuple[np.ndarray, int]:
     """(labels as int32 [count], num_classes), where they are what labels must be.
 
-    Raises UserError where they are not integers, not one an image, or out of range.
+    Where `num_classes` is None it is one more than the largest, and each must have an image, since
+    samples are drawn of all; elsewhere one that has none is said. Raises UserError where that is
+    not so, or they are not integers, not one an image, or out of range.
     """
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
         found, must = f"{labels.dtype} {list(labels.shape)}", "they must be integers, one for each"
@@ -98,4 +120,11 @@ def checked_labels(
     if wrong.size:
         found = f"label {labels[wrong[0]]} of image {wrong[0]}"
         raise UserError(f"{name}: {found} is out of range 0 to {limit - 1}")
+    there = np.unique(labels)
+    if len(there) < limit:
+        none = next((n for n, label in enumerate(there) if n != label), len(there))
+        if num_classes is None:
+            found = f"labels are {there[0]} to {there[-1]}, and {none} has no image"
+            raise UserError(f"{name}: {found}; they must be 0 to their number - 1")
+        say_once(f"warning: {name}: label {none} has no image, and samples may be asked for it")
     return labels.astype(np.int32), limit

@@ -15,9 +15,11 @@ import numpy as np
 from diffusion_distill.config import base
 from diffusion_distill.data import cifar10, fields, folder, prepared, tfds
 from diffusion_distill.data.source import Source, from_arrays
+from diffusion_distill.data.splits import splits_in
 from diffusion_distill.errors import Field, UserError
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_npz
+from diffusion_distill.terminal.console import say_once
 
 
 def digits(config: ml_collections.ConfigDict | None = None) -> Source:
@@ -35,11 +37,12 @@ def digits(config: ml_collections.ConfigDict | None = None) -> Source:
     return from_arrays(images, bunch.target, 10, name="digits")
 
 
-def npz(config: ml_collections.ConfigDict) -> Source:
+def npz(config: ml_collections.ConfigDict, with_labels: bool = True) -> Source:
     """The arrays in config.path: `images` uint8 [N, H, W, C] and, where there are, `labels` [N].
 
     As in sample files of other projects, images may be `arr_0`, and an only array have any name.
-    config.split says what to call them. All are kept in memory.
+    What else may be labels is not read, and named. config.split says what to call them. All are
+    kept in memory.
     """
     path = as_path(config.path)
     try:
@@ -50,7 +53,11 @@ def npz(config: ml_collections.ConfigDict) -> Source:
         arrays["images"] = arrays.get("arr_0", next(iter(arrays.values())))
     if "images" not in arrays:
         raise UserError(f"{path} has the arrays {', '.join(arrays) or 'none'}; it must have images")
-    return from_arrays(arrays["images"], arrays.get("labels"), name=str(path), split=config.split)
+    images, labels = arrays["images"], arrays.get("labels") if with_labels else None
+    for other, array in arrays.items() if with_labels and labels is None else ():
+        if np.issubdtype(array.dtype, np.integer) and array.shape == images.shape[:1]:
+            say_once(f"{path}: {other} is not read; labels must be called labels")
+    return from_arrays(images, labels, name=str(path), split=config.split)
 
 
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Source]] = {
@@ -110,10 +117,14 @@ def _check_as_asked(config: ml_collections.ConfigDict, source: Source) -> None:
 
 def _check_has(config: ml_collections.ConfigDict, split: str) -> None:
     """Raises UserError where config.path is one split, and another is asked for."""
-    is_folder = config.name == "folder"
-    if config.name == "npz" or (is_folder and not (as_path(config.path) / split).is_dir()):
+    if config.name == "npz" or (config.name == "folder" and not _has_splits(config.path, split)):
         alone = f"it is the split {config.split!r} alone"
         raise UserError(fields.PATH, f": {config.path} has no split {split!r}: {alone}")
+
+
+def _has_splits(folder: str, split: str) -> bool:
+    path = as_path(folder)
+    return path.is_dir() and ((path / split).is_dir() or bool(splits_in(path)))
 
 
 def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
@@ -132,8 +143,8 @@ def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
         if lossy := [file.name for file in files if file.suffix.lower() in _LOSSY]:
             why = "compression alone moves FID, by as much as methods differ"
             say(f"warning: {len(lossy)} files in {path} are lossy, like {lossy[0]}: {why}")
-    elif path.suffix == ".npz" and path.is_file():
-        source = npz(config)
+    elif path.suffix.lower() == ".npz" and path.is_file():
+        source = npz(config, with_labels=False)  # samples may be of any
     else:
         raise UserError(f"{path} is neither a folder of images nor an .npz")
     return dataclasses.replace(source, name=str(path), split="all")
@@ -141,7 +152,7 @@ def load_images(path: str | Path, say: Callable[[str], None] = print) -> Source:
 
 def _content(files: list[Path]) -> str:
     """A sha256 of all files: what is measured is read anyway, and no two sets are confused."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"upright")  # how they are decoded
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

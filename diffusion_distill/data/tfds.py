@@ -12,7 +12,7 @@ from diffusion_distill.data import fields, preprocess
 from diffusion_distill.data.folder import in_threads
 from diffusion_distill.data.source import Source, checked_labels
 from diffusion_distill.errors import UserError
-from diffusion_distill.storage.buckets import is_bucket
+from diffusion_distill.storage.buckets import as_path, is_bucket
 from diffusion_distill.terminal.progress import Progress
 
 PART = 1000  # records whose labels one thread reads at a time
@@ -120,7 +120,7 @@ def _open(name: str, path: str, split: str):
         where = "in a bucket: python -m diffusion_distill.data.prepare"
         raise UserError(fields.PATH, f" is {path}; {must} {where}")
     try:
-        builder = tfds.builder(name, data_dir=path or None)
+        builder = tfds.builder(name, data_dir=str(as_path(path)) if path else None)
         splits = list(builder.info.splits)
         if not splits or split in splits:
             builder.as_data_source(split=split)

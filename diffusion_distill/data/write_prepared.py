@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.data.folder import BY_CONTENT
 from diffusion_distill.data.prepared import LABELS, MANIFEST, PREPARING, Manifest
 from diffusion_distill.data.source import Source
 from diffusion_distill.errors import UserError
@@ -78,6 +79,8 @@ class _Tried:
 def _differences(old: dict, new: dict) -> str:
     """In which settings two origins differ; the path is none, since the content is compared."""
     names = [n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n) and n != "path"]
+    if BY_CONTENT in new["fingerprint"] and BY_CONTENT not in old.get("fingerprint", ""):
+        names.remove("fingerprint")  # of an older version, and of another kind
     settings = [f"{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in names if n != "fingerprint"]
     return ", ".join(settings or ["its images were others, or have changed" for _ in names])
 

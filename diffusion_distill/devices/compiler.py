@@ -4,9 +4,11 @@ XLA's defaults for accelerators stand. On CPU two of them cost a U-Net half of i
 program says otherwise (`options`), so that nothing else in the process is touched.
 """
 
+import contextlib
 import functools
 import hashlib
 import platform as machine
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -45,17 +47,39 @@ def options(platform: str) -> dict[str, str] | None:
     return {name: value for name, value in _CPU_OPTIONS.items() if is_known(name)} or None
 
 
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """A `with`, or a decorator, in which this thread has JAX's own settings of numbers.
+
+    Else JAX_ENABLE_X64 or JAX_THREEFRY_PARTITIONABLE, set for another program or by the one around,
+    would give other images from the same seed, and strict JAX_NUMPY_DTYPE_PROMOTION or
+    JAX_NUMPY_RANK_PROMOTION none. The generator is named where a key is made: `seed_key`.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.threefry_partitionable(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
 def keep_programs(named: str = "") -> None:
     """Keeps compiled programs in the folder `compiled` of `cache_folder(named)`, for later starts.
 
     JAX's own persistent cache does it, for each kind of CPU apart: a program for one may crash on
     another. Of several processes the first alone writes, so that other hosts, with caches of their
     own, compile at each start. Where JAX was told a place (JAX_COMPILATION_CACHE_DIR) or to keep
-    nothing (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed. Removing the folder does no harm.
+    nothing (JAX_ENABLE_COMPILATION_CACHE=0), nothing is changed; where the folder cannot be made,
+    as in a home that is read only, nothing is kept. Removing it does no harm.
     """
-    cache = cache_folder(named)
+    folder = cache_folder(named) / "compiled" / _cpu()
     if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / _cpu()))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         # A run has many small programs besides its large ones; together they take as long.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

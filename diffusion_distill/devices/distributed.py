@@ -4,25 +4,38 @@ All run the same program in step. Process 0 talks and writes files; what it read
 reaches the others by `on_main`. With one process everything here does nothing, at no cost.
 """
 
+import contextlib
 import functools
 import itertools
 import json
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+
+# JAX's own knowledge, which it has no public name for: whom Slurm and Open MPI have started, and
+# whether libtpu and TPU chips are there.
+from jax._src import cloud_tpu_init, clusters
 from jax.experimental import multihost_utils
 
 from diffusion_distill import errors
 from diffusion_distill.errors import UserError
 
 INITIALIZATION_TIMEOUT = 300  # seconds within which all processes must have come
+# Seconds more that process 0 has, so that no other loses it while it waits; JAX, which ends a
+# process with a stack of C++, has twice as many.
+GRACE = 30
 SHUTDOWN_TIMEOUT = 60  # seconds that a process that is done waits for the others
 PATIENCE = 6 * 3600  # seconds to wait for process 0: it may read checkpoints; a dead one ends it
 
-# Launchers: environment variable of the number of processes -> how JAX calls the launcher.
-_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "slurm", "OMPI_COMM_WORLD_SIZE": "ompi"}
+# Launchers: environment variable of the number of processes -> what JAX knows of the launcher.
+_LAUNCHERS = {
+    "SLURM_STEP_NUM_TASKS": clusters.SlurmCluster,
+    "OMPI_COMM_WORLD_SIZE": clusters.OmpiCluster,
+}
 _OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # where JAX looks for the address; Open MPI 5 has it no more
 
 _ERRORS = {kind.__name__: kind for kind in (UserError, errors.CheckpointError, OSError)}
@@ -61,31 +74,75 @@ def initialize(
         raise UserError(f"--process_id is {process_id}; {must}")
     jax.config.update("jax_enable_preemption_service", preemption)
     try:
-        jax.distributed.initialize(
-            **found,
-            initialization_timeout=INITIALIZATION_TIMEOUT,
-            heartbeat_timeout_seconds=heartbeat_timeout,
-            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
-        )
+        with _in_time(**found):
+            jax.distributed.initialize(
+                **found,
+                initialization_timeout=INITIALIZATION_TIMEOUT + 2 * GRACE,
+                heartbeat_timeout_seconds=heartbeat_timeout,
+                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+            )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run did not find each other: {error}") from error
 
 
+@contextlib.contextmanager
+def _in_time(coordinator_address="", num_processes=0, process_id=None, **rest) -> Iterator[None]:
+    """Ends the process, in one line, where the others have not come before the `with` is over."""
+    of = f"{num_processes} processes at {coordinator_address}" if num_processes else "all processes"
+    if process_id == 0:
+        print(f"waiting for {of}", flush=True)
+    seconds = INITIALIZATION_TIMEOUT + (GRACE if process_id == 0 else 0)
+
+    def end() -> None:
+        started = [name for name in _LAUNCHERS if name in os.environ and rest]
+        alone = f"; unset {started[0]} to run one alone" if started else ""
+        why = f"waited {seconds} s for {of}, which must all be started{alone}"
+        print(f"error: {why}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _launcher() -> dict | None:
     """What to tell JAX where something has started several processes; None where nothing has."""
-    for variable, method in _LAUNCHERS.items():
-        if int(os.environ.get(variable) or 1) > 1:
-            if method == "ompi" and _OPEN_MPI_4 not in os.environ:
-                raise UserError(
-                    "this Open MPI does not say where process 0 is: give --coordinator=HOST:PORT "
-                    "--num_processes=$OMPI_COMM_WORLD_SIZE --process_id=$OMPI_COMM_WORLD_RANK"
-                )
-            return {"cluster_detection_method": method}
-    # JAX's own knowledge, which it has no public name for: libtpu and TPU chips are there.
-    from jax._src import cloud_tpu_init
-
+    for variable, launcher in _LAUNCHERS.items():
+        count = os.environ.get(variable) or "1"
+        try:
+            if int(count) > 1:
+                return _told(launcher)
+        except (KeyError, ValueError, RuntimeError) as error:
+            what = f"there is no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            alone = f"unset {variable} to run one process alone"
+            raise UserError(f"{variable} is {count}, but {what}; {alone}") from error
     on_tpu = cloud_tpu_init.running_in_cloud_tpu_vm and os.environ.get("JAX_PLATFORMS") != "cpu"
     return {} if on_tpu else None
+
+
+def _told(launcher: type[clusters.ClusterEnv]) -> dict:
+    """What a launcher says in the environment, as JAX reads it.
+
+    Raises KeyError, ValueError or RuntimeError where that is not complete, or not what it may be.
+    """
+    if launcher is clusters.OmpiCluster and _OPEN_MPI_4 not in os.environ:
+        raise RuntimeError(
+            "this Open MPI does not say where process 0 is: give --coordinator=HOST:PORT "
+            "--num_processes=$OMPI_COMM_WORLD_SIZE --process_id=$OMPI_COMM_WORLD_RANK"
+        )
+    launcher.get_local_process_id()  # JAX will ask for it
+    port = os.environ.get("JAX_COORDINATOR_PORT")
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    return {
+        "coordinator_address": address or launcher.get_coordinator_address(None, port),
+        "num_processes": launcher.get_process_count(),
+        "process_id": launcher.get_process_id(),
+        "cluster_detection_method": launcher.name,
+    }
 
 
 def process_id() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_distill.devices.distributed import several
-from diffusion_distill.errors import UserError
+from diffusion_distill.errors import UserError, reason
 
 AXES = ("data", "fsdp")
 SPLIT_FROM = 2**12  # elements; a smaller array costs more to gather than to keep
@@ -25,14 +25,38 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
     `fsdp` neighbours share one copy of the weights (config.runtime.fsdp): all where there are
     fewer, so that one config runs on any hardware. Raises UserError where so many do not divide
-    them.
+    them, or JAX was asked for an accelerator and has none.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
+    devices = np.asarray(_all_devices() if devices is None else devices)
     fsdp = min(fsdp, devices.size)
     if devices.size % fsdp:
         must = f"it must divide the number of devices, {devices.size}"
         raise UserError(f"config.runtime.fsdp is {fsdp}; {must}")
     return Mesh(devices.reshape(-1, fsdp), AXES)
+
+
+def _all_devices() -> Sequence[jax.Device]:
+    """Those of all processes. With "cuda,cpu" JAX would be content with the CPU."""
+    asked, why = jax.config.jax_platforms or "", ""
+    first = asked.partition(",")[0]
+    try:
+        devices = jax.devices()
+        if first in ("", "cpu") or devices[0].platform != "cpu":
+            return devices
+    except (RuntimeError, AssertionError) as error:
+        if not asked:
+            raise
+        why = f" ({reason(error)})" if str(error) else ""  # its plugin is not installed
+    way_out = "JAX_PLATFORMS=cpu runs on the CPU"
+    raise UserError(f"JAX_PLATFORMS is {asked}, but there is no {first} here{why}; {way_out}")
+
+
+def described(mesh: Mesh) -> str:
+    """A mesh's devices as a line: how many, of what kind and platform, in how many processes."""
+    device = mesh.devices.flat[0]
+    kind = "" if device.device_kind == device.platform else f" ({device.device_kind})"
+    processes = f" of {jax.process_count()} processes" if several() else ""
+    return f"devices: {mesh.size} {device.platform}{kind}{processes}"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

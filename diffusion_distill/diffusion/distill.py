@@ -1,6 +1,6 @@
-"""Targets of progressive distillation: a student's one step does what two of its teacher's do.
+"""Targets of progressive distillation: what takes a student in one step where others go in two.
 
-All have one signature: target(teacher, z_t, i, num_steps, logsnr_fn) -> x [B, ...].
+Those of TARGETS have one signature: target(teacher, z_t, i, num_steps, logsnr_fn) -> x [B, ...].
 """
 
 from collections.abc import Callable
@@ -80,13 +80,58 @@ def distillation_target(
     logsnr_t = logsnr_fn(i / num_steps)
     logsnr_m = logsnr_fn((i - 0.5) / num_steps)
     logsnr_s = logsnr_fn((i - 1.0) / num_steps)
-    first = teacher(z_t, logsnr_t)
+    return _two_as_one(teacher, teacher, z_t, (logsnr_s, logsnr_m, logsnr_t))
+
+
+def _two_as_one(
+    first: Denoiser, second: Denoiser, z_t: jax.Array, logsnrs: tuple[jax.Array, ...]
+) -> jax.Array:
+    """The x that goes in one DDIM step from t to s where `first` goes to m and `second` from m on.
+
+    logsnrs: at s, m and t, [B] each, as for `first_step_weight`.
+    """
+    _, logsnr_m, logsnr_t = logsnrs
+    one = first(z_t, logsnr_t)
     alpha_m, sigma_m = alpha_sigma_like(logsnr_m, z_t)
-    z_m = alpha_m * first.x + sigma_m * first.eps
-    second = teacher(z_m, logsnr_m)
-    w = first_step_weight(logsnr_s, logsnr_m, logsnr_t)
+    z_m = alpha_m * one.x + sigma_m * one.eps
+    two = second(z_m, logsnr_m)
+    w = first_step_weight(*logsnrs)
     w = w.reshape(w.shape + (1,) * (z_t.ndim - w.ndim))
-    return jax.lax.stop_gradient(w * first.x + (1.0 - w) * second.x)
+    return jax.lax.stop_gradient(w * one.x + (1.0 - w) * two.x)
+
+
+def tract_target(
+    teacher: Denoiser,
+    average: Denoiser,
+    z_t: jax.Array,
+    i: jax.Array,
+    steps: tuple[jax.Array, jax.Array],
+    logsnr_fn: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The x that takes a student from t to the end of its segment (TRACT; Berthelot et al. 2023).
+
+    A teacher of M steps is distilled into a student of N at once. The student's N steps are
+    segments of time, each of M / N steps of the teacher. From t = i / M, anywhere in a segment, the
+    teacher makes one DDIM step to (i - 1) / M, and from there the student's own running average
+    jumps to the segment's end; where the teacher's step ends the segment there is nothing to jump.
+
+    Args:
+        teacher: its denoiser, asked at t.
+        average: the student's denoiser with its averaged weights.
+        z_t: noisy images at time i / M, [B, ...].
+        i: integers in 1..M, [B].
+        steps: (M, N), scalars, M a multiple of N; may be traced.
+        logsnr_fn: the schedule, from time in [0, 1] to logSNR.
+
+    Returns:
+        x_target, [B, ...]. No gradient flows through it.
+    """
+    teacher_steps, num_steps = steps
+    each = teacher_steps // num_steps
+    end = (i - 1) // each * each
+    dtype = jnp.promote_types(z_t.dtype, jnp.float32)  # bfloat16 counts to 256 only
+    times = (j.astype(dtype) / teacher_steps for j in (end, i - 1, i))
+    return _two_as_one(teacher, average, z_t, tuple(logsnr_fn(t) for t in times))
 
 
 def heun_target(

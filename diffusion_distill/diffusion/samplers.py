@@ -35,9 +35,18 @@ class SamplerState(NamedTuple):
 Step = Callable[[Denoiser, SamplerState, jax.Array, jax.Array, LogsnrFn, NoiseFn], SamplerState]
 
 
+def seed_key(seed: int | jax.Array) -> jax.Array:
+    """The random key of a seed from 0 to 2**31 - 1, whatever generator and offset JAX is set to.
+
+    It is that of `jax.random.key` with JAX's own settings.
+    """
+    data = jnp.stack([jnp.uint32(0), jnp.asarray(seed).astype(jnp.uint32)])
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
 def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """One random key for each image, a function of (seed, its index) alone: [N] -> keys [N]."""
-    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
+    return jax.vmap(lambda index: jax.random.fold_in(seed_key(seed), index))(indices)
 
 
 def image_noise(keys: jax.Array, i: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 
 from diffusion_distill.config import to_dict
 from diffusion_distill.data.batches import batches_of, to_uint8
+from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise
@@ -205,6 +206,7 @@ class World:
             done = (*done, Column(n, *(x and picture(x, n) for x in names)))
             yield done
 
+    @compiler.own_settings()
     def walk(
         self,
         name: str,

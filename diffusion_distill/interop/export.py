@@ -80,7 +80,8 @@ def make_room(out: str | Path, ours: tuple[str, ...]) -> Path:
     if out.is_file():
         raise UserError(f"{out} is a file; name a folder")
     if out.is_dir():
-        others = sorted(p.name for p in out.iterdir() if p.name not in ours)
+        names = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+        others = [name for name in names if name not in ours]
         if others:
             raise UserError(f"{out} has other files, {others[0]} for one; name a new folder")
     out.mkdir(parents=True, exist_ok=True)

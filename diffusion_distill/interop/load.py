@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import Sampler, checked_guidance, make_sample_program
@@ -14,6 +15,7 @@ from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.validate import from_file, validate
 
 
+@compiler.own_settings()
 def load_sampler(
     path: str | Path,
     num_steps: int | None = None,
@@ -73,8 +75,9 @@ def load_sampler(
         network = diffusers.read(where, mesh)
     else:
         network = export.read(where, mesh)
-    if num_steps is not None and num_steps < 1:
-        raise UserError(f"num_steps is {num_steps}; it must be at least 1")
+    for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
     if network.fixed_steps is not None and num_steps not in (None, network.fixed_steps):
         raise UserError(f"{path} is made for {network.fixed_steps} steps; num_steps is {num_steps}")
     config, shape, classes = network.config, network.image_shape, network.num_classes

@@ -4,6 +4,10 @@ import functools
 
 import numpy as np
 
+from diffusion_distill.errors import UserError
+
+FOLDS = 5  # of cross-validation
+
 
 class LabelJudge:
     """A support vector machine on raw pixels, fitted on real images. For small images only.
@@ -12,7 +16,7 @@ class LabelJudge:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
-        """Fits on uint8 images [N, H, W, C] and labels [N]."""
+        """Fits on uint8 images [N, H, W, C] and labels [N]; see `check_labels`."""
         from sklearn import svm
 
         self._pixels, self._labels = _flat(images), labels
@@ -26,7 +30,7 @@ class LabelJudge:
         """
         from sklearn import base, model_selection
 
-        folds = model_selection.StratifiedKFold(5, shuffle=True, random_state=0)
+        folds = model_selection.StratifiedKFold(FOLDS, shuffle=True, random_state=0)
         like = base.clone(self._model)
         return float(
             model_selection.cross_val_score(like, self._pixels, self._labels, cv=folds).mean()
@@ -35,6 +39,18 @@ class LabelJudge:
     def agreement(self, images: np.ndarray, labels: np.ndarray) -> float:
         """The share of images in which it sees the label that was asked for."""
         return float(np.mean(self._model.predict(_flat(images)) == labels))
+
+
+def check_labels(labels: np.ndarray, name: str) -> None:
+    """Raises UserError where a judge cannot be fitted on these labels [N] of `name`, or not tested.
+
+    Whatever fold is left out, images of two labels must remain.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    if sum(counts > 1) < 2 or max(counts) < FOLDS:
+        takes = f"it takes two labels of at least 2 images, one of them of {FOLDS}"
+        found = f"{name} has {len(labels)} images of {len(counts)} labels"
+        raise UserError(f"config.eval.label_agreement is True, but {found}; {takes}")
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

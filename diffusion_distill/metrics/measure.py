@@ -26,10 +26,15 @@ from diffusion_distill.devices.sharding import batched, place, replicated, round
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics import inception
 from diffusion_distill.metrics.blocks import BlockStore, OnBatch
-from diffusion_distill.metrics.classifier import LabelJudge
+from diffusion_distill.metrics.classifier import LabelJudge, check_labels
 from diffusion_distill.metrics.features import FeatureNetwork, pixels, thumbnails
 from diffusion_distill.metrics.names import check_count
-from diffusion_distill.metrics.reference import Reference, reference_from_file, reference_of
+from diffusion_distill.metrics.reference import (
+    Reference,
+    check_cache,
+    reference_from_file,
+    reference_of,
+)
 from diffusion_distill.metrics.request import Request, Result
 from diffusion_distill.metrics.yardstick import METRICS, Yardstick, check_feature_size
 from diffusion_distill.storage.files import cache_folder, read_json, write_atomically
@@ -104,6 +109,13 @@ class Measurer:
         reference = self._computed_reference()
         return Yardstick(self._network, reference, tuple(asked.metrics), asked.allow_biased, judge)
 
+    def reference_identity(self) -> dict:
+        """What tells the reference from any other, wherever it is; as `Source.identity`."""
+        real = self._reference
+        if isinstance(real, Reference):
+            return {"split": real.name, **real.made_of}
+        return real.identity()
+
     @contextlib.contextmanager
     def progress(self, label: str, count: int) -> Iterator[OnBatch]:
         """Shows how far so many images are, and looks after each batch at whether to stop."""
@@ -139,10 +151,10 @@ class Measurer:
             with self.progress(label, request.count) as on_batch:
                 result = self.yardstick.measure(request, store, on_batch)
             folder.mkdir(parents=True, exist_ok=True)
-            fields = {"made_of": result_made_of, "values": result.values, "notes": result.notes}
+            fields = {"made_of": result_made_of, **dataclasses.asdict(result)}
             write_atomically(folder / "result.json", json.dumps(fields, indent=1) + "\n")
             store.clear()
-        return Result(result.values, result.notes | request.notes)
+        return dataclasses.replace(result, notes=result.notes | request.notes)
 
     def definition(self, count: int, seed: int | None = None) -> dict:
         """What a number is a number of, beside the names of the metrics."""
@@ -168,20 +180,16 @@ class Measurer:
     def _check_early(self, image_shape: tuple[int, int, int]) -> None:
         """What would else be found out after the teacher was trained."""
         evaluation, name, real = self.config.eval, self._network.name, self._reference
-        images = jax.ShapeDtypeStruct((self.mesh.size, *image_shape), np.uint8)
-        try:
-            apply = inspect.unwrap(self._network.apply)  # compiled as a whole, never within
-            features, logits = jax.eval_shape(apply, self._network.params, images)
-        except (TypeError, ValueError) as error:
-            shape = "x".join(map(str, image_shape))
-            raise UserError(f"{name} takes no images of {shape}: {error}") from None
-        if isinstance(real, Reference):
-            check_feature_size(features.shape[1], real)
-        elif "fd" in evaluation.metrics:
-            what = f"the number of images of {real.name}, {real.split},"
-            check_count(name, len(real), evaluation.allow_biased, what)
+        features, logits = self._features(image_shape)
+        if self._labelled is not None:
+            check_labels(self._labelled.labels, self._labelled.name)
         first, why = METRICS[evaluation.metrics[0]], ""
         count = min(evaluation.num_images, evaluation.baseline_images or evaluation.num_images)
+        if isinstance(real, Reference):
+            check_feature_size(features.shape[1], real)
+        else:
+            self._check_real(real, features)
+            count = min(count, len(real)) if first.has_reference else count
         if count < first.least:
             why = f"it takes at least {first.least} images, not {count}"
         if first.needs_logits and logits is None:
@@ -193,6 +201,29 @@ class Measurer:
                 f"config.eval.metrics is {tuple(evaluation.metrics)}; the first of them cannot be "
                 f"measured: {why}"
             )
+
+    def _features(self, image_shape: tuple[int, int, int]) -> tuple:
+        """Shapes of the features and logits of images [H, W, C]; UserError where there are none."""
+        images = jax.ShapeDtypeStruct((self.mesh.size, *image_shape), np.uint8)
+        try:
+            apply = inspect.unwrap(self._network.apply)  # compiled as a whole, never within
+            return jax.eval_shape(apply, self._network.params, images)
+        except (TypeError, ValueError) as error:
+            shape = "x".join(map(str, image_shape))
+            raise UserError(f"{self._network.name} takes no images of {shape}: {error}") from None
+
+    def _check_real(self, real: Source, features: jax.ShapeDtypeStruct) -> None:
+        """Whether the reference can be computed of these images, compared with, and kept."""
+        evaluation, what = self.config.eval, f"the number of images of {real.name}, {real.split},"
+        if "fd" in evaluation.metrics:
+            check_count(self._network.name, len(real), evaluation.allow_biased, what)
+        if len(real) < 2:
+            raise UserError(f"{what} is {len(real)}; a reference takes at least 2")
+        if self._features(real.image_shape)[0].shape != features.shape:
+            size = "x".join(map(str, real.image_shape))
+            raise UserError(f"{real.name}, {real.split}, has images of another size, {size}")
+        cache = cache_folder(self.config.runtime.cache_dir)
+        on_main(lambda: check_cache(real, self._network, cache))
 
 
 def for_run(config: ConfigDict, source: Source, mesh: Mesh) -> Measurer:
@@ -229,5 +260,5 @@ def _kept(path: Path, made_of: dict) -> Result | None:
     with contextlib.suppress(UserError, KeyError):
         found = on_main(lambda: read_json(path))
         if found["made_of"] == made_of:
-            return Result(found["values"], found["notes"])
+            return Result(found["values"], found["spreads"], found["notes"])
     return None

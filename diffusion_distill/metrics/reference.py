@@ -21,7 +21,13 @@ from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.frechet import Moments, Statistics, merge, moments, to_statistics
 from diffusion_distill.metrics.precision_recall import radii
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import locked_in_turn, read_npz, save_arrays
+from diffusion_distill.storage.files import (
+    CACHE_DIR,
+    check_can_write,
+    locked_in_turn,
+    read_npz,
+    save_arrays,
+)
 
 KEPT = 50_000  # features at most, for what compares with features
 FORMAT = 1  # raised whenever the same images would give other arrays
@@ -83,6 +89,18 @@ def reference_of(
     return Reference(source.split, statistics, arrays["features"], len(source), made_of)
 
 
+def check_cache(source: Source, network: FeatureNetwork, cache_dir: Path) -> None:
+    """Raises UserError where `reference_of` could not keep what it computes."""
+    if source.fingerprint and not (path := _path(cache_dir, _made_of(source, network))).exists():
+        try:
+            check_can_write(path)
+        except OSError as error:
+            way_out = f"config.runtime.cache_dir, or the environment's {CACHE_DIR}, names another"
+            raise UserError(
+                f"the cache {cache_dir} cannot be written to: {error.strerror}; {way_out}"
+            ) from error
+
+
 def reference_from_file(path: str | Path) -> Reference:
     """The statistics that another project left in an npz: `mu` [D] and `sigma` [D, D].
 
@@ -121,7 +139,7 @@ def images_or_statistics(path: str | Path) -> Source | Reference:
         UserError: it is none of these; see `load_images` and `reference_from_file`.
     """
     file = as_path(path)
-    if file.suffix == ".npz" and file.is_file() and "mu" in read_npz(file, names=("mu",)):
+    if file.suffix.lower() == ".npz" and file.is_file() and "mu" in read_npz(file, names=("mu",)):
         return reference_from_file(path)
     return dataclasses.replace(load_images(path), split=_vs_name(path))
 

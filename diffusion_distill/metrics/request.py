@@ -33,20 +33,25 @@ class Request:
 class Result:
     """What was measured of one set of images."""
 
-    # by the metric's name, in the order asked for; a spread is under the name with "_std". Label
-    # agreement is under "label_agreement".
+    # by the metric's name, in the order asked for; label agreement is under "label_agreement"
     values: dict[str, float]
+    spreads: dict[str, float]  # of the values that have one, by the same names
     # by the metric's name or what was asked for: why there is no value, or what one must know of it
     notes: dict[str, str]
 
     @property
     def metrics(self) -> list[str]:
-        """Names of what was measured, spreads and label agreement left out."""
-        return [n for n in self.values if not n.endswith("_std") and n != "label_agreement"]
+        """Names of what was measured, label agreement left out."""
+        return [name for name in self.values if name != "label_agreement"]
 
     def row(self) -> dict:
-        """As results.jsonl and evaluations.jsonl have it."""
-        return {"metrics": self.metrics, **self.values, "notes": self.notes}
+        """As results.jsonl and evaluations.jsonl have it; a spread is "NAME_std" there."""
+        row = {"metrics": self.metrics}
+        for name, value in self.values.items():
+            row[name] = value
+            if name in self.spreads:
+                row[f"{name}_std"] = self.spreads[name]
+        return row | {"notes": self.notes}
 
 
 def of_sampler(

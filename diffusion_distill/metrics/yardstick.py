@@ -32,8 +32,8 @@ class Sample:
 class Metric:
     """A metric that can be asked for."""
 
-    # (sample, reference) -> {label: value}; a label with "_std" is the spread of that without
-    compute: Callable[[Sample, Reference], dict[str, float]]
+    # (sample, reference) -> {label: (value, its spread)}; None where it has no spread
+    compute: Callable[[Sample, Reference], dict[str, tuple[float, float | None]]]
     needs_features: bool = False  # features of the reference, not its statistics alone
     needs_logits: bool = False  # of a classifier
     has_reference: bool = True  # whether it compares with one
@@ -41,23 +41,21 @@ class Metric:
 
 
 def _fd(sample, reference):
-    return {"fd": frechet_distance(sample.statistics, reference.statistics)}
+    return {"fd": (frechet_distance(sample.statistics, reference.statistics), None)}
 
 
 def _kid(sample, reference):
-    mean, spread = kernel_distance(sample.arrays["features"], reference.features)
-    return {"kid": mean} if spread is None else {"kid": mean, "kid_std": spread}
+    return {"kid": kernel_distance(sample.arrays["features"], reference.features)}
 
 
 def _precision_recall(sample, reference):
     features = sample.arrays["features"]
     precision, recall = precision_recall(features, reference.features, reference.radii)
-    return {"precision": precision, "recall": recall}
+    return {"precision": (precision, None), "recall": (recall, None)}
 
 
 def _inception_score(sample, reference):
-    mean, spread = inception_score(sample.arrays["logits"])
-    return {"is": mean, "is_std": spread}
+    return {"is": inception_score(sample.arrays["logits"])}
 
 
 # What config.eval.metrics may name.
@@ -112,21 +110,23 @@ class Yardstick:
         batch_fn = self._batch_fn(request.images_fn, keep)
         blocks = in_blocks(batch_fn, count, request.batch_size, store, on_batch)
         sample = _gather(blocks, keep, self.reference)
-        values, notes = {}, {}
+        values, spreads, notes = {}, {}, {}
         for name in asked:
             if reason := self._why_not(METRICS[name], sample, count):
                 notes[name] = reason
                 continue
-            for label, value in METRICS[name].compute(sample, self.reference).items():
-                plain = label.removesuffix("_std")
-                values[self.name(plain, count) + label.removeprefix(plain)] = value
+            for label, (value, spread) in METRICS[name].compute(sample, self.reference).items():
+                metric = self.name(label, count)
+                values[metric] = value
+                if spread is not None:
+                    spreads[metric] = spread
         if not values:
             raise UserError(f"nothing can be measured: {'; '.join(notes.values())}")
         if "fd" in asked:
             notes |= self._singular(sample, count)
         if judge is not None:
             values["label_agreement"] = judge.agreement(sample.arrays["images"], labels)
-        return Result(values, notes)
+        return Result(values, spreads, notes)
 
     def name(self, label: str, count: int) -> str:
         """The name of a metric of so many images; see `metric_name`."""

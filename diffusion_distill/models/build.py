@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,9 @@ def init_params(model: UNet, key: jax.Array, image_shape: tuple[int, int, int]) 
     """The weights of a new network for images of image_shape (H, W, C)."""
     labels = jnp.zeros((1,), jnp.int32) if model.num_classes else None
     told = {"guidance": jnp.zeros((1,))} if model.told_guidance else {}
-    return model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)), labels, **told)["params"]
+    given = jnp.zeros((1, *image_shape)), jnp.zeros((1,)), labels
+    with flax.config.temp_flip_flag("fix_rng_separator", False):  # it would draw other weights
+        return model.init(key, *given, **told)["params"]
 
 
 def abstract_params(model: UNet, image_shape: tuple[int, int, int], mesh: Mesh) -> dict:

@@ -24,7 +24,7 @@ from diffusion_distill.plan.cost import LEAST_EFFORT
 from diffusion_distill.plan.make import make_plan
 from diffusion_distill.plan.text import text
 from diffusion_distill.storage.buckets import as_path
-from diffusion_distill.storage.files import write_atomically
+from diffusion_distill.storage.files import check_can_write, write_atomically
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
 
@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
     cli.required("config", _CONFIG.value)
     topology = hardware.parse_topology(cli.required("topology", _TOPOLOGY.value))
     getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
-    if _JSON.value:  # a folder that cannot be made is found before minutes of compiling, not after
-        as_path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
+    if _JSON.value:  # what cannot be written is found before minutes of compiling, not after
+        check_can_write(as_path(_JSON.value))
     plan = make_plan(_CONFIG.value, topology, _EFFORT.value)
     if _JSON.value:
         fields = dataclasses.asdict(plan) | {"topology": str(topology)}

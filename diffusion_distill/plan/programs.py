@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,13 @@ from ml_collections import ConfigDict
 from diffusion_distill.data import sources
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices.sharding import batched, replicated, rounded_up, with_shardings
+from diffusion_distill.diffusion.samplers import seed_key
 from diffusion_distill.errors import UserError
 from diffusion_distill.generate import make_sample_fn
 from diffusion_distill.models.build import abstract_params, build_unet, compute_weights
 from diffusion_distill.paper import DATASETS
 from diffusion_distill.stages import Stage, student_config
-from diffusion_distill.storage.buckets import is_bucket
+from diffusion_distill.storage.buckets import as_path, is_bucket
 from diffusion_distill.training.feed import RESIDENT
 from diffusion_distill.training.loop import updates_per_call
 from diffusion_distill.training.optimizer import make_optimizer
@@ -55,7 +55,7 @@ def describe(config: ConfigDict) -> Data:
     if data.name in _KNOWN:
         return Data(*_KNOWN[data.name])
     bucket = is_bucket(data.path)  # where looking would copy the whole set to this machine
-    if data.path and not bucket and Path(data.path).exists():
+    if data.path and not bucket and as_path(data.path).exists():
         source = sources.load(data)
         return Data(source.image_shape, source.num_classes, len(source))
     if not data.image_size:
@@ -117,7 +117,8 @@ def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
     state = abstract_state(params, make_optimizer(config, stage), mesh)
     batches = _batches(config, data, count, mesh)
     function = make_update(recipe, state, _PLATFORM)
-    arguments = (state, teacher, *batches, key, Round(number, number))
+    this_round = jax.tree.map(lambda _: number, Round.of(stage))
+    arguments = (state, teacher, *batches, key, this_round)
     return Program(name, config.train.batch_size, count, function, arguments)
 
 
@@ -162,4 +163,4 @@ def _array(shape, dtype, sharding) -> jax.ShapeDtypeStruct:
 
 
 def _key_dtype():
-    return jax.eval_shape(lambda: jax.random.key(0)).dtype
+    return jax.eval_shape(lambda: seed_key(0)).dtype

@@ -14,7 +14,7 @@ def show_results(workdir: Path, rows: list[dict]) -> None:
     path, table = workdir / "results.txt", results_table(rows) + "\n"
 
     def write() -> None:
-        if rows and (not path.exists() or path.read_text() != table):
+        if rows and (not path.exists() or path.read_text("utf-8") != table):
             refresh(workdir)
             write_atomically(path, table)
 

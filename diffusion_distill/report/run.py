@@ -52,7 +52,9 @@ class RunFiles:
     image_shape: tuple[int, int, int] | None  # (H, W, C) of its images; None for not known
     teacher_is_student: bool  # whether its teacher is made for one number of steps
     stages: list[StageFiles]  # that it runs, in order
-    evaluations: list[dict]  # rows of evaluations.jsonl: what was measured later
+    # rows of evaluations.jsonl: what was measured later; less those that give a metric of the
+    # results against other images
+    evaluations: list[dict]
     real: dict[str, np.ndarray] | None  # arrays of real.npz; None where there is none
     problems: list[str]  # sentences, each on something missing or damaged
 
@@ -80,13 +82,14 @@ def read_run(path: str | Path) -> RunFiles:
     unknown = rows.keys() - {stage.name for stage in stages}
     reader.problems.extend(f"results.jsonl has {n}, which is no stage of the run" for n in unknown)
     real = reader.npz("real.npz", set()) if rows else None
+    evaluations = reader.rows("evaluations.jsonl", {"stage": str, "num_steps": int}, False)
     return RunFiles(
         path=path,
         config=config if isinstance(config, dict) else {},
         image_shape=_shape(fields.get("image_shape")),
         teacher_is_student=bool(fields.get("teacher_num_steps")),
         stages=stages,
-        evaluations=reader.rows("evaluations.jsonl", {"stage": str, "num_steps": int}, False),
+        evaluations=reader.comparable(evaluations, [*rows.values()]),
         real=real,
         problems=reader.problems,
     )
@@ -130,6 +133,20 @@ class _Reader:
             lack = f"{bad} of its {len(rows)} rows lack one of {', '.join(kinds)}"
             self.problems.append(f"{name} is damaged: {lack}")
         return good
+
+    def comparable(self, evaluations: list[dict], results: list[dict]) -> list[dict]:
+        """The evaluations, less those that give a metric of the results against other images."""
+        names = {name for row in results for name in metrics_of(row)}
+        known = references_of(results)
+        kept = []
+        for row in evaluations:
+            found = references_of([row])
+            if names.isdisjoint(metrics_of(row)) or found <= known or not differ(known | found):
+                kept.append(row)
+        if others := len(evaluations) - len(kept):
+            why = f"other images than results.jsonl: {others} of its rows are left out"
+            self.problems.append(f"evaluations.jsonl compares with {why}")
+        return kept
 
     def npz(self, name: str, needed: set[str]) -> dict[str, np.ndarray] | None:
         """The arrays of an .npz with images, or None."""
@@ -183,6 +200,25 @@ def _is(value, kind: type) -> bool:
 def is_number(value) -> bool:
     """Whether a value from JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def metrics_of(row: dict) -> list[str]:
+    """Names of what a row of results or evaluations measured."""
+    names = row.get("metrics", [row.get("metric")])
+    return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+
+
+def references_of(rows: list[dict]) -> set[str]:
+    """What tells the images that rows compare with from any others, where rows say it."""
+    made_of = [row.get("reference") for row in rows]
+    found = [of.get("statistics", of.get("fingerprint")) for of in made_of if isinstance(of, dict)]
+    return {value for value in found if isinstance(value, str)}
+
+
+def differ(references: set[str]) -> bool:
+    """Whether these tell of different images: two fingerprints "KIND-SHA256" of one kind do."""
+    kinds = [reference.rpartition("-")[0] for reference in references]
+    return len(set(kinds)) < len(kinds)
 
 
 def _number(value) -> float:

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from diffusion_distill.config import base, to_dict
 from diffusion_distill.metrics.names import value_text
 from diffusion_distill.report import figures, series, table
-from diffusion_distill.report.run import CURVES, RunFiles
+from diffusion_distill.report.run import CURVES, RunFiles, differ, references_of
 from diffusion_distill.report.series import Series, Spent
 from diffusion_distill.terminal.console import duration
 
@@ -91,12 +91,18 @@ def distance_plot(metric: str, runs: list[tuple[str, RunFiles]], name: str) -> d
         return ", ".join(f"{value_text(metric, p.mean)} at {p.num_steps}" for p in s.points)
 
     said = "; ".join(f"{header}: {in_words(s)}" for header, s in columns)
+    notes = [n for _, run in runs for n in _paper_note(run, metric)]
+    if differ(set.union(*(references_of(run.results) for _, run in runs))):
+        notes.append("These runs are measured against different images: distances do not compare.")
+    notes = [n for _, run in runs for n in _paper_note(run, metric)]
+    if differ(set.union(*(references_of(run.results) for _, run in runs))):
+        notes.append("These runs are measured against different images: distances do not compare.")
     return {
         "metric": metric,
         "meaning": table.meaning(metric),
         "plot": plot(figure, name, f"{metric} against sampling steps. {said}."),
         "numbers": _numbers(metric, columns),
-        "notes": list(dict.fromkeys(n for _, run in runs for n in _paper_note(run, metric))),
+        "notes": list(dict.fromkeys(notes)),
         "has_spread": any(p.std is not None for _, s in columns for p in s.points),
         "several": len(found) > 1,
     }

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.metrics.names import kind
 from diffusion_distill.paper import DATASETS, Dataset
-from diffusion_distill.report.run import CURVES, RunFiles, StageFiles, is_number
+from diffusion_distill.report.run import CURVES, RunFiles, StageFiles, is_number, metrics_of
 
 BINS = 400  # points of a curve at most: a line of more is not seen
 
@@ -74,7 +75,7 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
 
     for row in run.results:
         stage, seed = row["stage"], row.get("seed")
-        for metric in _metrics(row):
+        for metric in metrics_of(row):
             add(metric, stage, "ddim", row.get("measured_steps"), seed, row.get(metric))
         of = row.get("baseline_metric", row.get("metric"))
         for sampler, values in _items(row.get("baselines")):
@@ -84,7 +85,7 @@ def distances(run: RunFiles) -> dict[str, list[Series]]:
     stages = {stage.name for stage in run.stages}
     for row in run.evaluations:
         if row["stage"] in stages and not row.get("guidance"):
-            for metric in _metrics(row):
+            for metric in metrics_of(row):
                 asked = row["stage"], row.get("sampler"), row["num_steps"], row.get("seed")
                 add(metric, *asked, row.get(metric))
     return {
@@ -105,8 +106,9 @@ def guided(run: RunFiles) -> dict[str, dict[str, dict[float, float]]]:
     found = {}
 
     def add(row, num_steps, w, values):
-        shown = [row.get("metric") or next(iter(_metrics(row)), None), "label_agreement"]
-        shown += [name for name in values if name.startswith("is_") and not name.endswith("_std")]
+        names = metrics_of(row)
+        shown = [row.get("metric") or next(iter(names), None), "label_agreement"]
+        shown += [name for name in names if kind(name) == "is"]
         for metric in shown:
             if is_number(values.get(metric)) and is_number(w) and isinstance(num_steps, int):
                 who = "teacher" if row["stage"] == "teacher" else "student"
@@ -180,11 +182,6 @@ def _point(num_steps: int, by_seed: dict[str, float]) -> Point:
     values = list(by_seed.values())
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Point(num_steps, float(np.mean(values)), std, len(values))
-
-
-def _metrics(row: dict) -> list[str]:
-    names = row.get("metrics", [row.get("metric")])
-    return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
 
 def _items(value) -> list[tuple]:

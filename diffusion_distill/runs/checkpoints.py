@@ -5,7 +5,8 @@ checkpoints/
     state/           a tree of arrays each, as it was given: of a run, what training goes on from,
     ema_params/      and on their own the averaged weights, which samplers and the next round read
     meta/            the config, the stage and the seconds spent, as JSON
-    sha256.json      of every other file; written last, so a folder without it is unfinished
+    sha256.json      of every file; written last, so a folder without it is unfinished. A file that
+                     is not in it, which an operating system may leave, is no damage
 damaged/             what no longer matched, moved here by a run that went back to an older one
 
 Orbax 0.12 loads a file with a flipped bit without a word. So nothing is restored from here before
@@ -72,9 +73,9 @@ class WholeCheckpoint:
         return self._restore(meta=ocp.args.JsonRestore())["meta"]
 
     def _restore(self, **items):
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        with ocp.CheckpointManager(self.directory, options=options) as manager:
-            return manager.restore(self.step, args=ocp.args.Composite(**items))
+        # Not CheckpointManager, which warns that it does what it was told: it only reads.
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(self.path, ocp.args.Composite(**items))
 
 
 def verify(directory: Path, step: int, item: str | None = None) -> WholeCheckpoint:
@@ -179,7 +180,8 @@ class Writer:
         if not is_main():
             return
         path = self._directory / str(step)
-        write_atomically(path / CHECKSUMS, json.dumps(_checksums(path, path), indent=1))
+        checksums = _checksums(path, path, _is_written)
+        write_atomically(path / CHECKSUMS, json.dumps(checksums, indent=1))
 
     def check(self) -> None:
         """As `wait`, but raises only what is known by now; never waits."""
@@ -208,12 +210,12 @@ class Writer:
 
 
 def _damage(path: Path, item: str | None) -> str | None:
-    """What is wrong with a checkpoint or an item of it; None where every file is as written."""
+    """What is wrong with a checkpoint or an item of it; None where each file is as written."""
     below = path / item if item else path
     try:
         checksums = json.loads((path / CHECKSUMS).read_text())
         expected = {n: c for n, c in checksums.items() if (path / n).is_relative_to(below)}
-        found = _checksums(path, below)
+        found = _checksums(path, below, expected.__contains__)
     except BucketError:  # it cannot be reached, which says nothing of what is in it
         raise
     except FileNotFoundError:
@@ -222,20 +224,22 @@ def _damage(path: Path, item: str | None) -> str | None:
         return f"{CHECKSUMS} is not what was written"
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
-    for name in sorted(expected.keys() | found.keys()):
+    for name in sorted(expected):
         if name not in found:
             return f"{name} is missing"
-        if name not in expected:
-            return f"{name} is not in {CHECKSUMS}"
         if found[name] != expected[name]:
             return f"{name} does not match its SHA-256"
     return None if expected else f"{item} is not in {CHECKSUMS}"
 
 
-def _checksums(path: Path, below: Path) -> dict[str, str]:
-    """SHA-256 of every file under `below` but the checksums' own, by its name relative to path."""
-    files = {file.relative_to(path).as_posix(): file for file in files_below(below)}
-    for name in (CHECKSUMS, f".{CHECKSUMS}.tmp"):
-        files.pop(name, None)
+def _checksums(path: Path, below: Path, wanted: Callable[[str], bool]) -> dict[str, str]:
+    """SHA-256 of the wanted files under `below`, by their names relative to path."""
+    named = ((file.relative_to(path).as_posix(), file) for file in files_below(below))
+    files = {name: file for name, file in named if wanted(name)}
     with concurrent.futures.ThreadPoolExecutor(THREADS, "checksums") as pool:
         return dict(zip(files, pool.map(sha256, files.values()), strict=True))
+
+
+def _is_written(name: str) -> bool:
+    """Whether a file was written with a checkpoint: Orbax has no hidden ones, but systems do."""
+    return name != CHECKSUMS and not name.rpartition("/")[2].startswith(".")

@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, and whether it is ours to write to.
 
 workdir/          a folder, or one in a bucket: gs://bucket/folder
-  config.json      the config, and the shape of the data
+  config.json      the config, the shape of the data, and what tells its images from others
   stages.jsonl     a row for each stage that the config asks for, in order
   results.jsonl    a row for each stage that was trained and measured
   results.txt      the table of them
@@ -57,6 +57,9 @@ class Workdir:
     # Fields of its teacher's network, where config.distill.teacher names another than the run
     # trains: of `describe`; None where it is the run's.
     teacher_network: dict | None = None
+    # What tells the images that are trained on ("training"), and those that are compared with
+    # ("reference"), from any others; {} for not known, as in runs of older versions.
+    data: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> "Workdir":
@@ -70,7 +73,8 @@ class Workdir:
             config, shape = from_dict(fields["config"]), tuple(fields["image_shape"])
             teacher_fixed_steps = fields["teacher_num_steps"] or None
             others = fields["num_classes"], teacher_fixed_steps, fields.get("teacher_network")
-            run = cls(path, config, shape, *others)
+            data = {what: dict(**found) for what, found in fields.get("data", {}).items()}
+            run = cls(path, config, shape, *others, data)
             with_network(config, run.teacher_network)  # can be made
             return run
         except (KeyError, TypeError, AttributeError) as error:
@@ -83,22 +87,58 @@ class Workdir:
         """Raises UserError where another run, or other files, are in `path`. Writes nothing."""
         path = self.path
         if (path / "config.json").exists():
-            lines = differences(_fields(Workdir.open(path)), _fields(self))
-            if lines:
+            here = Workdir.open(path)
+            old, new = _fields(here), _fields(self)
+            if here.config.eval.reference and self.config.eval.reference:  # told by content below
+                old["config"]["eval"]["reference"] = self.config.eval.reference
+            if lines := differences(old | {"data": {}}, new | {"data": {}}):
                 way_out = "Choose another --workdir, or the config that it was started with"
                 raise UserError(
                     f"{path} holds a run of another config: {'; '.join(lines)}. {way_out}"
                 )
+            here.check_data(self.data)
         elif path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir()):
             raise UserError(f"{path} has files but no config.json: it is not the workdir of a run")
+
+    def check_data(self, data: dict[str, dict]) -> None:
+        """Raises UserError where these are not the images of the run in `path`; for `data` see it.
+
+        Only what is known of both is compared.
+        """
+        for what, kept in self.known_data().items():
+            found = data.get(what, {})
+            lines = [
+                f"{name}: {_short(kept[name])} -> {_short(found[name])}"
+                for name in kept
+                if name in found and kept[name] != found[name]
+            ]
+            if lines:
+                field = "eval.reference" if "statistics" in found else "data.path"
+                raise UserError(
+                    f"{self.path} began with other {what} images than are there now: "
+                    f"{'; '.join(lines)}. Let config.{field} name those, or choose another "
+                    '--workdir; where you know that they are the same, remove "data" from its '
+                    "config.json"
+                )
+
+    def known_data(self) -> dict[str, dict]:
+        """`data`; of a run of an older version, what its results say of their reference."""
+        if self.data:
+            return self.data
+        made_of = next((row.get("reference") for row in self.results()), None)
+        found = made_of if isinstance(made_of, dict) else {}
+        names = {"split", "count", "image_shape", "statistics"} & found.keys()
+        return {"reference": {name: found[name] for name in sorted(names)}}
 
     @from_main
     def begin(self) -> None:
         """Makes the folder, and notes in it what the run is. Raises UserError as `check` does."""
         self.check()
         self.path.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(_fields(self), indent=1) + "\n"
-        files.write_atomically(self.path / "config.json", content)
+        fields, path = _fields(self), self.path / "config.json"
+        if path.exists():
+            fields["data"] = Workdir.open(self.path).data | self.data
+        files.write_atomically(path, json.dumps(fields, indent=1) + "\n")
         files.write_rows(self.path / "stages.jsonl", [vars(stage) for stage in plan(self.config)])
 
     @from_main
@@ -214,7 +254,13 @@ def _fields(run: Workdir) -> dict:
         "num_classes": run.num_classes,
         "teacher_num_steps": run.teacher_fixed_steps or 0,
         **other,
+        "data": run.data,
     }
+
+
+def _short(value) -> str:
+    """A value of `Workdir.data` as a message shows it: of a checksum, enough to tell it."""
+    return value[:12] if isinstance(value, str) else str(value)
 
 
 def describe(config: ConfigDict) -> dict:

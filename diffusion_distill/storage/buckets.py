@@ -53,12 +53,17 @@ def is_bucket(path: str | Path) -> bool:
 def as_path(path: str | Path) -> Path:
     """What a flag or a field of a config names: a pathlib.Path, or a BucketPath.
 
-    Raises UserError where it is an address of another kind, or gcsfs is not installed.
+    "~" and "~name" are home folders. Raises UserError where it is an address of another kind,
+    nobody has that name, or gcsfs is not installed.
     """
     if not is_bucket(path):
         if re.match(r"\w+:/", str(path)):
             raise UserError(f"{path} is neither a folder nor an address such as gs://bucket/folder")
-        return Path(path)
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:
+            name = Path(path).parts[0]
+            raise UserError(f"{path}: {name} has no home folder; ./{path} is one here") from None
     if not re.match(r"gs://[^/]+/[^/]", str(path)):
         raise UserError(f"{path} does not name a folder in a bucket, as gs://bucket/folder does")
     if importlib.util.find_spec("gcsfs") is None:

@@ -1,6 +1,7 @@
 """Small files, and arrays with a checksum: written whole or not at all. Nothing is unpickled."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -8,6 +9,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +19,7 @@ import numpy as np
 from diffusion_distill.devices import distributed
 from diffusion_distill.errors import UserError
 from diffusion_distill.storage import buckets
-from diffusion_distill.storage.buckets import is_bucket
+from diffusion_distill.storage.buckets import as_path, is_bucket
 
 CACHE_DIR = "DIFFUSION_DISTILL_CACHE"  # environment variable: the cache where no config names one
 HEADER = "header"  # the entry of an npz that holds what is not an array, as JSON
@@ -33,7 +35,7 @@ def cache_folder(named: str = "") -> Path:
     if is_bucket(folder):
         what = "config.runtime.cache_dir" if named else CACHE_DIR
         raise UserError(f"{what} is {folder}; it must be a folder of this host")
-    return Path(folder).expanduser()
+    return as_path(folder)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
@@ -57,6 +59,15 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_can_write(path: Path) -> None:
+    """Raises OSError where a file at `path` could not be written; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not is_bucket(path) and not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
 @contextlib.contextmanager
@@ -113,6 +124,10 @@ def _hold(path: Path, stack: contextlib.ExitStack) -> bool:
     except BlockingIOError:
         file.close()
         return False
+    except OSError as error:
+        file.close()
+        way_out = "mount its file system with locks (Lustre: -o flock), or choose another place"
+        raise UserError(f"{path} cannot be locked: {error.strerror}; {way_out}") from error
     stack.enter_context(file)
     return True
 
@@ -150,25 +165,33 @@ def opened(path: Path) -> BinaryIO:
 def read_json(path: Path) -> dict:
     """The content of a JSON file. Raises UserError where it is missing, or is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: not JSON ({error})") from None
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is out."""
+def read_rows(path: Path, whole: bool = False) -> list[dict]:
+    """The rows of a .jsonl file; [] where there is none. A last line that was cut off is out.
+
+    Raises UserError where another line is not JSON; with `whole`, where any line is no row.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
     rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise UserError(f"{path} is damaged in line {number}: not JSON") from None
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                if whole or number < len(lines):
+                    raise UserError(f"{path} is damaged in line {number}: not JSON") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: not JSON ({error})") from None
+    if whole and not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} has lines that are JSON, but no rows")
     return rows
 
 
@@ -186,13 +209,30 @@ def read_npz(
     damaged, or holds what would have to be unpickled; FileNotFoundError where there is none.
     """
     try:
-        with file or opened(path) as content, np.load(content, allow_pickle=False) as npz:
-            wanted = npz.files if names is None else [n for n in npz.files if n in names]
-            return {name: npz[name] for name in wanted}
+        with file or opened(path) as content:
+            if content.read(6) == np.lib.format.MAGIC_PREFIX:
+                raise ValueError("it is an .npy, whatever its name; np.savez writes an .npz")
+            if not zipfile.is_zipfile(content):
+                raise ValueError("it is no zip file, or was cut off")
+            content.seek(0)
+            with np.load(content, allow_pickle=False) as npz:
+                wanted = npz.files if names is None else [n for n in npz.files if n in names]
+                return {name: _array(npz, name) for name in wanted}
     except OSError:
         raise
     except Exception as error:  # of many kinds, by where the damage is
         raise UserError(f"{path} cannot be read as .npz: {error}") from None
+
+
+def _array(npz: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of an .npz; ValueError where it would have to be unpickled."""
+    form = np.lib.format
+    with npz.zip.open(f"{name}.npy") as file:
+        old = form.read_magic(file) == (1, 0)
+        dtype = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(file)[2]
+    if dtype.hasobject:
+        raise ValueError(f"its array {name} is of Python objects, which are not read; save numbers")
+    return npz[name]
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray], made_of: dict) -> None:

@@ -1,15 +1,19 @@
 """What the command lines share: mistakes end in one line and a non-zero exit."""
 
+import contextlib
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
-from diffusion_distill.devices import distributed
+from diffusion_distill.devices import compiler, distributed
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError, reason
+from diffusion_distill.terminal.console import unbroken
 
 EXIT_MISTAKE = 2  # something that a person can put right; the message says what
 EXIT_NON_FINITE = 3
@@ -29,12 +33,17 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     """
     # Orbax logs what is meant here (read-only access, say), and each error besides raising it.
     logging.set_verbosity(logging.FATAL)
+    for name in ("stdout", "stderr"):  # None where it was closed before the start
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
     sys.unraisablehook = _unraisablehook
+    for stream in (sys.stdout, sys.stderr):  # a terminal may know no "±": no reason to end
+        stream.reconfigure(errors="backslashreplace")
     join = _define_process_flags() if several else lambda: None
     try:
         words = _parse(sys.argv)
         join()
-        main(words)
+        with compiler.own_settings():
+            main(words)
     except (UserError, CheckpointError) as error:
         fail(EXIT_MISTAKE, str(error), error)
     except NonFiniteError as error:
@@ -82,9 +91,17 @@ def _unraisablehook(unraisable) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; returns the words that are not flags. Raises UserError."""
     app.define_help_flags()
+    argv = [*argv]
+    for number, word in enumerate(argv):
+        flag, _, file = word.partition("=")
+        if flag.lstrip("-") == "config" and file:
+            argv[number] = f"{flag}={os.path.expanduser(file)}"  # shells leave it as it is
+            if not re.search(r"\.py(:|$)", file):
+                known = "a run's config.json is read by --workdir where that is enough"
+                raise UserError(f"{word} must name a config file in Python, FILE.py; {known}")
     try:
         return flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:
+    except (LookupError, AttributeError) as error:
         if getattr(error, "name", None) == "get_config":  # the config file lacks it
             raise UserError(str(error)) from error
         why = error  # else mostly a field in --config.field=value; the reason is inside others
@@ -92,8 +109,25 @@ def _parse(argv: list[str]) -> list[str]:
             why = why.args[0]
         why = (str(why) or repr(why)).replace("\n", ". ").replace("'", "").replace('"', "")
         raise UserError(f"a --config flag names a field that is not there: {why}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_section_given(argv) or reason(error)) from error
     except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
         raise UserError(reason(error)) from error  # of a config file's own, a whole traceback
+    except Exception as error:  # of any kind: a config file is a person's own code
+        raise UserError(f"the file of --config: {error!r}") from error
+
+
+def _section_given(argv: list[str]) -> str:
+    """Of --config.SECTION=VALUE, what to write instead; "" where there is none."""
+    for word in argv:
+        name = word.partition("=")[0].lstrip("-")
+        if name.startswith("config."):
+            found = flags.FLAGS["config"].value
+            for part in name.split(".")[1:]:
+                found = found[part] if isinstance(found, ConfigDict) else None
+            if isinstance(found, ConfigDict):
+                return f"--{name} is a section; give its fields: --{name}.{next(iter(found))}=..."
+    return ""
 
 
 def fail(code: int, why: str, cause: BaseException) -> None:
@@ -107,8 +141,10 @@ def fail(code: int, why: str, cause: BaseException) -> None:
     said_by = getattr(cause, "said_by", None)
     if said_by in (None, process):
         where = f"process {process}: " if distributed.several() and said_by != 0 else ""
-        print(f"error: {where}{' '.join(why.split())}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"error: {where}{' '.join(why.split())}", file=sys.stderr, flush=True)
+    with unbroken():
+        sys.stdout.flush()
     if said_by is not None:
         distributed.leave()
     # Not sys.exit: on a full disk, threads and exit handlers of TensorBoard's and Orbax's writers

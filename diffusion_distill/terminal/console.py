@@ -1,7 +1,11 @@
 """What every command says, and how: one line at a time, at once."""
 
+import contextlib
+import errno
+import functools
 import os
 import sys
+from collections.abc import Iterator
 
 from rich.file_proxy import FileProxy
 
@@ -22,10 +26,29 @@ class Above(FileProxy):
         os.write(self.fileno(), f"\r{up}\x1b[J{line}\n{down}".encode())
 
 
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """A `with`, or a decorator, of what prints: printing never ends the work that it speaks of.
+
+    Where nobody reads any more, after `| head` or with a terminal that was closed, nothing is
+    written to standard output from then on; on a full disk what is printed now is lost.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EIO):
+            with contextlib.suppress(OSError, ValueError):  # what stands in for it has no number
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@unbroken()
 def say(line: str) -> None:
     """One line to standard output, at once; of several processes, from one."""
     if distributed.is_main():
         print(line, flush=True)
+
+
+say_once = functools.cache(say)  # however often a set, say, is opened
 
 
 def say_in_handler(line: str) -> None:
@@ -33,10 +56,11 @@ def say_in_handler(line: str) -> None:
 
     So it does not print: a signal may come in the middle of a print.
     """
-    if isinstance(sys.stdout, Above):
-        sys.stdout.say_in_handler(line)
-    else:
-        os.write(1, f"{line}\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads it
+        if isinstance(sys.stdout, Above):
+            sys.stdout.say_in_handler(line)
+        else:
+            os.write(1, f"{line}\n".encode())
 
 
 def duration(seconds: float) -> str:

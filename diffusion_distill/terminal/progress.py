@@ -11,7 +11,7 @@ import rich.progress
 from rich.table import Column
 
 from diffusion_distill.devices import distributed
-from diffusion_distill.terminal.console import Above, duration, say
+from diffusion_distill.terminal.console import Above, duration, say, unbroken
 
 EVERY = 0.2  # seconds between two drawings, at least: a thousand updates a second cost no more
 WIDEST = 72  # columns; what is wider than a terminal becomes is wrapped by it, and left behind
@@ -79,12 +79,14 @@ class Progress:
         if not self._bar.disable:
             self._above = sys.stdout = Above(self._console, sys.stdout)
             self._draw(self._sentence("starting"))
-            self._bar.start()
+            with unbroken():
+                self._bar.start()
         return self
 
     def __exit__(self, *exception) -> None:
         if self._above is not None:
-            self._bar.stop()
+            with unbroken():
+                self._bar.stop()
             sys.stdout = self._above.rich_proxied_file
             self._above = None
 
@@ -129,8 +131,10 @@ class Progress:
             pieces.append(f"run ~{duration(left)} left")
         return f"{self._label}: {', '.join(filter(None, pieces))}"
 
+    @unbroken()
     def _draw(self, sentence: str) -> None:
         """Shows a sentence in place of the one before."""
+        self._drawn = time.monotonic()
         columns, rows = os.get_terminal_size(self._above.fileno())
         rows = rows or 24  # some do not know theirs
         self._console.size = min(columns or 80, WIDEST), rows
@@ -138,7 +142,6 @@ class Progress:
         lines = self._console.render_lines(self._bar.get_renderable(), pad=False)
         self._above.height = min(len(lines), rows)
         self._bar.refresh()
-        self._drawn = time.monotonic()
 
 
 class _Bar(rich.progress.Progress):

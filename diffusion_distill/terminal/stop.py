@@ -8,20 +8,25 @@ from diffusion_distill.devices.distributed import several
 from diffusion_distill.errors import Stopped
 from diffusion_distill.terminal.console import say, say_in_handler
 
+# That a terminal is gone, or that time is short: Slurm's and others' notices.
+NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 STOPPING = "stopping: what is trained is saved first"
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a flag for the time of a `with`: training saves, then stops.
+    """Turns signals into a flag for the time of a `with`: training saves, then stops.
 
-    A second signal acts as it would have without this. Of several processes any may be the one
-    that gets it; there SIGTERM is JAX's own, which tells the others.
+    They are SIGTERM, Ctrl-C and those of NOTICES that are not ignored, as SIGHUP is after nohup.
+    A second SIGTERM or Ctrl-C acts as it would have without this; further notices do nothing. Of
+    several processes any may be the one that gets it; there SIGTERM is JAX's own, which tells the
+    others.
     """
 
     signum: int | None = None
 
     def __enter__(self) -> "StopSignal":
         handled = [signal.SIGINT] if several() else [signal.SIGTERM, signal.SIGINT]
+        handled += [s for s in NOTICES if signal.getsignal(s) != signal.SIG_IGN]
         self._before = {s: signal.signal(s, self._note) for s in handled}
         return self
 
@@ -42,6 +47,8 @@ class StopSignal:
 
     def _note(self, signum, frame):
         self._reset()
+        for notice in self._before.keys() & NOTICES:
+            signal.signal(notice, signal.SIG_IGN)
         if several():
             os.kill(os.getpid(), signal.SIGTERM)
             return

@@ -15,7 +15,15 @@ from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import batched, place, replicated
 from diffusion_distill.training.state import TrainState
-from diffusion_distill.training.step import Examples, Recipe, Round, apply, draw, gradient
+from diffusion_distill.training.step import (
+    Examples,
+    Recipe,
+    Round,
+    apply,
+    draw,
+    gradient,
+    sources,
+)
 
 
 def accumulated_step(
@@ -29,9 +37,10 @@ def accumulated_step(
     """As `train_step`, with the parts of the batch in a loop of one program."""
     count = recipe.config.runtime.accumulation
     examples = split(draw(recipe, state.step, batch, key, this_round), count)
+    taught_by = sources(recipe, state, teacher_params)
 
     def add(total, part):
-        grads, losses = gradient(recipe, state.params, teacher_params, part, this_round)
+        grads, losses = gradient(recipe, state.params, taught_by, part, this_round)
         return jax.tree.map(lambda a, g: a + g / count, total, grads), losses
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -97,9 +106,10 @@ def update_in_calls(
         metrics = []
         for n in numbers(jax.tree.leaves(picks)[0].shape[0]):
             examples = draw_parts(state.step, data, picks, n, key, this_round)
+            taught_by = sources(recipe, state, teacher_params)
             sums = start(state.params, examples.t)
             for k in numbers(count):
-                sums = add(sums, state.params, teacher_params, examples, k, this_round)
+                sums = add(sums, state.params, taught_by, examples, k, this_round)
             state, its_metrics = finish(state, *sums, examples.t, this_round)
             metrics.append(its_metrics)
         return state, stack(metrics)

@@ -1,7 +1,6 @@
 """What a stage leaves of its training: metrics.jsonl, TensorBoard."""
 
 import json
-import math
 import time
 from pathlib import Path
 
@@ -54,12 +53,11 @@ class MetricsLog:
         self._flushed = time.monotonic() if self._in_bucket else 0.0
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One row; a metric without a value (NaN) is left out."""
-        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-        self._file.write(json.dumps({"step": step, **known}) + "\n")
+        """One row."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         if not self._in_bucket:
             self._file.flush()
-        values = [summary_pb2.Summary.Value(tag=n, simple_value=v) for n, v in known.items()]
+        values = [summary_pb2.Summary.Value(tag=n, simple_value=v) for n, v in metrics.items()]
         self._event(step, summary=summary_pb2.Summary(value=values))
         if time.monotonic() - self._flushed > self._flush_every:
             self.flush()

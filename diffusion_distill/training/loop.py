@@ -5,12 +5,12 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_distill.devices.distributed import fetch
 from diffusion_distill.devices.sharding import place, replicated
+from diffusion_distill.diffusion.samplers import seed_key
 from diffusion_distill.errors import Stopped
 from diffusion_distill.stages import Stage
 from diffusion_distill.terminal.stop import StopSignal
@@ -61,9 +61,8 @@ class Job:
 
     def constants(self) -> tuple[jax.Array, Round]:
         """The key of the stage's randomness, and its round, on every device."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), self.stage.rng_id)
-        this_round = Round(np.int32(self.stage.num_steps), np.int32(self.stage.updates))
-        return place((key, this_round), replicated(self.mesh))
+        key = jax.random.fold_in(seed_key(self.config.seed), self.stage.rng_id)
+        return place((key, Round.of(self.stage)), replicated(self.mesh))
 
 
 def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> TrainState:
@@ -85,9 +84,9 @@ def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> 
     start = int(fetch(state.step))
     with recorder, contextlib.closing(job.batches(start)) as batches:
         stop.raise_if_asked()
-        late = None
+        late, guard = None, _transfer_guard()
         for first, count, picks in batches:
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard(guard):
                 given = job.teacher_params, job.feed.data, picks, key, this_round
                 state, metrics = job.update(state, *given)
             if late is not None:
@@ -104,3 +103,12 @@ def train(job: Job, state: TrainState, recorder: Recorder, stop: StopSignal) -> 
                 recorder.wait()  # only what is written is saved
                 raise Stopped(stop.signum)
     return state
+
+
+def _transfer_guard() -> str:
+    """What a step may move between host and device: nothing, or it is slow without a word.
+
+    But with JAX_DEBUG_NANS each result is looked at, and with JAX_DISABLE_JIT nothing is compiled.
+    """
+    looked_into = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
+    return "allow" if any(getattr(jax.config, name) for name in looked_into) else "disallow"

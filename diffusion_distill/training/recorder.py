@@ -23,6 +23,13 @@ from diffusion_distill.training.state import TrainState
 MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
 
 
+def _with_values(row: dict[str, float]) -> dict[str, float]:
+    """The metrics but those of no example: a loss over a part of the batch that has none."""
+    counts = {name: row[name] for name in row if name.startswith("examples_")}
+    empty = {name.replace("examples_", "loss_") for name, count in counts.items() if not count}
+    return {name: value for name, value in row.items() if name not in counts.keys() | empty}
+
+
 class Recorder:
     """Takes down the training of one stage; a `with`, which waits for what is being written."""
 
@@ -64,7 +71,7 @@ class Recorder:
             if not all(math.isfinite(row[name]) for name in MUST_BE_FINITE):
                 raise NonFiniteError(self._not_finite(step, row))
             if self._log and (step % self._every == 0 or step == self._stage.updates):
-                self._log.write(step, row)
+                self._log.write(step, _with_values(row))
         self._progress.update(step, f"loss {row['loss']:.4f}")
 
     def save(self, step: int, state: TrainState) -> None:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch, to_network
 from diffusion_distill.devices.sharding import replicated
-from diffusion_distill.diffusion.distill import TARGETS
+from diffusion_distill.diffusion.distill import TARGETS, tract_target
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.match import match_target
 from diffusion_distill.diffusion.process import from_x, q_sample
@@ -37,6 +38,13 @@ class Round(NamedTuple):
 
     num_steps: jax.Array  # the student's sampling steps
     updates: jax.Array  # how many the stage makes in all, for its learning-rate schedule
+    divides_by: jax.Array | None = None  # the teacher's steps over the student's, for TRACT
+
+    @classmethod
+    def of(cls, stage: Stage) -> "Round":
+        """That of a stage."""
+        divides_by = np.int32(stage.divides_by) if stage.solver == "tract" else None
+        return cls(np.int32(stage.num_steps), np.int32(stage.updates), divides_by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +77,8 @@ class Examples(NamedTuple):
     labels: jax.Array  # [B]; NO_LABEL where it is left out
     eps: jax.Array  # noise, of x's shape
     t: jax.Array  # times, [B]
-    i: jax.Array | None  # in a round, t = i / num_steps; None where t is continuous
+    # in a round, t = i / num_steps, or for TRACT over the teacher's; None where t is continuous
+    i: jax.Array | None
     dropout_keys: jax.Array | None  # [B]; None without dropout
     guidance: jax.Array | None  # w of each, [B]; None where the network is not told it
 
@@ -90,12 +99,18 @@ def train_step(
 
     Returns:
         The state after it, and metrics, float32 []: loss, grad_norm (before clipping), update_norm
-        (of the change in weights), learning_rate, and loss_q1 to loss_q4, the loss over the
-        examples with t in each quarter of [0, 1] (NaN where the batch has none there).
+        (of the change in weights), learning_rate, and those of `loss_by_quarter`.
     """
     examples = draw(recipe, state.step, batch, key, this_round)
-    grads, losses = gradient(recipe, state.params, teacher_params, examples, this_round)
+    taught_by = sources(recipe, state, teacher_params)
+    grads, losses = gradient(recipe, state.params, taught_by, examples, this_round)
     return apply(recipe, state, grads, losses, examples.t, this_round)
+
+
+def sources(recipe: Recipe, state: TrainState, teacher_params: dict | None):
+    """The weights that the target is made with: the teacher's; for TRACT with the average's."""
+    is_tract = recipe.stage.solver == "tract"
+    return (teacher_params, state.ema_params) if is_tract else teacher_params
 
 
 def draw(
@@ -104,8 +119,8 @@ def draw(
     """The examples of an update; `step` counts the stage's updates before it.
 
     Times are uniform in [0, 1] for the teacher and the match stage, uniform over 1/N, 2/N, ..., 1
-    for a student of N steps. The teacher's labels are left out with probability
-    teacher.label_dropout; w is uniform over the network's range.
+    for a student of N steps, for TRACT over its teacher's. The teacher's labels are left out with
+    probability teacher.label_dropout; w is uniform over the network's range.
     """
     keys = jax.random.split(jax.random.fold_in(key, step), 4)
     flip_key, time_key, eps_key, dropout_key = keys
@@ -114,8 +129,11 @@ def draw(
     if recipe.stage.knows_all_times:
         t, i = jax.random.uniform(time_key, (size,)), None
     else:
-        i = jax.random.randint(time_key, (size,), 1, this_round.num_steps + 1)
-        t = i / this_round.num_steps
+        grid = this_round.num_steps
+        if recipe.stage.solver == "tract":
+            grid *= this_round.divides_by
+        i = jax.random.randint(time_key, (size,), 1, grid + 1)
+        t = i / grid
     eps = jax.random.normal(eps_key, x.shape)
     dropout_keys = jax.random.split(dropout_key, size) if recipe.stage.dropout else None
     labels, guidance, share = batch.labels, None, recipe.config.teacher.label_dropout
@@ -162,12 +180,18 @@ def target(
 
     In a round the teacher is told w as the student is: what was guided once is not guided again.
     """
-    labels, w = examples.labels, examples.guidance
+    labels, w, num_steps = examples.labels, examples.guidance, this_round.num_steps
     if not recipe.stage.is_match:
-        teacher = make_denoiser(recipe.model, teacher_params, labels, recipe.config, guidance=w)
         schedule = make_schedule(recipe.config)
+
+        def known_to(params):
+            return make_denoiser(recipe.model, params, labels, recipe.config, guidance=w)
+
+        if recipe.stage.solver == "tract":
+            steps = num_steps * this_round.divides_by, num_steps
+            return tract_target(*map(known_to, teacher_params), z, examples.i, steps, schedule)
         distilled = TARGETS[recipe.stage.solver]
-        return distilled(teacher, z, examples.i, this_round.num_steps, schedule)
+        return distilled(known_to(teacher_params), z, examples.i, num_steps, schedule)
     bound = recipe.source_model, teacher_params, labels, recipe.source_config
     if w is None:
         return match_target(examples.x, make_denoiser(*bound)(z, logsnr).x, logsnr)
@@ -212,13 +236,17 @@ def apply(
 
 
 def loss_by_quarter(losses: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
-    """loss_q1 to loss_q4: the mean of losses [B] with t [B] in each quarter of [0, 1].
+    """loss_q1 to loss_q4, the mean of losses [B] with t [B] in each quarter of [0, 1]; examples_q1
+    to examples_q4, how many there are.
 
-    t = 1 is in the last. NaN, "no value", for a quarter without an example.
+    t = 1 is in the last. The mean of none is 0: NaN would end a run under JAX_DEBUG_NANS.
     """
     quarter = jnp.minimum(jnp.floor(t * 4.0), 3.0)
     result = {}
     for q in range(4):
         inside = quarter == q
-        result[f"loss_q{q + 1}"] = jnp.sum(jnp.where(inside, losses, 0.0)) / jnp.sum(inside)
+        count = jnp.sum(inside)
+        total = jnp.sum(jnp.where(inside, losses, 0.0))
+        result[f"loss_q{q + 1}"] = total / jnp.maximum(count, 1)
+        result[f"examples_q{q + 1}"] = count
     return result

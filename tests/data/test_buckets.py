@@ -67,14 +67,17 @@ def test_a_copy_that_the_disk_cannot_hold_is_foreseen(server, small, tmp_path, m
         sources.load(data_config("prepared", "gs://bucket/large"), cache=tmp_path)
 
 
-def test_arrays_and_folders_are_as_they_are_locally(server, small, tmp_path):
+def test_arrays_and_folders_are_as_they_are_locally(server, small, tmp_path, capsys):
     np.savez(tmp_path / "a.npz", images=small.images(np.arange(50)), labels=small.labels[:50])
-    folder = tmp_path / "photos" / "train"
+    folder = tmp_path / "photos" / "Training"
     for name, count in {"b": 3, "a-b": 2, "a": 4}.items():
         for n in range(count):
             (folder / name / "more").mkdir(parents=True, exist_ok=True)
             sub = "more" if n % 2 else "."
             (folder / name / sub / f"{n}.png").write_bytes(png(small.images([n + count])[0]))
+    (folder / "a/run").mkdir()
+    for name in ("config.json", "stages.jsonl", "samples.png", "../notes.txt"):
+        (folder / "a/run" / name).write_bytes(b"")
     upload(server, tmp_path, "data")
     for name, path, fields in (
         ("npz", "a.npz", {}),
@@ -84,11 +87,14 @@ def test_arrays_and_folders_are_as_they_are_locally(server, small, tmp_path):
         here = sources.load(data_config(name, str(tmp_path / path), **fields))
         there = sources.load(data_config(name, f"gs://bucket/data/{path}", **fields))
         assert_same_source(there, here)
-        assert there.fingerprint
-    server.put("bucket", "data/photos/train/loose.png", b"", {})
+        assert there.fingerprint == here.fingerprint
+    said = capsys.readouterr().out
+    assert "left out: gs://bucket/data/photos/Training/a/run: the workdir of a run" in said
+    assert "gs://bucket/data/photos/Training: 1 files are not images by their names" in said
+    server.put("bucket", "data/photos/Training/loose.png", b"", {})
     with pytest.raises(UserError, match="has images beside its subfolders, loose.png for one"):
         sources.load(data_config("folder", "gs://bucket/data/photos"))
-    with pytest.raises(UserError, match="has no split 'test'; it has train"):
+    with pytest.raises(UserError, match="has no split 'test'; it has Training"):
         sources.load(data_config("folder", "gs://bucket/data/photos", split="test"))
 
 

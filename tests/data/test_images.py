@@ -31,6 +31,11 @@ def test_an_npz(tmp_path, name):
     np.testing.assert_array_equal(load_images(tmp_path / "a.npz").images(), IMAGES)
 
 
+def test_samples_of_one_label_are_images_like_others(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.full(6, 3))
+    assert len(load_images(tmp_path / "a.npz")) == 6
+
+
 def test_the_fingerprint_tells_sets_apart(tmp_path):
     a = write_folder(tmp_path / "a", IMAGES)
     other = write_folder(tmp_path / "c", IMAGES[::-1])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_distill.data import sources, write_prepared
+from diffusion_distill.data.preprocess import to_square
 from tests.commands import ROOT, run
 from tests.conftest import data_config
 
@@ -83,11 +84,16 @@ def test_mistakes_end_in_one_line(flags, message):
 
 
 def test_the_published_preprocessing_of_each_data_set(tmp_path):
-    """From files as a person has them, through the command line, to the training shape."""
+    """From files as a person has them, through the command line, to the training shape.
+
+    EXIF orientation was not applied.
+    """
     picture = RNG.integers(0, 256, (150, 200, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
     for name in ("n01", "n02"):
         (tmp_path / "train" / name).mkdir(parents=True)
-        Image.fromarray(picture).save(tmp_path / "train" / name / "a.png")
+        Image.fromarray(picture).save(tmp_path / "train" / name / "a.png", exif=exif)
     Image.fromarray(picture[..., 0]).save(tmp_path / "train/n02/grey.png")
     (tmp_path / "train/n02/broken.png").write_bytes(b"\x89PNG")
     for dataset, size, labels, count in (
@@ -107,6 +113,7 @@ def test_the_published_preprocessing_of_each_data_set(tmp_path):
         np.testing.assert_array_equal(source.labels, labels)
         kind = "area" if dataset == "imagenet64" else "antialias"
         assert source.preprocessing == f"central square crop, {kind} resize to {size}"
+        np.testing.assert_array_equal(source.images([0])[0], to_square(picture, size, kind))
     assert run("data.prepare", f"--out={out}", "--verify").returncode == 0
     with open(out / "train/images-00000.npy", "r+b") as file:
         file.seek(-1, os.SEEK_END)

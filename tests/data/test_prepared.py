@@ -1,5 +1,7 @@
 """A prepared set is what it was made from, whenever it was stopped, or says what is wrong."""
 
+import contextlib
+import dataclasses
 import json
 import os
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_distill.data import prepared, sources, write_prepared
+from diffusion_distill.data.folder import BY_CONTENT
 from diffusion_distill.data.source import Source, from_arrays
 from diffusion_distill.errors import UserError
 from tests.conftest import data_config
@@ -90,6 +93,12 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path, capsys):
     assert "13 images, 7 could not be read and were left out" in said
 
 
+def test_a_label_of_which_nothing_could_be_read_is_named(tmp_path, capsys):
+    make(failing(np.flatnonzero(LABELS == 2)), tmp_path / "set/train")
+    assert load(tmp_path / "set").num_classes == 4
+    assert "train/labels.npy: label 2 has no image, and samples may" in capsys.readouterr().out
+
+
 def test_where_nothing_can_be_read_nothing_is_made(tmp_path):
     with pytest.raises(UserError, match="20 of 20 images could not be read, .*0.png"):
         make(failing(range(20)), tmp_path / "set/train")
@@ -167,6 +176,21 @@ def test_a_source_that_changed_since_is_not_mixed_in(tmp_path):
         make(from_arrays(IMAGES // 2, LABELS, 4), tmp_path / "set")
 
 
+def test_what_an_older_version_began_or_finished_is_compared_by_what_it_noted(tmp_path):
+    """It told a folder by its files' times."""
+    source = dataclasses.replace(failing([]), fingerprint_of=lambda: f"{BY_CONTENT}1")
+    for n, stop_at in enumerate((None, 9)):
+        older = dataclasses.replace(failing([], stop_at), fingerprint_of=lambda: "0" * 64)
+        with contextlib.suppress(KeyboardInterrupt):
+            make(older, tmp_path / f"{n}/train")
+        with pytest.raises(UserError, match=": upright was None, is True; "):
+            make(source, tmp_path / f"{n}/train", upright=True)
+        assert make(source, tmp_path / f"{n}/train").count == 20
+    other = dataclasses.replace(source, fingerprint_of=lambda: f"{BY_CONTENT}2")
+    with pytest.raises(UserError, match="its images were others, or have changed"):
+        make(other, tmp_path / "1/train")
+
+
 def test_splits_are_told_apart(out):
     make(from_arrays(IMAGES[:3], split="test"), out / "test")
     assert len(load(out, "test")) == 3
@@ -188,6 +212,7 @@ def flip(path):
         (lambda p: (p / "images-00001.npy").unlink(), "there is no .*images-00001.npy, which the"),
         (lambda p: (p / "labels.npy").unlink(), "there is no .*labels.npy, which the manifest"),
         (lambda p: os.truncate(p / "images-00002.npy", 200), "images-00002.npy is damaged"),
+        (lambda p: (p / "images-00002.npy").write_text("1 " * 9), "magic string is not correct"),
         (lambda p: os.truncate(p / "images-00002.npy", 0), "images-00002.npy is damaged"),
         (lambda p: np.save(p / "images-00000.npy", IMAGES[:3]), r"has uint8 \[3, 6, 5, 3\]; the"),
         (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is damaged: not JSON"),

@@ -1,5 +1,6 @@
 """A source is images by index, with labels that are what labels must be, and a fingerprint."""
 
+import ast
 import dataclasses
 
 import numpy as np
@@ -56,6 +57,23 @@ def test_images_of_another_kind_are_refused(images, made, match):
         from_arrays(made(images), name="mine")
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("way", [(0, 3, 1, 2), (1, 2, 3, 0)])
+def test_other_orders_of_axes_are_refused_with_the_way_back(channels, way):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 5, channels), np.uint8)
+    with pytest.raises(UserError, match="mine: images are .* channels; if not, np") as error:
+        from_arrays(images.transpose(way), name="mine")
+    back = ast.literal_eval(
+        str(error.value).partition("np.transpose(images, ")[2].removesuffix(")")
+    )
+    np.testing.assert_array_equal(images.transpose(way).transpose(back), images)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 1), (8, 3, 3), (1, 1, 4), (8, 8, 8)])
+def test_narrow_images_and_more_channels_are_taken_as_they_are(shape):
+    assert from_arrays(np.zeros((2, *shape), np.uint8)).image_shape == shape
+
+
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
@@ -77,6 +95,9 @@ def test_labels_of_another_kind_are_refused(images, wrong, match):
         ([0, 1, 2, 3, 4, 1], 3, "label 3 of image 3 is out of range 0 to 2"),
         ([0, 1, -1, 1, 1, 1], 3, "label -1 of image 2 is out of range 0 to 2"),
         ([0, 1, -1, 1, 1, 1], None, "label -1 of image 2 is out of range 0 to 1"),
+        ([1, 2, 3, 4, 1, 2], None, "labels are 1 to 4, and 0 has no image; they must be 0 to"),
+        ([0, 1, 3, 0, 1, 3], None, "labels are 0 to 3, and 2 has no image"),
+        ([0, 2**31, 2**40, 0, 0, 0], None, f"labels are 0 to {2**40}, and 1 has no image"),
         ([0, 0, 0, 0, 0, 2**40], 3, f"label {2**40} of image 5 is out of range 0 to 2"),
     ],
 )
@@ -90,6 +111,16 @@ def test_labels_of_any_integers_become_int32(labels, dtype):
     checked, num_classes = checked_labels(labels.astype(dtype), 6, None, "mine")
     assert (checked.dtype, num_classes) == (np.int32, 3)
     np.testing.assert_array_equal(checked, labels)
+
+
+def test_a_label_without_an_image_is_named_where_somebody_said_how_many_there_are(capsys):
+    for name, values in (("a", [0, 2, 2]), ("b", [0, 1, 1])):
+        assert checked_labels(np.array(values), 3, 4, name)[1] == 4
+    said = capsys.readouterr().out.splitlines()
+    assert [line[:33] for line in said] == [
+        "warning: a: label 1 has no image,",
+        "warning: b: label 2 has no image,",
+    ]
 
 
 def test_the_fingerprint_is_of_the_content_alone(images, labels):

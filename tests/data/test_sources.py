@@ -196,6 +196,17 @@ def test_npz_gives_images_with_labels_or_without(tmp_path):
     np.testing.assert_array_equal(plain.images(), images)
 
 
+@pytest.mark.parametrize("other", ["arr_1", "label", "y"])
+def test_labels_of_another_name_are_named(tmp_path, other, capsys):
+    arrays = {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), other: np.array([0, 1])}
+    np.savez(tmp_path / "a.npz", **arrays, mean=np.zeros(2), size=np.array(4))
+    assert sources.load(data("npz", tmp_path / "a.npz")).num_classes == 0
+    said = capsys.readouterr().out
+    assert said == f"{tmp_path}/a.npz: {other} is not read; labels must be called labels\n"
+    np.savez(tmp_path / "a.npz", **arrays, labels=np.array([1, 0]))
+    assert sources.load(data("npz", tmp_path / "a.npz")).labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -204,9 +215,12 @@ def test_npz_gives_images_with_labels_or_without(tmp_path):
         ({"x": np.zeros(2), "y": np.zeros(2)}, "has the arrays x, y; it must have images"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, -1])},
          "label -1 of image 1 is out of range"),
+        ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([1, 2])},
+         "labels are 1 to 2, and 0 has no image"),
+        ({"images": np.zeros((2, 3, 8, 8), np.uint8)}, r"np.transpose\(images, \(0, 2, 3, 1\)\)"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0])},
          "one for each of the 2 images"),
-        ({"images": np.array([None])}, "cannot be read as .npz: Object arrays"),
+        ({"images": np.array([None])}, "cannot be read as .npz: its array"),
     ],
 )  # fmt: skip
 def test_npz_with_other_arrays_is_refused(tmp_path, arrays, message):

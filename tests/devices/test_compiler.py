@@ -125,3 +125,8 @@ def test_what_jax_was_told_stands(tmp_path, off):
     value = "false" if "ENABLE" in off else str(tmp_path / "elsewhere")
     run_program(tmp_path, **{off: value})
     assert not kept(tmp_path)
+
+
+def test_where_there_is_no_place_nothing_is_kept_or_said(tmp_path):
+    (tmp_path / "cache").touch()
+    assert run_program(tmp_path) == "0 hits\n"

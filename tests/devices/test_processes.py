@@ -4,6 +4,7 @@ Real processes over loopback, and real signals.
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -178,32 +179,80 @@ def test_what_one_process_is_told_must_be_whole():
         distributed.initialize("127.0.0.1:1", 2, 2)
 
 
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_NTASKS": "4",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "gpu[12-15],gpu20",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:1",
+}
+
+
+def launched(monkeypatch, environment):
+    """What is found where a launcher has left these variables and no others."""
+    for name in (*SLURM, *OPEN_MPI):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = distributed._launcher()
+    return found and tuple(found.values())
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, None),
-        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # no srun
+        (SLURM | {"SLURM_STEP_NUM_TASKS": ""}, None),  # no srun
         ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, {"cluster_detection_method": "slurm"}),
-        (
-            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"},
-            {"cluster_detection_method": "ompi"},
-        ),
+        (SLURM, ("gpu12:61447", 4, 1, "slurm")),
+        (OPEN_MPI, ("10.0.0.1:61441", 2, 1, "ompi")),
     ],
 )
 def test_a_launcher_is_seen_where_it_started_several(monkeypatch, environment, expected):
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "OMPI_MCA_orte_hnp_uri"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert distributed._launcher() == expected
+    assert launched(monkeypatch, environment) == expected
 
 
-def test_open_mpi_5_asks_for_the_address(monkeypatch):
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    monkeypatch.delenv("OMPI_MCA_orte_hnp_uri", raising=False)
-    with pytest.raises(UserError, match="give --coordinator=HOST:PORT"):
-        distributed._launcher()
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS is 4, but there is no SLURM_LOCALID"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "4(x2)"}, "SLURM_STEP_NUM_TASKS is 4(x2), but invalid"),
+        (SLURM | {"SLURM_NTASKS": "4(x2)"}, "SLURM_STEP_NUM_TASKS is 4, but invalid"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "give --coordinator=HOST:PORT"),  # of Open MPI 5
+        (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;"}, "Could not parse coordinator IP"),
+    ],
+)
+def test_what_a_launcher_left_incomplete_is_told(monkeypatch, environment, message):
+    alone = f"; unset {next(iter(environment))} to run one process alone"
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*{alone}$"):
+        launched(monkeypatch, environment)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_process_where_slurm_started_four_waits_and_ends_in_one_line(number):
+    script = (
+        "from diffusion_distill.devices import distributed as d;"
+        "d.INITIALIZATION_TIMEOUT, d.GRACE = 1, 1; d.initialize()"
+    )
+    environment = os.environ | SLURM | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
+    environment |= {"SLURM_PROCID": str(number)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    of = f"4 processes at {environment['JAX_COORDINATOR_ADDRESS']}"
+    assert done.stdout == (f"waiting for {of}\n" if number == 0 else "")
+    unset = "unset SLURM_STEP_NUM_TASKS to run one alone"
+    line = f"error: waited {2 - number} s for {of}, which must all be started; {unset}"
+    assert [x for x in done.stderr.splitlines() if x.startswith("error")] == [line]
+    assert done.returncode == 2
+    assert "***" not in done.stderr  # no stack of C++
 
 
 def test_alone_a_process_decides_for_itself():

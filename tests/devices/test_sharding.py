@@ -6,19 +6,56 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from diffusion_distill.devices.sharding import SPLIT_FROM, make_mesh, weight_sharding
+from diffusion_distill.devices.sharding import SPLIT_FROM, described, make_mesh, weight_sharding
 from diffusion_distill.errors import UserError
 from tests.conftest import free_port
 from tests.devices import topology
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
+@pytest.mark.parametrize("asked", ["cuda,cpu", "cuda", "tpu,cpu"])
+@pytest.mark.parametrize("error", [None, RuntimeError("no driver"), AssertionError()])
+def test_asked_for_an_accelerator_the_cpu_is_no_answer(monkeypatch, asked, error):
+    """JAX answers in all three ways, by what is asked for, and by what is installed."""
+
+    def devices():
+        if error is not None:
+            raise error
+        return jax.local_devices(backend="cpu")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", asked)
+    try:
+        why = r" \(no driver\)" if str(error) == "no driver" else ""
+        line = (
+            f"JAX_PLATFORMS is {asked}, but there is no {asked.split(',')[0]} here{why}; JAX_PLAT"
+        )
+        with pytest.raises(UserError, match=line):
+            make_mesh()
+        if error is None:
+            for asked_for_the_cpu in ("cpu", "cpu,cuda", ""):
+                jax.config.update("jax_platforms", asked_for_the_cpu)
+                assert make_mesh().size == 1
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def test_devices_are_described():
+    assert described(make_mesh()) == "devices: 1 cpu"
+    gpus = [SimpleNamespace(id=n, platform="gpu", device_kind="NVIDIA H100") for n in range(8)]
+    mesh = SimpleNamespace(size=8, devices=np.array(gpus))
+    assert described(mesh) == "devices: 8 gpu (NVIDIA H100)"
+
 
 # Each: (processes, devices of each, how many of all share a copy of the weights).
 TOPOLOGIES = {

@@ -11,6 +11,7 @@ from diffusion_distill.diffusion.distill import (
     distillation_target,
     first_step_weight,
     heun_target,
+    tract_target,
 )
 from diffusion_distill.diffusion.process import from_v, from_x
 from diffusion_distill.diffusion.schedule import alpha_sigma, cosine_logsnr
@@ -145,6 +146,43 @@ def test_a_perfect_students_chain_reaches_the_exact_flow_at_its_solvers_order(na
             state = step(state, jnp.int64(i), jnp.int64(num_steps))
         errors.append(np.abs(state.z - exact).max())
     np.testing.assert_allclose(np.diff(np.log2(errors)), -order, atol=0.1)
+
+
+def flow_of_a_gaussian(std, z, t, s):
+    """Where the probability flow takes z from t to s, and the x of one DDIM step to there."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (alpha_sigma(cosine_logsnr(u)) for u in (t, s))
+    spread_t, spread_s = (
+        jnp.hypot(alpha * std, sigma) for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s))
+    )
+    z_s = alpha_s * MEAN + spread_s / spread_t * (z - alpha_t * MEAN)
+    ratio = sigma_s / sigma_t
+    return z_s, (z_s - ratio * z) / (alpha_s - ratio * alpha_t)
+
+
+@pytest.mark.parametrize("i", [1, 2, 8, 9, 15, 16, 33, 64])
+def test_of_a_perfect_teacher_and_average_tract_makes_the_flow_to_the_segments_end(i, x64):
+    """So that is a fixed point: 64 steps into 8, and i at, next to and between segments' ends."""
+    std, z = 0.5, noise()
+    t, s, end = (jnp.float64(j / 64) for j in (i, i - 1, (i - 1) // 8 * 8))
+
+    def going(start, stop):
+        return lambda z, logsnr: from_x(flow_of_a_gaussian(std, z, start, stop)[1], z, logsnr)
+
+    def nowhere(z, logsnr):  # it is not asked for anything where s is the end
+        return from_x(jnp.full_like(z, 1e3), z, logsnr)
+
+    average = going(s, end) if s > end else nowhere
+    every = jnp.full(len(z), i)
+    target = tract_target(going(t, s), average, z, every, (64, 8), cosine_logsnr)
+    _, exact = flow_of_a_gaussian(std, z, t, end)
+    np.testing.assert_allclose(target, exact, rtol=1e-8)
+
+
+def test_tract_of_half_the_steps_is_halving_where_the_student_is_its_teacher(x64):
+    z, i = example(64, np.float64)
+    halving = distillation_target(teacher, z, i, 64, cosine_logsnr)
+    tract = tract_target(teacher, teacher, z, 2 * i, (128, 64), cosine_logsnr)
+    np.testing.assert_allclose(tract, halving, rtol=1e-10)
 
 
 @pytest.mark.parametrize("target", TARGETS.values())

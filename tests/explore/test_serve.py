@@ -77,7 +77,7 @@ def join(address):
     fn = next(d["id"] for d in config["dependencies"] if ["click"] in [t[1:] for t in d["targets"]])
 
     def join(session, seed="0", path="/gradio_api/queue/join"):
-        data = ["student_0001", "1", seed, "", "1"]
+        data = ["student_0001", "1", seed, "", "", "1"]
         body = {"data": data, "fn_index": fn, "session_hash": session}
         return ask(address, path, "POST", json.dumps(body))
 

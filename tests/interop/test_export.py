@@ -176,5 +176,6 @@ def test_nothing_of_the_users_is_written_over(finished, student, tmp_path):
     with pytest.raises(UserError, match="file is a file; name a folder"):
         exported(finished[0], "teacher", tmp_path / "file")
     again = shutil.copytree(student, tmp_path / "again")
+    (again / ".DS_Store").write_text("a system's")
     exported(finished[0], "student_0001", again)
     assert load(again).num_steps == 1

@@ -150,7 +150,7 @@ def test_what_is_asked_of_a_published_file(published_file, finished, tmp_path):
         load(published_file, config="configs/digits_distill.py:tiny")
     with pytest.raises(UserError, match="there is no config file configs/none.py"):
         load(published_file, config="configs/none.py")
-    with pytest.raises(UserError, match="tiny2: .*has the variant tiny, not tiny2"):
+    with pytest.raises(UserError, match="tiny2: .*has the variants guided and tiny, not tiny2"):
         load(published_file, config="configs/digits_distill.py:tiny2")
     with pytest.raises(UserError, match="config was given, but .* has a config of its own"):
         load(finished[0], config=published_config())

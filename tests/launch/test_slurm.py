@@ -74,8 +74,9 @@ def test_one_task_a_host_with_all_its_gpus(job):
     assert done.stdout == "0,1,2,3,4,5,6,7 cuda,cpu 32 .venv/bin\n"
 
 
-def test_a_run_that_was_stopped_is_queued_again(job):
-    done = job.run("slurm.sbatch", *COMMAND, CODES="143")
+@pytest.mark.parametrize("code", ["143", "138"])
+def test_a_run_that_was_stopped_is_queued_again(job, code):
+    done = job.run("slurm.sbatch", *COMMAND, CODES=code)
     assert done.returncode == 0, done.stderr
     assert names(job) == ["srun", "squeue", "scontrol"]
     assert job.calls()[-1] == ["scontrol", "requeue", "123"]

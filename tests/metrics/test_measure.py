@@ -17,8 +17,9 @@ from diffusion_distill.data.source import from_arrays
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics import measure
+from diffusion_distill.metrics.classifier import LabelJudge, check_labels
 from diffusion_distill.metrics.features import FeatureNetwork
-from diffusion_distill.metrics.measure import feature_network, for_run
+from diffusion_distill.metrics.measure import Measurer, feature_network, for_run
 from diffusion_distill.metrics.request import Request, of_images
 from diffusion_distill.metrics.stage_row import Subject, first_images, stage_row
 from diffusion_distill.stages import plan
@@ -65,7 +66,7 @@ def on_one_and_eight(folder):
     np.testing.assert_allclose(eight, one, atol=1e-5)
     assert one.std() > 0.01
     assert values.keys() == others.keys()
-    assert len(values) == 6  # of five metrics, one with a spread
+    assert len(values) == 5
     for name, value in values.items():
         assert others[name] == pytest.approx(value, abs=1e-3)
 
@@ -279,6 +280,47 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(config, t
     for_run(config, DIGITS, make_mesh())
     config.eval.reference = str(tmp_path / "none.npz")
     refused("there is no file")
+
+
+def few(count, labels=None):
+    return from_arrays(DIGITS.images()[:count], labels if labels is None else np.array(labels))
+
+
+@pytest.mark.parametrize(
+    ("source", "changed", "message"),
+    [
+        (few(1), {}, "the number of images of arrays, train, is 1; a reference takes at least 2"),
+        (few(3), {"metrics": ("precision_recall",)}, "it takes at least 4 images, not 3"),
+        (few(9, [0] * 9), {"label_agreement": True}, "9 images of 1 labels; it takes two labels"),
+        (few(9, [0] * 8 + [1]), {"label_agreement": True}, "9 images of 2 labels; it takes two"),
+        (few(6, [0] * 4 + [1] * 2), {"label_agreement": True}, "images, one of them of 5"),
+        (few(9), {"cache": True}, "the cache .* cannot be written to: .*config.runtime.cache_dir"),
+    ],
+)
+def test_data_that_cannot_be_measured_against_is_refused_then_too(
+    config, tmp_path, source, changed, message
+):
+    (tmp_path / "file").touch()
+    if changed.pop("cache", False):
+        config.runtime.cache_dir = str(tmp_path / "file/cache")
+    config.eval.update(changed)
+    with pytest.raises(UserError, match=message):
+        for_run(config, source, make_mesh())
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_the_fewest_labels_that_are_accepted_can_be_judged():
+    labels = np.array([0] * 5 + [1] * 2)
+    check_labels(labels, "few")
+    judge = LabelJudge(DIGITS.images()[:7], labels)
+    assert 0 <= judge.held_out_accuracy <= 1
+
+
+def test_a_reference_of_images_of_another_size_is_refused(config):
+    small = from_arrays(DIGITS.images()[:, :4])
+    network = feature_network(config, make_mesh())
+    with pytest.raises(UserError, match="arrays, train, has images of another size, 4x8x1"):
+        Measurer(config, make_mesh(), network, (8, 8, 1), small)
 
 
 def test_the_network_takes_uint8_from_host_or_devices(config):

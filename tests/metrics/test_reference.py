@@ -176,7 +176,7 @@ def test_statistics_of_other_projects(tmp_path):
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is \[3\] and sigma \[4, 4\]"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "a value that is not finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [0, 1]])}, "sigma is not symmetric"),
-        ({"mu": np.array([{}]), "sigma": np.eye(1)}, "cannot be read as .npz: Object arrays"),
+        ({"mu": np.array([{}]), "sigma": np.eye(1)}, "cannot be read as .npz: its array"),
     ],
 )
 def test_files_that_hold_no_statistics(tmp_path, arrays, message):

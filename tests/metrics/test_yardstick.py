@@ -1,11 +1,14 @@
 """Images whose quality is known, measured."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from diffusion_distill.data import sources
 from diffusion_distill.data.source import from_arrays
 from diffusion_distill.errors import UserError
+from diffusion_distill.metrics import yardstick
 from diffusion_distill.metrics.blocks import BlockStore
 from diffusion_distill.metrics.classifier import LabelJudge
 from diffusion_distill.metrics.features import FeatureNetwork, pixels
@@ -105,7 +108,23 @@ def test_with_logits_everything_is_measured(tmp_path):
     ]  # fmt: skip
     assert result.notes == {}
     assert 1 < result.values["is_random500"] < 5
-    assert 0 < result.values["is_random500_std"] < 1
+    assert 0 < result.spreads["is_random500"] < 1
+    assert result.row()["is_random500_std"] == result.spreads["is_random500"]
+
+
+def test_a_reference_may_have_any_name(digits, monkeypatch):
+    """Also one that ends as what a row calls a spread."""
+    monkeypatch.setattr(yardstick, "kernel_distance", lambda a, b: (0.5, 0.25))
+    reference = dataclasses.replace(digits, name="vs_my_std")
+    result = measure(Yardstick(pixels(), reference, ("fd", "kid")), SOURCE.images()[:100])
+    fd, kid = result.metrics
+    assert (fd, kid) == ("fd_pixels100_vs_my_std", "kid_pixels100_vs_my_std")
+    assert (
+        result.values[fd]
+        == measure(Yardstick(pixels(), digits), SOURCE.images()[:100]).values["fd_pixels100_train"]
+    )
+    assert (result.values[kid], result.spreads) == (0.5, {kid: 0.25})
+    assert result.row().keys() == {"metrics", fd, kid, f"{kid}_std", "notes"}
 
 
 def test_statistics_alone_allow_the_frechet_distance_alone(digits):

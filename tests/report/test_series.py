@@ -8,7 +8,7 @@ import pytest
 
 from configs import cifar10_distill, imagenet64_distill
 from diffusion_distill.paper import DATASETS
-from diffusion_distill.report.run import read_run
+from diffusion_distill.report.run import differ, read_run
 from diffusion_distill.report.series import (
     benchmark,
     chain_curves,
@@ -59,6 +59,36 @@ def test_seeds_that_were_measured_later_make_means_and_spreads(digits_run):
     assert point.std == pytest.approx(0.1)
     assert (solver.sampler, points(solver)) == ("dpmpp_2m", {8: 0.4})
     assert all(p.std is None for p in students.points if p.num_steps != 4)
+
+
+def test_a_line_is_of_one_reference(digits_run):
+    """Also where another file had the same name; what cannot be compared is told."""
+    rows = read_rows(digits_run / "results.jsonl")
+    for row in rows:
+        row["reference"] = {"fingerprint": "a", "version": "0.1"}
+    write_rows(digits_run / "results.jsonl", rows)
+    later = {"stage": "student_0004", "sampler": "ddim", "num_steps": 4, "metrics": [METRIC]}
+    evaluations = [
+        later | {"seed": seed, METRIC: 0.6, "reference": {"fingerprint": fingerprint}}
+        for seed, fingerprint in ((2, "a"), (3, "b"), (4, "content-a"))
+    ]
+    evaluations.append(evaluations[1] | {"metrics": ["fd_pixels1k_test"], "fd_pixels1k_test": 1.0})
+    write_rows(digits_run / "evaluations.jsonl", evaluations)
+    run = read_run(digits_run)
+    (point,) = [p for p in distances(run)[METRIC][0].points if p.num_steps == 4]
+    assert point.seeds == 3  # of another version's fingerprint nothing is known
+    assert len(distances(run)["fd_pixels1k_test"]) == 1
+    assert run.problems == [
+        "evaluations.jsonl compares with other images than results.jsonl: 1 of its rows are left "
+        "out"
+    ]
+
+
+def test_fingerprints_are_compared_with_those_of_their_kind():
+    assert not differ({"a"})
+    assert differ({"a", "b"})
+    assert not differ({"a", "content-b"})
+    assert differ({"a", "content-b", "content-c"})
 
 
 def test_baselines_of_fewer_images_are_another_metric(digits_run):

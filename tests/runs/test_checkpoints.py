@@ -98,6 +98,15 @@ def test_everything_comes_back_to_the_bit(directory, step):
     assert whole.meta() == {"seconds": step / 10}
 
 
+@pytest.mark.filterwarnings("error")
+def test_reading_warns_of_nothing(directory, caplog):
+    state = make_state(300)
+    whole = checkpoints.verify(directory, 300)
+    restored(whole, abstract(state)), whole.meta()
+    checkpoints.load_ema_params(directory, 300, abstract(state.ema_params))
+    assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
+
+
 def test_averaged_weights_need_nothing_else_of_the_checkpoint(directory):
     """They are read from a folder of their own; the state's may be as large as it likes."""
     expected = make_state(300).ema_params
@@ -146,10 +155,52 @@ def test_damage_to_any_file_is_found_and_named(directory, how):
     checkpoints.verify(directory, 300)
 
 
-def test_what_was_not_written_by_us_is_found(directory):
-    (directory / "300" / "state" / "more").write_text("x")
-    with pytest.raises(CheckpointError, match="state/more is not in sha256.json"):
-        checkpoints.verify(directory, 300)
+LEFT = [
+    ".DS_Store",
+    "._manifest.ocdbt",
+    "Thumbs.db",
+    ".nfs0001",
+    "d (copy)/1",
+    "@eaDir/x@Syno",
+    "1",
+]
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_a_system_leaves_in_a_checkpoint_is_no_damage(directory, name, tmp_path):
+    """Nor does it disturb what is read, saved next, or removed as the oldest."""
+    folders = [directory, *(p for p in directory.rglob("*") if p.is_dir())]
+    for file in (folder / name for folder in folders):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    expected, said = make_state(300), []
+    whole = checkpoints.newest_whole(directory, said.append)
+    assert (whole.step, said) == (300, [])
+    assert_same_bits(restored(whole, abstract(expected)), expected)
+    assert whole.meta() == {"seconds": 30.0}
+    loaded = checkpoints.load_ema_params(directory, 300, abstract(expected.ema_params))
+    assert_same_bits(loaded, expected.ema_params)
+    checkpoints.set_aside_newer(directory, whole)
+    writer = checkpoints.Writer(directory, kept=2)
+    writer.save(400, make_state(400).trees(), {})
+    writer.close()
+    assert checkpoints.steps(directory) == [400, 300]
+
+
+def test_what_a_system_leaves_while_a_checkpoint_is_written_is_not_part_of_it(directory):
+    writer = checkpoints.Writer(directory, kept=2)
+    finish, left = writer._manager.wait_until_finished, directory / "400" / "state" / ".DS_Store"
+
+    def finish_and_leave():
+        finish()
+        if left.parent.exists():  # a save waits for the one before
+            left.write_text("x")
+
+    writer._manager.wait_until_finished = finish_and_leave
+    writer.save(400, make_state(400).trees(), {})
+    writer.close()
+    left.unlink()
+    assert checkpoints.verify(directory, 400).step == 400
 
 
 def test_falls_back_to_the_newest_that_is_whole_and_says_why(directory):
@@ -201,7 +252,7 @@ def test_checksums_that_say_something_else_are_damage(directory, content):
 
 
 def test_a_file_that_the_disk_cannot_read_is_damage(directory, monkeypatch):
-    def failing(path, below):
+    def failing(path, below, wanted):
         raise OSError(errno.EIO, "Input/output error", f"{path}/state")
 
     monkeypatch.setattr(checkpoints, "_checksums", failing)
@@ -218,7 +269,7 @@ def test_every_file_is_in_the_checksums(directory):
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_older_one_stays(directory, monkeypatch):
-    def full(path, below):
+    def full(path, below, wanted):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     writer = checkpoints.Writer(directory, kept=2)

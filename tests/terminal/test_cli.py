@@ -1,6 +1,7 @@
 """The commands as a person types them: mistakes end in one line and a non-zero exit."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -32,14 +33,22 @@ CONFIG = "--config=configs/digits_distill.py:tiny"
          "flag --config.train.batch_size=abc: invalid literal for int()"),
         ([CONFIG, "--workdir=x", "--config.train.batch_size=-3"],
          "error: config.train.batch_size is -3; it must be at least 1"),
+        ([CONFIG, "--workdir=x", "--config.teacher=y"],
+         "error: --config.teacher is a section; give its fields: --config.teacher.dropout=..."),
+        ([CONFIG, "--workdir=x", "--config.eval.metrics[0]=kid"], "not a valid index"),
+        ([CONFIG, "--workdir=x", "--config.eval.metrics=fd,kid"],
+         """config.eval.metrics is ('fd,kid',); it must be one or more of fd, kid, """
+         """precision_recall, inception_score: a tuple, as in "('fd', 'kid')\""""),
+        (["--config=FINISHED/config.json", "--workdir=x"],
+         "/config.json must name a config file in Python, FILE.py; a run's config.json is read by"),
         (["--config=configs/none.py", "--workdir=x"], "No such file or directory"),
-        ([f"{CONFIG}2", "--workdir=x"], "this config has the variant tiny, not tiny2"),
+        ([f"{CONFIG}2", "--workdir=x"], "this config has the variants guided and tiny, not tiny2"),
         ([CONFIG, "--workdir=/dev/null/x"], "error: /dev/null/x: Not a directory"),
         ([CONFIG, "--workdir=/proc/x"], "error: /proc/x: No such file or directory"),
     ],
 )  # fmt: skip
-def test_mistakes_in_main(arguments, message):
-    done = run("main", *arguments)
+def test_mistakes_in_main(finished, arguments, message):
+    done = run("main", *(a.replace("FINISHED", str(finished[0])) for a in arguments))
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
     assert message in lines[-1]
@@ -55,6 +64,7 @@ def test_mistakes_in_main(arguments, message):
         ("x = 1", "no attribute 'get_config'"),
         ("def get_config(): return 3", "config"),
         ("def get_config(): raise KeyError", "KeyError"),
+        ("def get_config(): return null", "NameError"),
     ],
 )
 def test_mistakes_in_a_config_file(tmp_path, content, message):
@@ -85,10 +95,10 @@ def test_no_permission_to_write(tmp_path):
 def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
     workdir = finished[0]
     common = ["--num_steps=2", "--num_images=12", "--seed=5", "--labels=3,4"]
-    for out in ("grid.png", "images.npz", "folder"):
+    for out in ("grid.PNG", "images.NPZ", "folder"):
         done = run("sample", f"--workdir={workdir}", *common, f"--out={tmp_path / 'new' / out}")
         assert done.returncode == 0, done.stderr
-    arrays = np.load(tmp_path / "new/images.npz")
+    arrays = np.load(tmp_path / "new/images.NPZ")
     assert arrays["images"].shape == (12, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
     np.testing.assert_array_equal(arrays["labels"], [3, 4] * 6)
@@ -96,7 +106,7 @@ def test_sample_writes_a_grid_arrays_or_a_folder(finished, tmp_path):
     assert [f.name for f in files] == [f"{n:02d}.png" for n in range(12)]
     for file, image in zip(files, arrays["images"], strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image[..., 0])
-    grid = np.asarray(Image.open(tmp_path / "new/grid.png"))
+    grid = np.asarray(Image.open(tmp_path / "new/grid.PNG"))
     np.testing.assert_array_equal(grid[1:33:4, 1:33:4], arrays["images"][0, ..., 0])
 
 
@@ -126,6 +136,10 @@ def test_sampling_a_network_without_labels(tmp_path):
         (["--num_steps=two", "--out=x"], "--num_steps=two"),
         (["--num_steps=2", "--out=/dev/null/x.png"], "/dev/null"),
         (["--num_steps=2", "--out=setup.py"], "--out=setup.py is a file"),
+        (
+            ["--num_steps=2", "--out=docs"],
+            "--out=docs has files already, config.md for one; name",
+        ),
         (["--num_steps=2", "--out=x.jpg"], ".jpg is not written; name a .png"),
     ],
 )
@@ -148,6 +162,14 @@ def test_evaluate_measures_what_the_run_measured(workdir):
     assert float(row.split("|")[6]) == pytest.approx(value, abs=0.01)
     refused = run("evaluate", f"--workdir={workdir}", "--num_images=1")
     assert refused.stderr == "error: --num_images is 1; it must be at least 2\n"
+
+
+def test_a_terminal_that_knows_no_such_sign_ends_nothing():
+    script = "from diffusion_distill.terminal import cli; cli.run(lambda words: print('1 ± 2'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "1 \\xb1 2\n")
 
 
 def test_help_names_the_flags():

@@ -1,5 +1,6 @@
 """How far work is: drawn on a terminal, here a pseudo-terminal; elsewhere said in lines."""
 
+import os
 import re
 import signal
 import sys
@@ -175,6 +176,39 @@ def test_a_signal_in_the_middle_of_a_drawing(terminal):
     terminal.read()
     for n in range(1, said + 1):
         assert f"stopping {n}\n".encode() in terminal.raw.replace(b"\r", b"")
+
+
+def test_a_terminal_that_is_closed_ends_nothing(terminal, clock):
+    """As when its window is: each write fails from then on, and so does asking for its size."""
+    with redirect_stdout(terminal.stdout), student(4) as shown:
+        shown.update(1)
+        os.close(terminal.fd)
+        for done in (2, 3, 4):
+            clock.now += 4
+            shown.update(done)
+            console.say("more")
+            console.say_in_handler("stopping")
+    terminal.fd = os.open(os.devnull, os.O_RDONLY)  # for the fixture to close
+
+
+def test_a_pipe_that_nobody_reads_any_more_ends_nothing():
+    theirs, ours = os.pipe()
+    with open(ours, "w") as pipe, redirect_stdout(pipe):
+        console.say("one")
+        assert os.read(theirs, 100) == b"one\n"
+        os.close(theirs)
+        with student(2) as shown:
+            for done in (1, 2):
+                shown.update(done)
+                console.say("more")
+    # Nor does closing it, which Python does at its exit.
+
+
+def test_a_full_disk_below_what_is_said_ends_nothing():
+    with open("/dev/full", "w") as full, redirect_stdout(full):
+        console.say("one")
+        console.say("two")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # there is room again
 
 
 @pytest.mark.parametrize(

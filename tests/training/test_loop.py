@@ -2,12 +2,26 @@
 
 import errno
 
+import jax
+import numpy as np
 import pytest
 from tensorboardX.record_writer import RecordWriter
 
+from diffusion_distill.data.sources import digits
+from diffusion_distill.devices.sharding import make_mesh
+from diffusion_distill.stages import plan
 from diffusion_distill.storage.files import read_rows
+from diffusion_distill.terminal.stop import StopSignal
+from diffusion_distill.training.feed import Feed
 from diffusion_distill.training.logs import MetricsLog
-from diffusion_distill.training.loop import call_spans
+from diffusion_distill.training.loop import Job, call_spans, train
+from diffusion_distill.training.optimizer import make_optimizer
+from diffusion_distill.training.recorder import Recorder
+from diffusion_distill.training.state import init_teacher
+from diffusion_distill.training.step import Recipe
+from diffusion_distill.training.update import make_update
+from tests.conftest import tiny_config
+from tests.training.test_step import Small
 
 
 @pytest.mark.parametrize("start", [0, 1, 13, 20, 39])
@@ -26,10 +40,34 @@ def test_calls_after_a_stop_are_those_of_a_run_never_stopped():
     assert resumed[1:] == [call for call in whole if call[0] >= 20]
 
 
+@pytest.mark.parametrize("setting", ["jax_debug_nans", "jax_disable_jit"])
+def test_a_healthy_stage_trains_under_what_looks_for_nans(setting, tmp_path):
+    """In a batch of 2, some quarter of [0, 1] has no example: its loss is left out of the log."""
+    config, mesh, source = tiny_config(), make_mesh(), digits()
+    config.teacher.updates, config.train.batch_size, config.runtime.log_every_updates = 2, 2, 1
+    stage = plan(config)[0]
+    model, optimizer = Small(source.num_classes), make_optimizer(config, stage)
+    jax.config.update(setting, True)
+    try:
+        update = make_update(Recipe(model, config, stage, mesh))
+        state = init_teacher(model, optimizer, jax.random.key(0), source.image_shape, mesh)
+        job = Job(stage, config, mesh, update, None, Feed(source, mesh))
+        train(job, state, Recorder(stage, config, tmp_path, 0), StopSignal())
+    finally:
+        jax.config.update(setting, False)
+    rows = read_rows(tmp_path / "teacher/metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        quarters = [row[name] for name in row if name.startswith("loss_q")]
+        assert 1 <= len(quarters) <= 2
+        assert np.mean(quarters) == pytest.approx(row["loss"])
+        assert not any(name.startswith("examples") for name in row)
+
+
 def test_rows_past_the_step_that_training_goes_on_from_are_dropped(tmp_path):
     log = MetricsLog(tmp_path, 0)
     for step in (1, 2, 3):
-        log.write(step, {"loss": step / 4, "loss_q1": float("nan")})
+        log.write(step, {"loss": step / 4})
     log.close()
     log = MetricsLog(tmp_path, 2)
     log.write(3, {"loss": 9.0})

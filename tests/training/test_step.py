@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices.sharding import make_mesh
-from diffusion_distill.diffusion.distill import TARGETS
+from diffusion_distill.diffusion.distill import TARGETS, tract_target
 from diffusion_distill.diffusion.process import q_sample
 from diffusion_distill.diffusion.samplers import SAMPLERS, sample
 from diffusion_distill.models.build import (
@@ -133,8 +133,8 @@ def test_loss_by_quarter():
     loss, t = jnp.float32([1, 3, 5, 7]), jnp.float32([0.0, 0.2, 0.75, 1.0])
     got = steps.loss_by_quarter(loss, t)
     assert (got["loss_q1"], got["loss_q4"]) == (2.0, 6.0)
-    assert np.isnan(got["loss_q2"])
-    assert np.isnan(got["loss_q3"])
+    assert [got[f"examples_q{q}"] for q in (1, 2, 3, 4)] == [2, 0, 0, 2]
+    assert not any(np.isnan(value) for value in got.values())
 
 
 def test_noise_and_times_differ_from_step_to_step(tiny_config):
@@ -165,20 +165,31 @@ def test_a_student_of_a_perfect_teacher_has_nothing_to_learn(tiny_config, num_st
     assert metrics["loss"] < 1e-10
 
 
-@pytest.mark.parametrize("solver", TARGETS)
+@pytest.mark.parametrize("solver", [*TARGETS, "tract"])
 def test_a_student_learns_the_target_of_its_rounds_solver(tiny_config, solver):
     """Its losses are the squared errors from that target."""
     _, student = toy_stages(tiny_config)
-    model, key, this_round = Small(num_classes=10), jax.random.key(0), Round(jnp.int32(2), 6)
-    batch = batch_of(100)
+    student = dataclasses.replace(student, num_steps=2, solver=solver, divides_by=4)
+    model, key, this_round = Small(num_classes=10), jax.random.key(0), Round.of(student)
+    batch, recipe = batch_of(100), Recipe(model, tiny_config, student)
     params = model.init(key, jnp.ones((1, 2, 2, 1)), jnp.zeros(1), jnp.zeros(1, int))["params"]
-    recipe = Recipe(model, tiny_config, dataclasses.replace(student, solver=solver))
+    average = jax.tree.map(lambda p: 0.9 * p, params)
+    state = new_state(params, make_optimizer(tiny_config, student))
+    state = dataclasses.replace(state, ema_params=average)
     examples = steps.draw(recipe, 0, batch, key, this_round)
-    _, losses = steps.loss(recipe, params, params, examples, this_round)
+    taught_by = steps.sources(recipe, state, params)
+    _, losses = steps.loss(recipe, params, taught_by, examples, this_round)
     schedule = make_schedule(tiny_config)
     z = q_sample(examples.x, examples.eps, schedule(examples.t))
-    denoiser = make_denoiser(model, params, batch.labels, tiny_config)
-    target = TARGETS[solver](denoiser, z, examples.i, 2, schedule)
+    denoiser, averages = (
+        make_denoiser(model, p, batch.labels, tiny_config) for p in (params, average)
+    )
+    if solver == "tract":
+        assert set(np.unique(examples.i)) <= set(range(1, 9)) and examples.i.max() > 2
+        np.testing.assert_allclose(examples.t, examples.i / 8)
+        target = tract_target(denoiser, averages, z, examples.i, (8, 2), schedule)
+    else:
+        target = TARGETS[solver](denoiser, z, examples.i, 2, schedule)
     error = target - denoiser(z, schedule(examples.t)).x
     np.testing.assert_allclose(losses, jnp.square(error).mean((1, 2, 3)), rtol=1e-5)
     assert losses.max() > 1e-3
@@ -303,20 +314,23 @@ def test_several_updates_in_one_call_are_the_updates_one_by_one(tiny_config, rea
     assert several.step == one.step == 4
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["teacher", "student"])
+@pytest.mark.parametrize(
+    ("which", "divide_by"), [(0, 2), (1, 2), (1, 4)], ids=["teacher", "student", "tract"]
+)
 @pytest.mark.usefixtures("compiled_quickly")
-def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which):
+def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which, divide_by):
     """With dropout, in both ways: parts in one program, and parts in calls of their own."""
 
     tiny_config.train.adam_eps = 1e-3  # large, so that a gradient near 0 stays a small step
     tiny_config.teacher.dropout = tiny_config.distill.dropout = 0.3
     tiny_config.runtime.updates_per_call = 2
+    tiny_config.distill.divide_by = divide_by
     stage, mesh = plan(tiny_config)[which], make_mesh()
     model, rng = Small(num_classes=10), np.random.default_rng(0)
     params = init_params(model, jax.random.key(0), (8, 8, 1))
     teacher_params = jax.tree.map(lambda p: p * 0.9, params) if stage.is_student else None
     data = Batch(rng.integers(0, 256, (64, 8, 8, 1), np.uint8), rng.integers(0, 10, 64, np.int32))
-    rows, this_round = rng.integers(0, 64, (2, 16), np.int32), Round(jnp.int32(2), jnp.int32(6))
+    rows, this_round = rng.integers(0, 64, (2, 16), np.int32), Round.of(stage)
     key = jax.random.key(1)
 
     def in_calls(parts):

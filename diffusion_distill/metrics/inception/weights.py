@@ -8,14 +8,13 @@ Where the source has the classifier: "softmax/weights" [2048, 1008] and "softmax
 import hashlib
 import io
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_distill.errors import UserError
-from diffusion_distill.storage.files import write_atomically
+from diffusion_distill.storage.buckets import as_path
+from diffusion_distill.storage.files import read_npz, write_atomically
 
 PLACE = "DIFFUSION_DISTILL_INCEPTION"  # an environment variable: the path of the weights
 CLASSIFIER = ("softmax/weights", "softmax/biases")
@@ -25,7 +24,7 @@ NETWORK_SHA256 = "635e8e105a29187b318cf514e461fb5ccd1c25e0eaf386a05c8ff80cb4aa8e
 
 def usual_place() -> Path:
     """Where the weights are if nobody says otherwise."""
-    return Path(os.environ.get(PLACE) or "~/.cache/diffusion_distill/inception.npz").expanduser()
+    return as_path(os.environ.get(PLACE) or "~/.cache/diffusion_distill/inception.npz")
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -34,16 +33,13 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: there is no such file, it is damaged, or it has other weights.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_file():
         missing = f"there are no weights of the Inception network at {path}"
         raise UserError(f"{missing}; {how_to_get(path)}")
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip file")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_npz(path)
+    except (UserError, OSError) as error:
         damaged = f"{path} is damaged, or no .npz of weights ({error})"
         raise UserError(f"{damaged}; {how_to_get(path)}") from error
     check(path, arrays)
