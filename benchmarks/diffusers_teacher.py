@@ -6,7 +6,13 @@ writes the folder of a DDPM pipeline: UNet2DModel with the digits' labels, which
 the linear betas that diffusers has by default. Minutes on two CPU cores; it takes the extra
 `peers`. A chain from it, and what its own DDIM has at as many steps:
 
-    python -m diffusion_distill.main --config=configs/from_diffusers.py:runs/diffusers_digits ...
+    python -m diffusion_distill.main --config=configs/from_diffusers.py:runs/diffusers_digits \\
+        --workdir=runs/from_diffusers --config.data.name=digits --config.train.batch_size=32 \\
+        --config.match.updates=1200 --config.match.learning_rate=2e-3 --config.match.warmup=50 \\
+        --config.match.ema_decay=0.99 --config.distill.start_steps=32 \\
+        --config.distill.updates=200 --config.distill.updates_last_rounds=300 \\
+        --config.distill.learning_rate=1e-3 --config.distill.ema_decay=0.98 \\
+        --config.eval.num_images=1000 --config.eval.label_agreement=True
 """
 
 import sys

@@ -43,6 +43,7 @@ from diffusion_distill.storage.files import (
     write_atomically,
 )
 from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import say
 from diffusion_distill.validate import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "With --images: whose data to compare.")
@@ -206,11 +207,11 @@ def show(result: Result, where: str, before: str = "") -> None:
     """Prints a line for each metric, and for each note."""
     for name in result.metrics:
         text = value_text(name, result.values[name], result.spreads.get(name), 2)
-        print(f"{before}{name} {where}: {text}", flush=True)
+        say(f"{before}{name} {where}: {text}")
     if "label_agreement" in result.values:
-        print(f"{before}label_agreement {where}: {result.values['label_agreement']:.4f}")
+        say(f"{before}label_agreement {where}: {result.values['label_agreement']:.4f}")
     for what, note in result.notes.items():
-        print(f"{before}{what}: {note}")
+        say(f"{before}{what}: {note}")
 
 
 def show_spread(rows: list[dict], where: str) -> None:
@@ -220,7 +221,7 @@ def show_spread(rows: list[dict], where: str) -> None:
     for name in [*rows[0]["metrics"], *["label_agreement"] * ("label_agreement" in rows[0])]:
         values = [row[name] for row in rows]
         text = value_text(name, float(np.mean(values)), float(np.std(values, ddof=1)), 2)
-        print(f"{name} {where}: {text} (mean and standard deviation of {len(rows)} seeds)")
+        say(f"{name} {where}: {text} (mean and standard deviation of {len(rows)} seeds)")
 
 
 def check_out(path: str | Path) -> None:

@@ -13,6 +13,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.report.page import write
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import say
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run; several are compared.")
 _OUT = flags.DEFINE_string(
@@ -29,8 +30,8 @@ def main(argv: list[str]) -> None:
     if out.suffix != ".html":
         raise UserError(f"--out={out} must end in .html")
     for problem in write(workdirs, out):
-        print(f"warning: {problem}")
-    print(out)
+        say(f"warning: {problem}")
+    say(str(out))
 
 
 if __name__ == "__main__":

