@@ -201,7 +201,7 @@ def base() -> ConfigDict:
     config.eval.ancestral_variance = 0.0
     # judge labels by a classifier fitted on the data's pixels; for small images with labels
     config.eval.label_agreement = False
-    # further values of w at which each stage that can be guided is measured, by the first metric
+    # further values of w at which each stage that can be guided is measured, too
     config.eval.guidance = ()
     config.eval.grid_images = 40  # in `samples.png`, from the same noise in every stage
 

@@ -123,6 +123,8 @@ def check(config: ConfigDict, workdir: str | Path) -> Setup:
         lambda: sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))
     )
     _check_images(config, source)
+    labels = f"{source.num_classes} labels" if source.num_classes else "no labels"
+    say(f"data: {len(source):,} images of {'x'.join(map(str, source.image_shape))}, {labels}")
     measurer = for_run(config, source, mesh)
     num_classes = build_unet(config, source.image_shape[-1], source.num_classes).num_classes
 
@@ -229,6 +231,13 @@ def stage_weights(
     if stage.is_given:
         given, ours = setup.given_teacher, setup.network
         return given_teacher.copy(given, ours, setup.workdir, setup.mesh), 0.0
+    measured = any(row["stage"] == stage.name for row in setup.workdir.results())
+    if whole is None and measured and not setup.workdir.is_finished(stage):
+        raise UserError(
+            f"{directory} has no checkpoint any more, and a stage that is not finished is taught "
+            f"by {stage.name}: put it back, or remove its row from "
+            f"{setup.workdir.path}/results.jsonl to train it anew"
+        )
     teacher_params = None
     if stage.is_student:
         teacher = setup.stages[stage.teacher]

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,6 +33,14 @@ def guided_config():
     config.eval.guidance = (1.0, 9.0)
     config.eval.baselines = ()
     return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly():
+    """As `compiled_quickly`, for the whole file, whose programs are compared with each other."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

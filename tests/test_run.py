@@ -278,6 +278,18 @@ def test_images_that_no_picture_can_show_are_refused(tmp_path, monkeypatch, chan
         check(tiny_config(), tmp_path / "run")
 
 
+def test_a_measured_teacher_that_is_gone_is_not_trained_again_for_its_student(workdir, programs):
+    """A copy of a run without its checkpoints: training them again would take days, unasked."""
+    for stage in ("teacher", "student_0002"):
+        shutil.rmtree(workdir / stage / "checkpoints")
+    shutil.rmtree(workdir / "student_0001")
+    rows = read_rows(workdir / "results.jsonl")
+    write_rows(workdir / "results.jsonl", rows[:-1])
+    with pytest.raises(UserError, match="student_0002/checkpoints has no checkpoint any more"):
+        run_chain(check(tiny_config(), workdir), programs, StopSignal())
+    assert not any((workdir / "teacher").glob("checkpoints/*"))
+
+
 @pytest.mark.parametrize("step", [4, 6])
 def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, programs, monkeypatch, step):
     """Weights overflow before an update, which finds out; a checkpoint is due at step 4."""

@@ -77,6 +77,9 @@ def _of_subfolders(tree: Tree, split: str) -> tuple[np.ndarray, int]:
             fields.SPLIT,
             f"={splits.ALL} where each is a label",
         )
+    if all(map(str.isdecimal, within)) and [*within] != sorted(within, key=int):
+        first = ", ".join([*within][:4])
+        say_once(f"{tree.root}: labels 0, 1, 2, 3, ... are its subfolders {first}, ...: by name")
     counts = [len(names) for names in within.values()]
     return np.repeat(np.arange(len(counts), dtype=np.int32), counts), len(counts)
 

@@ -5,6 +5,7 @@ square crop, then an antialiased resize.
 """
 
 import contextlib
+import errno
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,8 @@ from diffusion_distill.storage.files import opened
 
 # Modes of Pillow that hold 8 bits a channel, and their channels; others are not 8-bit images.
 _CHANNELS = {"L": 1, "RGB": 3}
+# What reading damaged content raises, beside errors without a number: all others are of the disk.
+_OF_CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)
 _AS_COLOUR = ("L", "LA", "RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "1")
 
 
@@ -27,23 +30,22 @@ def decode(path: str, channels: int, upright: bool = True) -> np.ndarray:
     kind is converted (grey to colour by repeating it, colour to grey by luma); with 0 nothing is.
     Raises UserError, which names the file, where it is no whole image or not one that `channels`
     allows, or where something would be lost: transparency, bits beyond 8, images beside the first.
+    OSError, where it cannot be had: the file, or the disk that it is on, is not there.
     """
     try:
         with Image.open(opened(as_path(path)) if is_bucket(path) else path) as image:
             _check_nothing_is_lost(image, path)
             image.load()
             if upright:
-                with contextlib.suppress(
-                    Exception
-                ):  # damaged EXIF, of many kinds, in a whole image
+                with contextlib.suppress(Exception):  # of damaged EXIF in a whole image
                     ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(_converted(image, channels, path))
         return pixels.reshape(*pixels.shape[:2], -1)
     except (UserError, BucketError):
         raise
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}") from None
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
+        if getattr(error, "errno", None) not in _OF_CONTENT:  # a disk or server that went away
+            raise OSError(error.errno, error.strerror, path) from None
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
@@ -60,6 +62,8 @@ def _check_nothing_is_lost(image: Image.Image, path: str) -> None:
 
 
 def _converted(image: Image.Image, channels: int, path: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        raise UserError(f"{path} has more than 8 bits a channel; it must have 8")
     if image.mode not in (_AS_COLOUR if channels else _CHANNELS):
         must = f"{path} is of mode {image.mode}; it must be L (grey) or RGB, or one that "
         raise UserError(must, fields.CHANNELS, "=3 turns into RGB")

@@ -60,6 +60,7 @@ def own_settings() -> Iterator[None]:
         jax.threefry_partitionable(True),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
+        jax.transfer_guard("allow"),
     ):
         yield
 

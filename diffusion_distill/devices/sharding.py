@@ -6,6 +6,7 @@ teacher's weights are replicated along "data" and split along "fsdp", each by th
 one, and nothing else in the package asks how many there are.
 """
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -37,7 +38,10 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 def _all_devices() -> Sequence[jax.Device]:
     """Those of all processes. With "cuda,cpu" JAX would be content with the CPU."""
-    asked, why = jax.config.jax_platforms or "", ""
+    # The older JAX_PLATFORM_NAME, where it is set, is what JAX goes by.
+    older = os.environ.get("JAX_PLATFORM_NAME", "")
+    variable = "JAX_PLATFORM_NAME" if older else "JAX_PLATFORMS"
+    asked, why = older or jax.config.jax_platforms or "", ""
     first = asked.partition(",")[0]
     try:
         devices = jax.devices()
@@ -47,8 +51,8 @@ def _all_devices() -> Sequence[jax.Device]:
         if not asked:
             raise
         why = f" ({reason(error)})" if str(error) else ""  # its plugin is not installed
-    way_out = "JAX_PLATFORMS=cpu runs on the CPU"
-    raise UserError(f"JAX_PLATFORMS is {asked}, but there is no {first} here{why}; {way_out}")
+    way_out = f"{variable}=cpu runs on the CPU"
+    raise UserError(f"{variable} is {asked}, but there is no {first} here{why}; {way_out}")
 
 
 def described(mesh: Mesh) -> str:

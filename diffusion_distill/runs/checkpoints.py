@@ -19,6 +19,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from diffusion_distill.devices.distributed import from_main, is_main, on_main
-from diffusion_distill.errors import BucketError, CheckpointError, reason
-from diffusion_distill.storage.buckets import THREADS
+from diffusion_distill.errors import BucketError, CheckpointError, UserError, reason
+from diffusion_distill.storage.buckets import THREADS, is_bucket
 from diffusion_distill.storage.files import files_below, remove, sha256, write_atomically
 
 CHECKSUMS = "sha256.json"
@@ -35,7 +36,18 @@ CHECKSUMS = "sha256.json"
 
 def folder(workdir: Path, stage_name: str) -> Path:
     """Where a stage's checkpoints are, as the absolute path that Orbax asks for."""
-    return workdir.absolute() / stage_name / "checkpoints"
+    path = workdir.absolute() / stage_name / "checkpoints"
+    if is_bucket(path):
+        return path
+    try:
+        alike = os.fsencode(path) == str(path).encode()
+    except UnicodeEncodeError:
+        alike = False
+    if not alike:  # TensorStore would look elsewhere, or fail
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        way_out = "rename it, or set PYTHONUTF8=1 where the locale is why"
+        raise UserError(f"{shown}: a workdir's path must be UTF-8; {way_out}")
+    return path
 
 
 def steps(directory: Path) -> list[int]:

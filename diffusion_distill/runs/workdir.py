@@ -86,6 +86,7 @@ class Workdir:
     def check(self) -> None:
         """Raises UserError where another run, or other files, are in `path`. Writes nothing."""
         path = self.path
+        checkpoints.folder(path, "teacher")  # has a name that checkpoints can have
         if (path / "config.json").exists():
             here = Workdir.open(path)
             old, new = _fields(here), _fields(self)

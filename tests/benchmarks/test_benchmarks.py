@@ -65,6 +65,7 @@ def test_step(tmp_path):
     assert {"teacher: draw", "teacher: update", "teacher: input"} <= {row[0] for row in table}
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path):
     flags = (
         "--config.train.batch_size=4 --batch_sizes=4 --channels= --image_sizes= --rounds=1,3 "
@@ -100,6 +101,7 @@ def test_scaling_over_devices(tmp_path):
     assert ("devices", "2") in table
 
 
+@pytest.mark.slow
 def test_precision(tmp_path):
     """bfloat16 differs from float32, and by little."""
     flags = "--config.train.batch_size=8 --updates=6 --num_images=4 --num_steps=2"

@@ -39,6 +39,15 @@ def said(capsys):
     return lambda: capsys.readouterr().out
 
 
+def test_labels_that_are_numbers_are_numbered_by_name_and_that_is_said(tmp_path, said):
+    put(tmp_path, *(f"{label}/a.png" for label in range(11)))
+    assert names(load(tmp_path))[2] == "a.png"
+    assert "labels 0, 1, 2, 3, ... are its subfolders 0, 1, 10, 2, ...: by name" in said()
+    shutil.rmtree(tmp_path / "10")
+    load(tmp_path)
+    assert "by name" not in said()
+
+
 class TestSplits:
     @pytest.mark.parametrize("labels", [True, False])
     @pytest.mark.parametrize(

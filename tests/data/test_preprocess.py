@@ -1,6 +1,7 @@
 """Images of any size and kind become squares of one size, as published."""
 
 import concurrent.futures
+import errno
 import struct
 import time
 import zlib
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from diffusion_distill.data import preprocess
 from diffusion_distill.data.preprocess import antialias, area, central_square, decode, to_square
 from diffusion_distill.errors import UserError
 
@@ -138,9 +140,22 @@ def test_a_colour_that_is_transparent_is_no_colour(tmp_path, kind, channels):
         decode(str(tmp_path / "c.png"), channels)
 
 
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_disk_that_went_away_is_no_damaged_image(tmp_path, monkeypatch, error):
+    """What is read of a set in pieces must not take the rest of it for unreadable images."""
+
+    def opened(path):
+        raise OSError(error, "gone")
+
+    monkeypatch.setattr(preprocess.Image, "open", opened)
+    with pytest.raises(OSError, match="gone") as raised:
+        decode(str(tmp_path / "e.png"), 0)
+    assert (raised.value.errno, raised.value.filename) == (error, str(tmp_path / "e.png"))
+
+
 def test_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "d.png")
-    with pytest.raises(UserError, match="d.png is of mode I;16"):
+    with pytest.raises(UserError, match="d.png has more than 8 bits a channel"):
         decode(str(tmp_path / "d.png"), 3)
 
 

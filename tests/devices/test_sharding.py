@@ -22,6 +22,16 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
+def test_the_older_variable_is_named_where_it_is_what_jax_goes_by(monkeypatch):
+    def devices():
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORM_NAME", "gpu")
+    with pytest.raises(UserError, match="JAX_PLATFORM_NAME is gpu, .*; JAX_PLATFORM_NAME=cpu runs"):
+        make_mesh()
+
+
 @pytest.mark.parametrize("asked", ["cuda,cpu", "cuda", "tpu,cpu"])
 @pytest.mark.parametrize("error", [None, RuntimeError("no driver"), AssertionError()])
 def test_asked_for_an_accelerator_the_cpu_is_no_answer(monkeypatch, asked, error):

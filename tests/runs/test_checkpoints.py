@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_distill.errors import CheckpointError
+from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.training.state import TrainState
 
@@ -63,6 +63,13 @@ def written(tmp_path_factory):
 def directory(written, tmp_path):
     """A copy to damage."""
     return shutil.copytree(written, tmp_path / "stage" / "checkpoints")
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_trained(tmp_path):
+    said = r"n\\xfc/teacher/checkpoints: a workdir's path must be UTF-8"
+    with pytest.raises(UserError, match=said):
+        checkpoints.folder(tmp_path / "n\udcfc", "teacher")
+    assert checkpoints.folder(tmp_path / "n\u00fc", "teacher").name == "checkpoints"
 
 
 def test_the_newest_are_kept(directory):

@@ -16,6 +16,7 @@ from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import init_matched
 from diffusion_distill.training.step import Recipe, Round
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SHAPE = (8, 8, 1)
 ROUND = Round(jnp.int32(2), jnp.int32(6))
 
@@ -100,20 +101,20 @@ def test_a_round_hands_w_to_the_teacher_and_asks_nobody_without_a_label(config):
     recipe = Recipe(Told(), student_config(config), student)
     examples = drawn(recipe)
     expected = 0.01 * examples.labels + 0.1 * examples.guidance
-    z, logsnr = examples.eps, jnp.zeros(64)
-    target = steps.target(recipe, {"scale": jnp.float32(1.0)}, examples, z, logsnr, ROUND)
+    target = target_of(recipe, {"scale": jnp.float32(1.0)}, examples, jnp.zeros(64))
     np.testing.assert_allclose(target[:, 0, 0, 0], expected, rtol=1e-5)
 
 
 def test_a_match_stage_guides_its_source_by_each_examples_w(config):
     match, told = plan(config)[1], student_config(config)
     source = build_unet(config, 1, 10)
-    params = noisy(init_params(source, jax.random.key(1), SHAPE))
+    params = noisy(new_params(source))
     recipe = Recipe(build_unet(told, 1, 10), told, match, None, source, config)
     examples = drawn(recipe, 8)
     logsnr = jnp.linspace(-4.0, 4.0, 8)
-    target = steps.target(recipe, params, examples, examples.eps, logsnr, ROUND)
+    target = target_of(recipe, params, examples, logsnr)
 
+    @jax.jit
     def x_hat(labels):
         return make_denoiser(source, params, labels, config)(examples.eps, logsnr).x
 
@@ -131,12 +132,12 @@ def test_a_source_may_predict_something_else_and_be_another_network(config):
     source_config.diffusion.parameterization = "v"
     source_config.model.channels = 16
     source = build_unet(source_config, 1, 10)
-    params = noisy(init_params(source, jax.random.key(1), SHAPE))
+    params = noisy(new_params(source))
     recipe = Recipe(build_unet(config, 1, 10), config, match, None, source, source_config)
     examples = drawn(recipe, 4)
     logsnr = jnp.linspace(-4.0, 4.0, 4)
-    target = steps.target(recipe, params, examples, examples.eps, logsnr, ROUND)
-    v = source.apply({"params": params}, examples.eps, logsnr, examples.labels)
+    target = target_of(recipe, params, examples, logsnr)
+    v = jax.jit(source.apply)({"params": params}, examples.eps, logsnr, examples.labels)
     alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * logsnr))[:, None, None, None] for s in (1, -1))
     expected = alpha**2 * (alpha * examples.eps - sigma * v) + sigma**2 * examples.x
     np.testing.assert_allclose(target, expected, atol=1e-5)
@@ -145,15 +146,29 @@ def test_a_source_may_predict_something_else_and_be_another_network(config):
 def test_before_its_first_update_a_student_that_is_told_w_is_its_teacher_to_the_bit(config):
     match = plan(config)[1]
     source, student = build_unet(config, 1, 10), build_unet(student_config(config), 1, 10)
-    params = noisy(init_params(source, jax.random.key(1), SHAPE))
+    params = noisy(new_params(source))
     optimizer, mesh = make_optimizer(config, match), make_mesh()
     state = init_matched(student, optimizer, jax.random.key(0), SHAPE, mesh, params)
     z, logsnr = jax.random.normal(jax.random.key(2), (4, *SHAPE)), jnp.linspace(-9.0, 9.0, 4)
     labels, w = jnp.arange(4), jnp.array([0.0, 1.0, 2.5, 4.0])
-    expected = source.apply({"params": params}, z, logsnr, labels)
-    ours = student.apply({"params": state.ema_params}, z, logsnr, labels, guidance=w)
+    expected = jax.jit(source.apply)({"params": params}, z, logsnr, labels)
+    ours = jax.jit(student.apply)({"params": state.ema_params}, z, logsnr, labels, guidance=w)
     assert np.abs(expected).max() > 0.01
     np.testing.assert_array_equal(ours, expected)
+
+
+def new_params(model):
+    return jax.jit(lambda key: init_params(model, key, SHAPE))(jax.random.key(1))
+
+
+def target_of(recipe, params, examples, logsnr):
+    """`steps.target`, compiled."""
+
+    @jax.jit
+    def target(params, examples):
+        return steps.target(recipe, params, examples, examples.eps, logsnr, ROUND)
+
+    return target(params, examples)
 
 
 def noisy(params):
