@@ -68,6 +68,7 @@ def test_noise_of_the_callers_own(finished):
         sampler.from_noise(z[..., 0])
 
 
+@pytest.mark.slow
 def test_any_number_of_devices_gives_the_same_images(finished, tmp_path):
     """Restored and sampled on one device, and in a process of its own on four."""
     script = textwrap.dedent(

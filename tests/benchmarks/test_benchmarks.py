@@ -51,6 +51,7 @@ def numbers(value):
     return [value] if isinstance(value, int | float) else []
 
 
+@pytest.mark.slow
 def test_step(tmp_path):
     flags = "--config.train.batch_size=8 --repeats=1 --num_steps=2 --loop_updates=3"
     result, table = run("step", tmp_path, SMALL + flags)

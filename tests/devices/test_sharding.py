@@ -77,7 +77,7 @@ TOPOLOGIES = {
 }
 SEVERAL = [
     "eight",
-    "eight_split",
+    pytest.param("eight_split", marks=pytest.mark.slow),
     "two_by_four_split",
     pytest.param("two_by_four", marks=pytest.mark.slow),
 ]

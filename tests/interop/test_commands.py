@@ -63,6 +63,7 @@ def test_export(finished, tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "out")(seed=1, num_images=5), expected)
 
 
+@pytest.mark.slow
 def test_an_export_for_diffusers_samples_here_too(finished, tmp_path):
     """Its times are ours but for the cut at t = 0."""
     out = tmp_path / "out"

@@ -73,6 +73,7 @@ def student(tiny_config):
     return recipe, teacher, batch, jax.random.key(0), Round(jnp.int32(2), jnp.int32(6))
 
 
+@pytest.mark.slow
 def test_a_students_loss_has_the_same_bits_with_a_teacher_that_was_cast(student):
     recipe, teacher, *rest, this_round = student
     examples = draw(recipe, 0, *rest, this_round)
