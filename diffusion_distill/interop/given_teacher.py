@@ -61,10 +61,9 @@ def load(path: str, ours: Network, mesh: Mesh) -> Network:
     """The network of the teacher that is at `path`.
 
     That is a workdir, a stage's folder in one, an exported folder, one that diffusers wrote, or a
-    published file. Raises
-    UserError where it is none of these, is damaged or unfinished, or its network is another than
-    the run's (the first names and shapes that differ, or the fields) and there is no match stage;
-    CheckpointError where the checkpoint in its workdir is damaged.
+    published file. Raises UserError where it is none of these, is damaged or unfinished, or its
+    network is another than the run's (the first names and shapes that differ, or the fields) and
+    there is no match stage; CheckpointError where the checkpoint in its workdir is damaged.
     """
 
     def check(theirs: Network) -> None:

@@ -122,8 +122,8 @@ def draw(
     for a student of N steps, for TRACT over its teacher's. The teacher's labels are left out with
     probability teacher.label_dropout; w is uniform over the network's range.
     """
-    keys = jax.random.split(jax.random.fold_in(key, step), 4)
-    flip_key, time_key, eps_key, dropout_key = keys
+    keys = jax.random.split(jax.random.fold_in(key, step), 6)  # the first four are those of four
+    flip_key, time_key, eps_key, dropout_key, label_key, guidance_key = keys
     x = to_network(batch.images, flip_key, recipe.config.data.random_flip)
     size = x.shape[0]
     if recipe.stage.knows_all_times:
@@ -138,13 +138,11 @@ def draw(
     dropout_keys = jax.random.split(dropout_key, size) if recipe.stage.dropout else None
     labels, guidance, share = batch.labels, None, recipe.config.teacher.label_dropout
     if share and not recipe.stage.is_student:
-        left_out = jax.random.bernoulli(jax.random.fold_in(time_key, 1), share, (size,))
+        left_out = jax.random.bernoulli(label_key, share, (size,))
         labels = jnp.where(left_out, NO_LABEL, labels)
     if recipe.model.told_guidance:
         low, high = recipe.config.model.guidance
-        guidance = jax.random.uniform(
-            jax.random.fold_in(time_key, 2), (size,), minval=low, maxval=high
-        )
+        guidance = jax.random.uniform(guidance_key, (size,), minval=low, maxval=high)
     return Examples(x, labels, eps, t, i, dropout_keys, guidance)
 
 
