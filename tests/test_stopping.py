@@ -93,6 +93,7 @@ def stopped_on_a_terminal(workdir):
     while process.poll() is None and time.monotonic() < end:
         lines = terminal.read(0.1)
         if not asked and any("teacher: step 0 of 12, starting" in line for line in lines):
+            time.sleep(1)  # what is drawn is ahead of the loop; compiling takes longer than this
             process.send_signal(signal.SIGTERM)
             asked = True
     process.kill()
