@@ -25,6 +25,7 @@ from tests.conftest import tiny_config
 
 def guided_config():
     config = tiny_config()
+    config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
     config.teacher.label_dropout = 0.25
     config.teacher.learning_rate, config.teacher.warmup = 1e-2, 0  # labels must count for something
     config.match.updates, config.match.warmup = 6, 0
