@@ -1,0 +1,52 @@
+# /// script
+# dependencies = ["skypilot==0.14.1"]
+# ///
+"""What SkyPilot makes of commands, in an environment of its own, which `uv run --script` makes.
+
+The first argument is JSON, a list of [words after `sky`, variables of a host]. Printed is JSON,
+too, for each command: null where it is no launch; of a launch the task and the scripts that a host
+gets; or why SkyPilot refuses it. Nothing is asked or started elsewhere.
+"""
+
+import json
+import sys
+
+from sky.client.cli import command
+from sky.clouds.utils import gcp_utils
+from sky.skylet import log_lib
+
+launched = []
+
+
+def launch(dag, *_, **__):
+    """In place of what sends the job to SkyPilot's server, once the command line is understood."""
+    launched.extend(dag.tasks)
+    raise SystemExit
+
+
+def read(words, variables):
+    launched.clear()
+    try:
+        command.cli.main(words, prog_name="sky", standalone_mode=False)
+    except SystemExit:
+        (task,) = launched
+    except Exception as error:
+        return {"refused": str(error)}
+    else:
+        return None
+    (resources,) = task.resources
+    scripts = {
+        part: log_lib.make_task_bash_script(getattr(task, part), task.envs | variables)
+        for part in ("setup", "run")
+    }
+    config = task.to_yaml_config()
+    return scripts | {"task": config, "several hosts": gcp_utils.is_tpu_vm_pod(resources)}
+
+
+command.managed_jobs.launch = launch
+for group in (command.cli, command.jobs):
+    for name, other in group.commands.items():
+        if name not in ("jobs", "launch"):
+            other.callback = lambda **_: None  # understood, and no more
+answers = [read(*asked) for asked in json.loads(sys.argv[1])]
+print(json.dumps(answers))
