@@ -9,11 +9,16 @@ gets; or why SkyPilot refuses it. Nothing is asked or started elsewhere.
 """
 
 import json
+import os
 import sys
+import tempfile
 
-from sky.client.cli import command
-from sky.clouds.utils import gcp_utils
-from sky.skylet import log_lib
+home = tempfile.TemporaryDirectory()  # SkyPilot keeps a folder in it
+os.environ.update(HOME=home.name, SKYPILOT_DISABLE_USAGE_COLLECTION="1")
+
+from sky.client.cli import command  # noqa: E402
+from sky.clouds.utils import gcp_utils  # noqa: E402
+from sky.skylet import log_lib  # noqa: E402
 
 launched = []
 

@@ -31,6 +31,7 @@ HOSTS = [
     }
     for rank in range(2)
 ]
+ALONE = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}
 SAYS_PLATFORMS = 'print(os.environ["JAX_PLATFORMS"], flush=True)\n'
 GUIDED = [shlex.split(line)[1:] for line in re.findall("^sky .*", GUIDE, re.MULTILINE)]
 
@@ -129,11 +130,10 @@ def test_hosts_with_gpus_are_told_of_each_other(host, variables):
 def test_one_host_with_gpus_is_alone_and_all_its_gpus_are_looked_for(host):
     host.stand_in("nvidia-smi", SMI)
     host.stand_in("python", PYTHON.replace("sys.exit(7)", ""))
-    alone = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}
-    ran(host, "run", **alone)
+    ran(host, "run", **ALONE)
     assert host.calls()[-1] == COMMAND
     with pytest.raises(AssertionError, match="JAX sees 0 of 4 GPU"):
-        ran(host, "run", SEEN="0", **alone)
+        ran(host, "run", SEEN="0", **ALONE)
 
 
 @pytest.mark.parametrize("gpus", [False, True])
@@ -167,7 +167,6 @@ def read_by_skypilot():
                 json.dumps(commands),
             ],
             cwd=ROOT,
-            env=os.environ | {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
             capture_output=True,
             text=True,
             timeout=300,
@@ -179,9 +178,8 @@ def read_by_skypilot():
 
 
 @pytest.mark.slow
-def test_skypilot_reads_the_task_and_the_commands_of_the_guide(read_by_skypilot, host, monkeypatch):
+def test_skypilot_reads_the_task_and_the_commands_of_the_guide(read_by_skypilot, host):
     """One test, as making the environment takes most of its time."""
-    monkeypatch.setenv("HOME", str(host.path / "home"))  # SkyPilot keeps a folder there
     assert sum("launch" in words for words in GUIDED) == 2
     *known, unset = read_by_skypilot(
         [[words, HOSTS[1]] for words in [*GUIDED, ["jobs", "launch", "launch/sky.yaml"]]]
@@ -210,3 +208,45 @@ def test_skypilot_reads_the_task_and_the_commands_of_the_guide(read_by_skypilot,
         assert process.returncode == 0, errors
     assert [call[:2] for call in host.calls()] == [["uv", "pip"], ["python", "-m"]]
     assert "--workdir=gs://MY-BUCKET/runs/imagenet64" in host.calls()[1]
+
+
+# A run of some seconds, but for the time that its programs take to compile.
+TINY = {
+    "BUCKET": "bucket",
+    "CONFIG": "configs/digits_distill.py:tiny",
+    "RUN": "run",
+    "FLAGS": "--config.data.path= --config.runtime.log_every_seconds=0 "
+    "--config.teacher.updates=1000 --config.train.checkpoint_every=1000 "
+    "--config.model.attention_resolutions=() --config.model.channel_multipliers=(1,)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
+def test_the_same_script_on_another_host_goes_on_where_the_first_saved(host, bucket_server):
+    """The run itself, in a bucket, on hosts whose GPU is a CPU that says it is one."""
+    host.stand_in("nvidia-smi", 'print("GPU 0: none")')
+    python = host.path / "bin/python"
+    lines = ["#!/bin/sh", '[ "$1" != -c ] || exec echo 1']  # the check of JAX, and the command
+    python.write_text("\n".join([*lines, f'JAX_PLATFORMS=cpu exec {sys.executable} "$@"\n']))
+    python.chmod(0o755)
+    (host.path / "home/sky_workdir/configs").symlink_to(ROOT / "configs")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | TASK["envs"] | TINY | ALONE
+    host.environment.update(environment | host.environment)
+    saved = "going on from gs://bucket/runs/run/teacher/checkpoints/"
+    for said_before_the_notice in ("teacher: step", saved):
+        process = start(host, TASK["run"])
+        said = until(process, said_before_the_notice)
+        process.terminate()
+        rest, errors = process.communicate(timeout=120)
+        assert process.returncode == 143, (said, rest, errors)
+
+
+def until(process: subprocess.Popen, words: str) -> str:
+    """What a process says, up to the line with these words."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(said + process.stderr.read())
