@@ -16,7 +16,7 @@
 # A lost connection does not stop a run. A slice that is preempted takes its disks with it, so the
 # workdir must be where it outlives them, and where all workers see it: in a bucket, as
 # --workdir=gs://NAME/FOLDER, or on a share that each has mounted at the same path. The same command
-# on a new slice then goes on from its last whole checkpoint; launch/sky.yaml sees to that by itself.
+# on a new slice then goes on from its last whole checkpoint. launch/sky.yaml does that by itself.
 set -euo pipefail
 
 PROJECT=${PROJECT:-}                          # empty: the project of `gcloud config set project`

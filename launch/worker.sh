@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A worker's side of tpu_vm.sh, which calls it over ssh; sky.yaml has it install, too.
 #
-#   launch/worker.sh install PYTHON_VERSION [cuda]   Python and this package, in .venv
+#   launch/worker.sh install VERSION [EXTRA]  Python and this package with an extra, tpu, in .venv
 #   launch/worker.sh start COMMAND...         detached: it outlives the connection
 #   launch/worker.sh status                   running, stopped, ended CODE, died, or not started
 #   launch/worker.sh stop SECONDS             SIGTERM, then waits that long for the command to save
