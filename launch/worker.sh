@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A worker's side of tpu_vm.sh, which calls it over ssh.
+# A worker's side of tpu_vm.sh, which calls it over ssh; sky.yaml has it install, too.
 #
-#   launch/worker.sh install PYTHON_VERSION   Python and this package, in .venv
+#   launch/worker.sh install VERSION [EXTRA]  Python and this package with an extra, tpu, in .venv
 #   launch/worker.sh start COMMAND...         detached: it outlives the connection
 #   launch/worker.sh status                   running, stopped, ended CODE, died, or not started
 #   launch/worker.sh stop SECONDS             SIGTERM, then waits that long for the command to save
@@ -19,7 +19,7 @@ install() {
     export PATH=$HOME/.local/bin:$PATH
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     [[ -x .venv/bin/python ]] || uv venv --python "$1" .venv
-    uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu,gcs]'
+    uv pip install --python .venv/bin/python -c constraints.txt -e ".[${2:-tpu},gcs]"
 }
 
 is_running() {

@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+TASK = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
 
 GCLOUD = Path(__file__).with_name("gcloud.py")
 QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -35,8 +37,8 @@ if sys.argv[1] == "venv":
 
 # A command of a person, as a Python program: runs until it is asked to stop, and saves.
 UNTIL_STOPPED = """
-import signal, sys
-signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"saved\\n"), sys.exit(143)))
 print("running", sys.argv[1:], flush=True)
 signal.pause()
 """
@@ -162,7 +164,3 @@ def log(cloud, number: int) -> list[str]:
     """What the command printed on a worker, over all of its starts there."""
     file = cloud / f"worker-{number}/diffusion_distill/.run/log"
     return file.read_text().splitlines() if file.exists() else []
-
-
-def created(bench) -> list[list[str]]:
-    return [call for call in bench.calls() if call[:5] == [*QUEUED, "create"]]

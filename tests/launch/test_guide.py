@@ -40,7 +40,7 @@ def test_a_bucket_reaches_the_workers_as_it_is(bench):
     starts = [w[-1] for w in printed(done) if "worker.sh start" in w[-1]]
     command = shlex.split(starts[0].removeprefix("--command="))
     assert command[:3] == ["bash", "diffusion_distill/launch/worker.sh", "start"]
-    assert command[3:] == words[3:]
+    assert command[3:] == words[2:]
     assert "--workdir=gs://MY-BUCKET/runs/imagenet64" in command
 
 

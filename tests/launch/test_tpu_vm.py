@@ -160,7 +160,6 @@ COMMANDS = [
     ["create"],
     ["setup"],
     ["run", "python", "-m", "diffusion_distill.main"],
-    ["run", "--keep=diffusion-distill", "python", "-m", "diffusion_distill.main"],
     ["status"],
     ["logs"],
     ["stop"],
@@ -188,7 +187,7 @@ def test_what_a_dry_run_prints_is_what_runs(bench, ready, command):
     if command[0] == "create":
         (ready / "resource").unlink()
     if command[0] == "run":
-        command = [*command[:-3], "true"]
+        command = ["run", "true"]
     if command[0] == "logs":
         bench.run("tpu_vm.sh", "run", "true")
     (bench.path / "calls").unlink(missing_ok=True)
@@ -201,10 +200,7 @@ def test_what_a_dry_run_prints_is_what_runs(bench, ready, command):
     )
     if command[0] == "logs":  # it says that the others follow
         calls = calls[:-1]
-    if any(word.startswith("--keep") for word in command):  # what comes later is shown, too
-        assert all(words in shown for words in calls)
-    else:
-        assert calls == shown
+    assert calls == shown
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] != "create"], ids=" ".join)
@@ -263,9 +259,6 @@ def test_whatever_gcloud_says_ends_in_one_line(bench, cloud, errors, line):
         (["crate"], {}, 'no command "crate"'),
         (["create", "--spot"], {}, "no flag --spot"),
         (["run"], {}, "run needs a command"),
-        (["run", "--keep", "true"], {}, "--keep=NAME names"),
-        (["run", "--keep=another", "true"], {}, "--keep=another names another slice"),
-        (["stop", "--keep=diffusion-distill"], {}, "--keep belongs to run"),
         (["status"], {"PATH": "/usr/sbin"}, "gcloud is not installed"),
     ],
 )
@@ -287,6 +280,14 @@ def test_a_slice_that_is_not_up_yet_is_said_so(bench, cloud):
     for command in (["run", "true"], ["logs"], ["stop"]):
         line = one_line(bench.run("tpu_vm.sh", *command))
         assert "is PROVISIONING, not ACTIVE" in line
+
+
+@pytest.mark.parametrize("how", ["SUSPENDED", "PREEMPTED"])
+def test_a_slice_that_is_gone_is_said_so(bench, ready, how):
+    (ready / "states").write_text(how)
+    assert f'"diffusion-distill" is {how}' in bench.run("tpu_vm.sh", "status").stdout
+    assert f"is {how}, not ACTIVE" in one_line(bench.run("tpu_vm.sh", "run", "true"))
+    assert "will not become ACTIVE" in one_line(bench.run("tpu_vm.sh", "setup"))
 
 
 def test_a_command_before_setup_is_said_so(bench, ready):
