@@ -34,6 +34,11 @@ _FORWARD, _INPUT_GRADIENT, _KERNEL_GRADIENT = range(3)  # Kind in onednn.cc
 
 _is_used = False
 
+if _LIBRARY.exists() and os.environ.get(ONEDNN) != "0":
+    # Else OpenMP's threads, when they wait, spin on the cores that XLA's need, and a step takes
+    # twice as long. Said here since the first to load OpenMP reads it, and that may be PyTorch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def use(cache: Path) -> bool:
     """From here on, convolutions of this process's CPU programs are oneDNN's; False: XLA's.
@@ -43,8 +48,6 @@ def use(cache: Path) -> bool:
     """
     global _is_used
     if not _is_used and _LIBRARY.exists() and os.environ.get(ONEDNN) != "0":
-        # Threads that wait would spin on the cores that XLA's need. Read when oneDNN is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
             function = ctypes.CDLL(str(_compiled(cache))).convolve
         except (OSError, subprocess.SubprocessError) as error:
@@ -93,7 +96,6 @@ class _Window(NamedTuple):
 
     stride: int
     padding: tuple[tuple[int, int], tuple[int, int]]
-    precision: jax.lax.Precision | None
 
 
 def convolution(
@@ -101,7 +103,6 @@ def convolution(
     kernel: jax.Array,
     stride: int = 1,
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME",
-    precision: jax.lax.Precision | None = None,
 ) -> jax.Array:
     """jax.lax.conv_general_dilated of [B, H, W, I] and [h, w, I, O], of one dtype.
 
@@ -109,7 +110,7 @@ def convolution(
     """
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
-    window = _Window(stride, tuple(map(tuple, padding)), precision)
+    window = _Window(stride, tuple(map(tuple, padding)))
     if _is_used and x.dtype in (jnp.float32, jnp.bfloat16):
         return _with_gradients(x, kernel, window)
     return by_xla(x, kernel, kind=_FORWARD, shape=(), window=window)
@@ -125,7 +126,6 @@ def by_xla(first, second, *, kind, shape, window):
             (window.stride, window.stride),
             window.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=window.precision,
         )
 
     wanted = jax.ShapeDtypeStruct(shape, first.dtype)
