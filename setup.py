@@ -6,7 +6,10 @@ setup(
     description="Progressive distillation of diffusion models in JAX and Flax",
     license="Apache-2.0",
     packages=find_packages(include=["diffusion_distill", "diffusion_distill.*"]),
-    package_data={"diffusion_distill.report": ["page.html"]},
+    package_data={
+        "diffusion_distill.devices": ["onednn.cc"],
+        "diffusion_distill.report": ["page.html"],
+    },
     python_requires=">=3.11",
     # Ranges that were tried: the lower ends with Python 3.11, the upper with Python 3.12.
     install_requires=[
@@ -53,6 +56,9 @@ setup(
             "torch>=2.13,<2.14",
         ],
         "explore": ["gradio>=6.31,<7"],  # brings the uvicorn and fastapi that serve it
+        "onednn": [
+            "onednn-devel-cpu-gomp==2023.2.0"
+        ],  # convolutions on x86 CPUs (devices/onednn.py)
         "gcs": ["gcsfs>=2026.9,<2027"],  # gs:// paths for workdir and data
         "tfds_prepare": ["tensorflow>=2.18,<3"],  # to prepare data sets with `tfds build`
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],

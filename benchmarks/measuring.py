@@ -13,13 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.devices import compiler
+from diffusion_distill.devices import compiler, onednn
 from diffusion_distill.errors import UserError
 from diffusion_distill.report.table import markdown
-from diffusion_distill.storage.files import write_atomically
+from diffusion_distill.storage.files import cache_folder, write_atomically
 from diffusion_distill.version import code_version
 
 PAUSE = 0.02  # seconds before each call, in which threads of the one before go to sleep
+
+
+def start() -> None:
+    """Before anything is traced: oneDNN where it is installed, as commands have it."""
+    onednn.use(cache_folder())
 
 
 def alternating(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
@@ -49,10 +54,6 @@ def peaks(dtype: str) -> dict[str, tuple[Callable[[], None], float]]:
     matrix = jnp.ones((size, size), dtype)
     x, kernel = jnp.ones((images, 32, 32, 256), dtype), jnp.ones((3, 3, 256, 256), dtype)
 
-    def convolve(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
-
     def ready(function, *arguments):
         compiled = jax.jit(function, compiler_options=compiler.options(jax.default_backend()))
         jax.block_until_ready(compiled(*arguments))
@@ -62,7 +63,7 @@ def peaks(dtype: str) -> dict[str, tuple[Callable[[], None], float]]:
     inside = (32 + 31 + 31) ** 2
     return {
         "matrix product": (ready(jnp.matmul, matrix, matrix), 2.0 * size**3),
-        "convolution": (ready(convolve, x, kernel), 2.0 * images * inside * 256**2),
+        "convolution": (ready(onednn.convolution, x, kernel), 2.0 * images * inside * 256**2),
     }
 
 
@@ -89,6 +90,7 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "convolutions": "oneDNN" if onednn.is_used() else "XLA",
     }
 
 

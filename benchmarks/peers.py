@@ -282,6 +282,7 @@ def rows(found: list[dict]) -> list[list[str]]:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
+    measuring.start()
     check_installed()
     import torch
 

@@ -130,6 +130,7 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
+    measuring.start()
     config = cli.required("config", flags.FLAGS.config)
     validate(config)
     numbers = [

@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks import measuring
 from diffusion_distill.data import sources
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.sharding import batched, make_mesh, replicated
@@ -94,6 +95,7 @@ def row(config, image_shape, num_classes: int, num_steps: int, size: int, repeat
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
+    measuring.start()
     cli.required("config", _CONFIG.value)
     config = _CONFIG.value
     validate(config)

@@ -139,6 +139,7 @@ def rows(found: dict) -> list[list[str]]:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
+    measuring.start()
     cli.required("config", flags.FLAGS.config)
     found = measure(
         flags.FLAGS.config,

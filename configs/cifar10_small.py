@@ -43,12 +43,13 @@ def get_config(variant: str = ""):
     config.model.emb_channels = 256  # 4 times channels, as in the paper's
     config.model.attention_resolutions = (8,)  # 64 positions, where attention costs next to nothing
     config.model.num_groups = 16  # of 4 channels each
+    config.model.dtype = "bfloat16"  # three times as fast where the processor has units for it
     config.model.class_conditional = True  # labels tell a small network much
 
     config.train.batch_size = 64  # half of the paper's: more updates for as much work
     config.train.checkpoint_every = 200  # some minutes of work to lose
 
-    config.teacher.updates = 10_000  # 13 epochs
+    config.teacher.updates = 6_000  # 8 epochs
     config.teacher.learning_rate = 2e-3  # ten times the paper's, for a network so small
     config.teacher.warmup = 200  # in the paper's spirit: a small part of the updates
     config.teacher.lr_schedule = "linear"  # to 0: it settles what so few updates leave open
@@ -58,10 +59,10 @@ def get_config(variant: str = ""):
     config.teacher.label_dropout = 0.1  # so that it can be guided
 
     config.distill.start_steps = 64  # six rounds: DDIM gains little beyond (above)
-    config.distill.updates = 500  # a round
-    config.distill.updates_last_rounds = 1_000  # the rounds to 2 and to 1, the hardest
+    config.distill.updates = 300  # a round
+    config.distill.updates_last_rounds = 600  # the rounds to 2 and to 1, the hardest
     config.distill.learning_rate = 1e-3  # half of the teacher's, falling to 0 in each round
-    config.distill.ema_decay = 0.995  # an average over 200 updates
+    config.distill.ema_decay = 0.98  # an average over 50 updates, for nothing of the start to stay
 
     config.eval.num_images = 500  # some minutes in all: 64 steps of an image take half a second
     config.eval.features = "thumbnails"  # Inception would take hours (above)

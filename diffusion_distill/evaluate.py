@@ -255,7 +255,7 @@ def main(argv: list[str]) -> None:
     if _REFERENCE.value:
         _refuse_with("reference", _SPLIT)
     config = _config_from_flags()
-    compiler.keep_programs(config.runtime.cache_dir)
+    compiler.start(config.runtime.cache_dir)
     places = {"reference": _REFERENCE.value, "blocks_dir": _BLOCKS_DIR.value, "out": _OUT.value}
     if _IMAGES.value:
         if not (_REFERENCE.value or _WORKDIR.value) and _CONFIG.value is None:

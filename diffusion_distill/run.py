@@ -64,7 +64,7 @@ from diffusion_distill.validate import validate
 def run_config(config: ConfigDict, workdir: str | Path) -> "Setup":
     """Runs a config in a workdir to its end, from where it stands; see `check` and `run_chain`."""
     setup = check(config, workdir)
-    compiler.keep_programs(setup.config.runtime.cache_dir)
+    compiler.start(setup.config.runtime.cache_dir)
     run_chain(setup, Programs(setup), StopSignal())
     return setup
 

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
             labels = [int(label) for label in _LABELS.value]
         except ValueError:
             raise UserError(f"--labels={','.join(_LABELS.value)} must be integers") from None
-    compiler.keep_programs()
+    compiler.start()
     asked = _NUM_STEPS.value, _STAGE.value, _SAMPLER.value, _CONFIG.value
     sampler = load_sampler(path, *asked, guidance=_GUIDANCE.value)
     shown = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)

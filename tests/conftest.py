@@ -18,6 +18,7 @@ _CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "xla")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("DIFFUSION_DISTILL_ONEDNN", "0")  # but for its own tests, as in most installs
 # Reference statistics of tests stay out of the person's own cache, and of the next start's.
 _REFERENCES = tempfile.mkdtemp(prefix="diffusion_distill_cache_")
 atexit.register(shutil.rmtree, _REFERENCES, ignore_errors=True)

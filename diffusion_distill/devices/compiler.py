@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from diffusion_distill.devices import onednn
 from diffusion_distill.storage.files import cache_folder
 
 # By what it brings, on two cores of an AMD EPYC (RESULTS.md):
@@ -63,6 +64,12 @@ def own_settings() -> Iterator[None]:
         jax.transfer_guard("allow"),
     ):
         yield
+
+
+def start(named: str = "") -> None:
+    """What a command does before it compiles: see `keep_programs` and `onednn.use`."""
+    keep_programs(named)
+    onednn.use(cache_folder(named))
 
 
 def keep_programs(named: str = "") -> None:

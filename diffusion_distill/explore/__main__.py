@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     cli.required("workdir", _WORKDIR.value)
     signal.signal(signal.SIGTERM, _end)
     world = World(_WORKDIR.value)
-    compiler.keep_programs(world.run.config.runtime.cache_dir)
+    compiler.start(world.run.config.runtime.cache_dir)
     try:
         from diffusion_distill.explore import page, serve
     except ModuleNotFoundError as error:

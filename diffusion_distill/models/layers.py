@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from diffusion_distill.devices import onednn
+
 
 def _identity(name: str, transpose: Callable, cpu: Callable | None = None) -> Primitive:
     """A primitive that gives an array back; in programs for CPUs it is `cpu`.
@@ -133,13 +135,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, kernel_shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.strides, self.strides),
-            padding=self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = onednn.convolution(x, kernel, self.strides, self.padding)
         batch, height, _, features = y.shape
         bias = jnp.broadcast_to(bias, (batch, features))
         return materialize(y + spread_pixels(bias, height))

@@ -1,10 +1,14 @@
 """The floating-point operations of a program, counted before any compiler has seen it."""
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.extend import core
+
+from diffusion_distill.devices import onednn
 
 
 class Flops(NamedTuple):
@@ -58,4 +62,15 @@ def _inside(size: int, kernel: int, outputs: int, settings: dict, n: int) -> int
     return int(np.sum((at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)))
 
 
-_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}
+def _convolve(equation) -> float:
+    """Of devices/onednn.py's primitive, on the way to XLA's convolution or to oneDNN's."""
+    arguments = [variable.aval for variable in equation.invars]
+    traced = jax.make_jaxpr(functools.partial(onednn.by_xla, **equation.params))(*arguments)
+    return count_flops(traced.jaxpr).total
+
+
+_COUNTS = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    onednn.PRIMITIVE.name: _convolve,
+}

@@ -1,0 +1,157 @@
+// Convolution and its two gradients by oneDNN, for XLA's programs on CPU. See onednn.py.
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using dnnl::memory;
+
+namespace {
+
+using Dims = memory::dims;
+using Arguments = std::unordered_map<int, memory>;
+enum Kind { kForward, kInputGradient, kKernelGradient };
+
+// One argument as XLA has it and as the primitive wants it, with a copy between where they differ.
+struct Argument {
+  memory given, wanted;
+  bool differs;
+  dnnl::reorder copy;
+
+  Argument() = default;
+  Argument(const memory::desc& has, const memory::desc& wants, bool is_result,
+           const dnnl::engine& engine)
+      : given(has, engine, nullptr), differs(has != wants) {
+    wanted = differs ? memory(wants, engine) : given;
+    if (differs) copy = is_result ? dnnl::reorder(wanted, given) : dnnl::reorder(given, wanted);
+  }
+};
+
+// A convolution of given shapes: what is asked of oneDNN once and run many times.
+struct Convolution {
+  dnnl::primitive primitive;
+  Argument first, second, result;
+  int first_name, second_name, result_name;
+};
+
+// [N, H, W, C] as oneDNN names dimensions, N C H W.
+Dims Images(ffi::Span<const int64_t> d) { return {d[0], d[3], d[1], d[2]}; }
+// [H, W, I, O] as O I H W.
+Dims Kernel(ffi::Span<const int64_t> d) { return {d[3], d[2], d[0], d[1]}; }
+
+memory::data_type Type(ffi::DataType type) {
+  return type == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
+}
+
+Convolution Make(const dnnl::engine& engine, Kind kind, int64_t stride, const Dims& before,
+                 const Dims& after, const Dims& x, const Dims& kernel, const Dims& y,
+                 memory::data_type type) {
+  using Tag = memory::format_tag;
+  // Pixels stay as they are; a kernel is small, and is brought to the layout that oneDNN likes.
+  const memory::desc x_has(x, type, Tag::nhwc), y_has(y, type, Tag::nhwc);
+  const memory::desc kernel_has(kernel, type, Tag::hwio), kernel_wants(kernel, type, Tag::any);
+  const Dims strides = {stride, stride};
+  const auto direct = dnnl::algorithm::convolution_direct;
+
+  const dnnl::convolution_forward::primitive_desc forward(
+      engine, dnnl::prop_kind::forward_training, direct, x_has, kernel_wants, y_has, strides,
+      before, after);
+  Convolution made;
+  if (kind == kForward) {
+    made.primitive = dnnl::convolution_forward(forward);
+    made.first = {x_has, forward.src_desc(), false, engine};
+    made.second = {kernel_has, forward.weights_desc(), false, engine};
+    made.result = {y_has, forward.dst_desc(), true, engine};
+    made.first_name = DNNL_ARG_SRC;
+    made.second_name = DNNL_ARG_WEIGHTS;
+    made.result_name = DNNL_ARG_DST;
+  } else if (kind == kInputGradient) {
+    const dnnl::convolution_backward_data::primitive_desc backward(
+        engine, direct, x_has, kernel_wants, y_has, strides, before, after, forward);
+    made.primitive = dnnl::convolution_backward_data(backward);
+    made.first = {y_has, backward.diff_dst_desc(), false, engine};
+    made.second = {kernel_has, backward.weights_desc(), false, engine};
+    made.result = {x_has, backward.diff_src_desc(), true, engine};
+    made.first_name = DNNL_ARG_DIFF_DST;
+    made.second_name = DNNL_ARG_WEIGHTS;
+    made.result_name = DNNL_ARG_DIFF_SRC;
+  } else {
+    const dnnl::convolution_backward_weights::primitive_desc backward(
+        engine, direct, x_has, kernel_wants, y_has, strides, before, after, forward);
+    made.primitive = dnnl::convolution_backward_weights(backward);
+    made.first = {x_has, backward.src_desc(), false, engine};
+    made.second = {y_has, backward.diff_dst_desc(), false, engine};
+    made.result = {kernel_has, backward.diff_weights_desc(), true, engine};
+    made.first_name = DNNL_ARG_SRC;
+    made.second_name = DNNL_ARG_DIFF_DST;
+    made.result_name = DNNL_ARG_DIFF_WEIGHTS;
+  }
+  return made;
+}
+
+ffi::Error Convolve(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
+                    int64_t kind_number, int64_t stride, ffi::Span<const int64_t> padding) {
+  static std::mutex mutex;  // one at a time: each uses all threads
+  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  static dnnl::stream stream(engine);
+  static std::map<std::vector<int64_t>, Convolution> made;
+  const std::lock_guard<std::mutex> lock(mutex);
+  try {
+    const auto kind = static_cast<Kind>(kind_number);
+    std::vector<int64_t> key = {kind_number, stride,
+                                static_cast<int64_t>(first.element_type())};
+    for (const auto& part : {padding, first.dimensions(), second.dimensions(),
+                             result->dimensions()}) {
+      key.insert(key.end(), part.begin(), part.end());
+    }
+    auto found = made.find(key);
+    if (found == made.end()) {
+      const auto x = kind == kInputGradient ? result->dimensions() : first.dimensions();
+      const auto kernel = kind == kKernelGradient ? result->dimensions() : second.dimensions();
+      const auto y = kind == kForward          ? result->dimensions()
+                     : kind == kInputGradient ? first.dimensions()
+                                              : second.dimensions();
+      found = made.emplace(key, Make(engine, kind, stride, {padding[0], padding[2]},
+                                     {padding[1], padding[3]}, Images(x),
+                                     Kernel(kernel), Images(y), Type(first.element_type())))
+                  .first;
+    }
+    Convolution& convolution = found->second;
+    Arguments arguments;
+    const auto give = [&](Argument& argument, void* data, int name) {
+      argument.given.set_data_handle(data);
+      arguments.insert({name, argument.wanted});
+    };
+    give(convolution.first, first.untyped_data(), convolution.first_name);
+    give(convolution.second, second.untyped_data(), convolution.second_name);
+    give(convolution.result, result->untyped_data(), convolution.result_name);
+    for (Argument* argument : {&convolution.first, &convolution.second}) {
+      if (argument->differs) argument->copy.execute(stream, argument->given, argument->wanted);
+    }
+    convolution.primitive.execute(stream, arguments);
+    Argument& out = convolution.result;
+    if (out.differs) out.copy.execute(stream, out.wanted, out.given);
+    stream.wait();
+  } catch (const dnnl::error& error) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolve, Convolve,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("kind")
+                                  .Attr<int64_t>("stride")
+                                  .Attr<ffi::Span<const int64_t>>("padding"));
