@@ -64,7 +64,6 @@ def student(tiny_config):
     """(recipe of a student in bfloat16, its teacher's random weights, a batch, key, round)."""
     tiny_config.model.dtype = "bfloat16"
     tiny_config.model.attention_resolutions = (8,)
-    tiny_config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
     model = build_unet(tiny_config, 1, 10)
     teacher = random_params(model, *inputs(channels=1, classes=10))["params"]
     rng = np.random.default_rng(0)
@@ -106,7 +105,6 @@ def test_a_students_step_has_the_same_bits_with_a_teacher_that_was_cast(student)
     np.testing.assert_array_equal(metrics["loss"], other_metrics["loss"])
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_run_keeps_a_students_teacher_in_what_it_computes_in(tiny_config, tmp_path, monkeypatch):
     """And no other copy: the state is four times the weights, the teacher half of them.
 
@@ -129,7 +127,6 @@ def test_a_run_keeps_a_students_teacher_in_what_it_computes_in(tiny_config, tmp_
     monkeypatch.setattr(runs, "train", train)
     monkeypatch.setattr(runs, "_measure", lambda *arguments: None)
     tiny_config.model.dtype = "bfloat16"
-    tiny_config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
     setup, before = runs.check(tiny_config, tmp_path / "run"), floats()
     runs.run_chain(setup, runs.Programs(setup), StopSignal())
     assert seen.pop("teacher")[0] == []

@@ -77,7 +77,6 @@ def test_what_cannot_be_read_is_raised_where_it_is_asked_for():
         list(Feed(source, make_mesh(), "never").batches(0, 0, 8, CALLS))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_batches_that_were_read_ahead_make_the_updates_of_those_gathered(tiny_config):
     stage, mesh = plan(tiny_config)[0], make_mesh()
     model, source = Small(num_classes=10), digits()

@@ -16,7 +16,6 @@ from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import init_matched
 from diffusion_distill.training.step import Recipe, Round
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SHAPE = (8, 8, 1)
 ROUND = Round(jnp.int32(2), jnp.int32(6))
 
@@ -38,7 +37,6 @@ class Told(nn.Module):
 @pytest.fixture
 def config(tiny_config):
     tiny_config.diffusion.parameterization = "x"
-    tiny_config.model.channel_multipliers = (1,)
     tiny_config.teacher.label_dropout = 0.25
     tiny_config.match.updates = 6
     tiny_config.match.guidance = (1.0, 4.0)

@@ -220,12 +220,16 @@ GOLDEN_LOSS = [0.6251969, 0.6829529, 0.7673150]
 GOLDEN_GRAD_NORM = [0.7674357, 0.6097873, 0.6357601]
 
 
-def test_real_steps_give_what_they_gave_when_written(programs, tiny_config):
-    """A pin, not a truth, on data, noise, network, loss and optimiser: change it knowingly."""
-    stage, (data, rows) = plan(tiny_config)[0], data_and_rows()
-    update, mesh = programs.update(stage), make_mesh()
+def test_real_steps_give_what_they_gave_when_written(tiny_config):
+    """A pin, not a truth, on data, noise, network, loss and optimiser: change it knowingly.
+
+    And where a network of two resolutions is trained.
+    """
+    tiny_config.model.channel_multipliers = (1, 1)
+    stage, mesh, (data, rows) = plan(tiny_config)[0], make_mesh(), data_and_rows()
     key, this_round = jax.random.key(1), Round(jnp.int32(4), jnp.int32(12))
     model, optimizer = build_unet(tiny_config, 1, 10), make_optimizer(tiny_config, stage)
+    update = make_update(Recipe(model, tiny_config, stage, mesh))
     state = init_teacher(model, optimizer, jax.random.key(0), (8, 8, 1), mesh)
     losses, norms = [], []
     for row in rows[:3]:
@@ -239,7 +243,6 @@ def test_real_steps_give_what_they_gave_when_written(programs, tiny_config):
 def test_labels_reach_teacher_and_student_in_a_students_step(tiny_config):
     """Each network alone knows labels, by weights that are not 0; the loss must tell."""
     student = plan(tiny_config)[1]
-    tiny_config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
     model = build_unet(tiny_config, 1, 10)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), (8, 8, 1)))
@@ -263,7 +266,6 @@ def test_labels_reach_teacher_and_student_in_a_students_step(tiny_config):
 def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
     """Shapes fit from the config to the updated state and to the image, for teacher and student."""
     tiny_config.diffusion.parameterization = kind
-    tiny_config.model.channel_multipliers = (1,)  # smaller, as tracing takes its time
     model, mesh = build_unet(tiny_config, 3, 10), make_mesh()
     assert model.out_channels == (6 if kind == "both" else 3)
     batch = Batch(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
@@ -288,7 +290,6 @@ def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("compiled_quickly")
 def test_several_updates_in_one_call_are_the_updates_one_by_one(tiny_config, real):
     """Of a small network; and of the U-Net."""
     stage, mesh, (data, rows) = plan(tiny_config)[0], make_mesh(), data_and_rows()
@@ -317,7 +318,6 @@ def test_several_updates_in_one_call_are_the_updates_one_by_one(tiny_config, rea
 @pytest.mark.parametrize(
     ("which", "divide_by"), [(0, 2), (1, 2), (1, 4)], ids=["teacher", "student", "tract"]
 )
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which, divide_by):
     """With dropout, in both ways: parts in one program, and parts in calls of their own."""
 
