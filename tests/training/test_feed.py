@@ -19,7 +19,7 @@ from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import init_teacher
 from diffusion_distill.training.step import Recipe, Round
 from diffusion_distill.training.update import make_update
-from tests.training.test_step import Small
+from tests.training.networks import Small
 
 RNG = np.random.default_rng(0)
 SOURCE = from_arrays(RNG.integers(0, 256, (50, 4, 4, 3), np.uint8), RNG.integers(0, 5, 50))

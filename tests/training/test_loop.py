@@ -21,7 +21,7 @@ from diffusion_distill.training.state import init_teacher
 from diffusion_distill.training.step import Recipe
 from diffusion_distill.training.update import make_update
 from tests.conftest import tiny_config
-from tests.training.test_step import Small
+from tests.training.networks import Small
 
 
 @pytest.mark.parametrize("start", [0, 1, 13, 20, 39])
