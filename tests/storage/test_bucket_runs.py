@@ -71,12 +71,12 @@ def assert_same_run(there, here):
     }
 
 
-def test_it_goes_on_there_and_ends_with_the_bits_of_a_local_run(in_bucket, finished, server):
+def test_it_goes_on_there_and_ends_with_the_bits_of_a_local_run(in_bucket, finished, server, go_on):
     objects = server.buckets["bucket"]
     for name in [name for name in objects if name.startswith("run/student_0001/")]:
         del objects[name]
     write_rows(in_bucket / "results.jsonl", read_rows(in_bucket / "results.jsonl")[:-1])
-    run_config(tiny_config(), str(in_bucket))
+    go_on(str(in_bucket))
     assert_same_run(in_bucket, finished[0])
     (events,) = (
         found.content
