@@ -2,7 +2,8 @@
 
 Most of the time of a short command goes into importing JAX and the like. So one process imports
 them, and each command is a fork of it. What is ours each command imports anew, as flags want it.
-The variables that JAX itself reads are those of the first command's time.
+The variables that JAX itself reads are those of the first command's time, but for the one that the
+fixture `optimized` sets.
 """
 
 import atexit
@@ -142,6 +143,8 @@ def _fork(argv, paths, environment):
     """Starts a command that writes into two files; returns its process."""
     import runpy
 
+    import jax
+
     pid = os.fork()
     if pid == 0:
         files = [os.open(os.devnull, os.O_RDONLY), *(os.open(p, os.O_WRONLY) for p in paths)]
@@ -149,6 +152,8 @@ def _fork(argv, paths, environment):
             os.dup2(file, number)
         os.environ.clear()
         os.environ.update(environment)
+        quickly = environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+        jax.config.update("jax_disable_most_optimizations", quickly)
         sys.argv = argv
         runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
         sys.exit()

@@ -61,6 +61,7 @@ def test_mistakes_end_in_one_line(arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_a_tpu_slice(tmp_path):
     """Compiled by libtpu, which counts what each device moves and sends."""
     pytest.importorskip("libtpu")
