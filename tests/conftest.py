@@ -123,8 +123,8 @@ def set_otherwise(settings=JAX_SETTINGS):
 @pytest.fixture
 def optimized(monkeypatch):
     """Programs with LLVM's optimizations, as a person's are, here and in child processes."""
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
