@@ -16,7 +16,10 @@ from pathlib import Path
 # Before JAX starts: programs compiled once are reused by later tests and by their child processes.
 _CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "xla")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# And without LLVM's optimizations, in half of the time: programs are compared with each other, with
+# other code and with closed forms. What is said of optimized ones asks for them: `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("DIFFUSION_DISTILL_ONEDNN", "0")  # but for its own tests, as in most installs
 # Reference statistics of tests stay out of the person's own cache, and of the next start's.
@@ -119,15 +122,13 @@ def set_otherwise(settings=JAX_SETTINGS):
 
 
 @pytest.fixture
-def compiled_quickly(monkeypatch):
-    """Programs without LLVM's optimizations, here and in child processes: in half of the time.
-
-    Where programs are compared with each other, and it is not their last bits that count.
-    """
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized(monkeypatch):
+    """Programs with LLVM's optimizations, as a person's are, here and in child processes."""
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def free_port():
@@ -137,9 +138,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
+TINY = [
+    "--config=configs/digits_distill.py:tiny",
+    "--config.model.channel_multipliers=(1,)",
+    "--config.model.attention_resolutions=()",
+]  # the flags of a command that give `tiny_config`
+
+
 def tiny_config():
-    """The smallest config that runs every part: digits, 4 -> 2 -> 1 steps, two resolutions."""
+    """The smallest config that runs every stage: digits, 4 -> 2 -> 1 steps, one resolution."""
     config = digits_distill.get_config("tiny")
+    config.model.channel_multipliers = (1,)  # for the compiler's sake
     config.model.attention_resolutions = ()
     return config
 

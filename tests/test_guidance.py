@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,7 +24,6 @@ from tests.conftest import tiny_config
 
 def guided_config():
     config = tiny_config()
-    config.model.channel_multipliers = (1,)  # smaller, for the compiler's sake
     config.teacher.label_dropout = 0.25
     config.teacher.learning_rate, config.teacher.warmup = 1e-2, 0  # labels must count for something
     config.match.updates, config.match.warmup = 6, 0
@@ -34,14 +32,6 @@ def guided_config():
     config.eval.guidance = (1.0, 9.0)
     config.eval.baselines = ()
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """As `compiled_quickly`, for the whole file, whose programs are compared with each other."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

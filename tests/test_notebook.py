@@ -49,7 +49,7 @@ from configs import digits_distill
 
 def get_config():
     config = digits_distill.get_config("tiny")
-    config.model.attention_resolutions = ()
+    config.model.channel_multipliers, config.model.attention_resolutions = (1,), ()
     config.data.image_size = 8
     return config
 """
@@ -92,6 +92,7 @@ def assert_drawn(cell, count):
     assert all(picture.std() > 10 for picture in drawn), f"{cell.id}: an empty picture"
 
 
+@pytest.mark.usefixtures("optimized")  # it trains for minutes
 @pytest.mark.slow
 def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     write_kernel_spec(tmp_path / "kernels" / "this_python")

@@ -20,13 +20,10 @@ import pytest
 
 from diffusion_distill.storage.files import read_rows
 from tests.commands import ROOT, Command
+from tests.conftest import TINY
 from tests.pseudo_terminal import Terminal
 
-CONFIG = [
-    "--config=configs/digits_distill.py:tiny",
-    "--config.model.attention_resolutions=()",
-    "--config.runtime.log_every_seconds=0",
-]
+CONFIG = [*TINY, "--config.runtime.log_every_seconds=0"]
 SELDOM = "--config.train.checkpoint_every=1000"  # only a stop and the end of a stage save
 
 

@@ -3,10 +3,6 @@
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +13,17 @@ from benchmarks.workload import Workload
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
 from diffusion_distill.models.build import abstract_params, build_unet
+from tests import commands
+from tests.conftest import TINY
 from tests.plan.conftest import small_config
 
-ROOT = Path(__file__).resolve().parents[2]
-# Compiled in half of the time, into slower programs.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-SMALL = (
-    "--config=configs/digits_distill.py:tiny --config.model.channel_multipliers=(1,) "
-    "--config.model.attention_resolutions=() "
-)
+SMALL = " ".join([*TINY, ""])
 
 
 def run(name, tmp_path, flags):
     """(the JSON that a benchmark wrote, its table's rows by their first two cells)."""
     out = tmp_path / f"{name}.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", f"--out={out}", *flags.split()]
-    environment = {**os.environ, "XLA_FLAGS": QUICKLY}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = commands.run(name, f"--out={out}", *flags.split(), package="benchmarks")
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     for field in ("date", "commit", "device", "cpu", "cores", "jax"):
@@ -143,8 +133,7 @@ def test_peers(peers_installed, tmp_path):
 
 
 def test_a_mistake_ends_in_one_line():
-    command = [sys.executable, "-m", "benchmarks.step"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = commands.run("step", package="benchmarks")
     assert (done.returncode, done.stderr) == (2, "error: --config must be given\n")
     with pytest.raises(UserError, match="--batch_sizes must be integers: .*'x'"):
         measuring.integers("batch_sizes", ["4", "x"])

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from diffusion_distill.data import download
+from diffusion_distill.terminal import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +102,10 @@ def answer(server):
         server.answers += [Answer(**fields) for fields in answers]
 
     return answer
+
+
+@pytest.fixture
+def said(capsys):
+    """What was said since the last call, of folders of any test before, too."""
+    console.say_once.cache_clear()
+    return lambda: capsys.readouterr().out

@@ -12,6 +12,7 @@ import pytest
 from diffusion_distill.devices import compiler
 from diffusion_distill.models.layers import materialize
 
+pytestmark = pytest.mark.usefixtures("optimized")
 OPTIONS = compiler.options("cpu")
 
 

@@ -3,9 +3,6 @@
 import functools
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,11 +12,9 @@ from jax.sharding import PartitionSpec
 
 from diffusion_distill.devices.sharding import SPLIT_FROM, described, make_mesh, weight_sharding
 from diffusion_distill.errors import UserError
+from tests.commands import Command
 from tests.conftest import free_port
 from tests.devices import topology
-
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def test_the_older_variable_is_named_where_it_is_what_jax_goes_by(monkeypatch):
@@ -72,15 +67,15 @@ TOPOLOGIES = {
     "one": (1, 1, 1),
     "eight": (1, 8, 1),
     "eight_split": (1, 8, 4),
+    "two_by_two_split": (2, 2, 2),  # in which batches are split as well
     "two_by_four_split": (2, 4, 8),
     "two_by_four": (2, 4, 1),
 }
 SEVERAL = [
-    "eight",
-    pytest.param("eight_split", marks=pytest.mark.slow),
-    "two_by_four_split",
-    pytest.param("two_by_four", marks=pytest.mark.slow),
-]
+    "two_by_two_split",
+    *(pytest.param(name, marks=pytest.mark.slow)
+      for name in ("eight", "eight_split", "two_by_four_split", "two_by_four")),
+]  # fmt: skip
 
 
 def run(jobs, devices, processes=1):
@@ -90,22 +85,9 @@ def run(jobs, devices, processes=1):
         {"jobs": jobs, "devices": devices, "join": [port, processes, n] if processes > 1 else None}
         for n in range(processes)
     ]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.devices.topology", json.dumps(fields)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for fields in asked
-    ]
-    for process in started:
-        try:
-            _, error = process.communicate(timeout=300)
-        finally:
-            process.kill()
-        assert process.returncode == 0, error
+    started = [Command("topology", json.dumps(fields), package="tests.devices") for fields in asked]
+    for process, code in [(process, process.wait()) for process in started]:
+        assert code == 0, process.stderr
 
 
 def arrays(path):
@@ -120,7 +102,7 @@ def made(tmp_path_factory):
     One device is this process; eight devices are one other, whether weights are split or not.
     """
     folder = tmp_path_factory.mktemp("topologies")
-    together = [["one"], ["eight", "eight_split"], ["two_by_four_split"], ["two_by_four"]]
+    together = [["eight", "eight_split"], *([n] for n in TOPOLOGIES if not n.startswith("eight"))]
 
     @functools.cache
     def make(names):
@@ -171,9 +153,9 @@ def test_each_device_has_its_own_part_of_a_batch_read(made, name):
     )
 
 
-def test_a_checkpoint_of_eight_devices_restores_on_two_and_then_on_one(made, tmp_path):
+def test_a_checkpoint_of_four_devices_restores_on_two_and_then_on_one(made, tmp_path):
     """Written by two processes with split weights, then by one with two parts; to the bit."""
-    saved, written = made("two_by_four_split")
+    saved, written = made("two_by_two_split")
     directory = shutil.copytree(written, tmp_path / "checkpoints")
     for devices in (2, 1):
         job = ["restore", f"{tmp_path}/{devices}.npz", str(directory), devices, devices]

@@ -15,11 +15,16 @@ def published_config():
     return config
 
 
+def random_weights(config):
+    """Random weights of a config's network, for the digits."""
+    shapes = abstract_params(build_unet(config, 1, 10), (8, 8, 1), make_mesh())
+    return reference.random_weights(shapes)
+
+
 @pytest.fixture(scope="session")
 def weights():
     """Random weights of the tiny network."""
-    shapes = abstract_params(build_unet(published_config(), 1, 10), (8, 8, 1), make_mesh())
-    return reference.random_weights(shapes)
+    return random_weights(published_config())
 
 
 @pytest.fixture(scope="session")

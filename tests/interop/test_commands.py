@@ -10,13 +10,10 @@ import diffusion_distill
 from diffusion_distill.interop import to_diffusers
 from diffusion_distill.run import check
 from tests.commands import run
+from tests.conftest import TINY
 from tests.interop.conftest import published_config
 
-CONFIG = [
-    "--config=configs/digits_distill.py:tiny",
-    "--config.model.attention_resolutions=()",
-    "--config.data.image_size=8",
-]
+CONFIG = [*TINY, "--config.data.image_size=8"]
 load = diffusion_distill.load_sampler
 
 

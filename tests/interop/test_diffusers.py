@@ -35,7 +35,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_network_gives_what_diffusers_does(form, tmp_path, compiled_quickly):
+def test_the_network_gives_what_diffusers_does(form, tmp_path):
     model = folders.network(**folders.NETWORKS[form])
     model.save_pretrained(tmp_path)
     network = diffusers.read(tmp_path, make_mesh())
@@ -138,7 +138,7 @@ LEVELS = [
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_its_own_sampler_gives_the_images_of_diffusers(name, tmp_path, compiled_quickly):
+def test_its_own_sampler_gives_the_images_of_diffusers(name, tmp_path):
     made = folders.pipeline(tmp_path, **folders.LEVELS[name])
     sampler = diffusion_distill.load_sampler(tmp_path, 10, sampler="ddim_diffusers")
     for num_steps in (1, 2, 5, 7, 10):
@@ -169,7 +169,7 @@ def chain(folder):
     return config
 
 
-def test_a_run_keeps_the_network_of_its_folder(digits_teacher, tmp_path, compiled_quickly):
+def test_a_run_keeps_the_network_of_its_folder(digits_teacher, tmp_path):
     """Its config.json tells all of it, once the folder is gone."""
     folder = shutil.copytree(digits_teacher[1], tmp_path / "folder")
     copied(chain(folder), tmp_path / "run")
@@ -181,7 +181,7 @@ def test_a_run_keeps_the_network_of_its_folder(digits_teacher, tmp_path, compile
 
 
 @pytest.mark.slow
-def test_a_chain_starts_from_a_folder(digits_teacher, tmp_path, compiled_quickly):
+def test_a_chain_starts_from_a_folder(digits_teacher, tmp_path):
     setup = check(chain(digits_teacher[1]), tmp_path / "run")  # it predicts v: no match stage
     run_chain(setup, Programs(setup), StopSignal())
     rows = Workdir.open(tmp_path / "run").results()

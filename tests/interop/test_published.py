@@ -11,7 +11,7 @@ from diffusion_distill.errors import UserError
 from diffusion_distill.interop import published
 from diffusion_distill.runs.network import flatten
 from tests.interop import reference
-from tests.interop.conftest import published_config
+from tests.interop.conftest import published_config, random_weights
 from tests.interop.reference import write_published
 
 load = diffusion_distill.load_sampler
@@ -105,9 +105,16 @@ def test_damage_anywhere_in_the_structure_is_refused_or_harmless(tmp_path, publi
     assert refused > 40
 
 
-def test_samples_are_those_of_the_published_network(published_file, weights):
-    """Two DDIM steps by the reference in float64, clipping included, against load_sampler."""
-    sampler = load(published_file, config=published_config())
+def test_samples_are_those_of_the_published_network(tmp_path):
+    """Two DDIM steps by the reference in float64, clipping included, against load_sampler.
+
+    Of two resolutions.
+    """
+    config = published_config()
+    config.model.channel_multipliers = (1, 1)
+    weights = random_weights(config)
+    file = write_published(tmp_path / "digits_2", weights, 2, old_norm=True)
+    sampler = load(file, config=config)
     assert (sampler.num_steps, sampler.image_shape, sampler.num_classes) == (2, (8, 8, 1), 10)
     z = np.random.default_rng(3).normal(size=(4, 8, 8, 1))
     labels = np.array([0, 3, 9, 5])

@@ -22,6 +22,7 @@ from tests.interop import reference
 def student(parameterization, num_steps, model=(), num_classes=0):
     """A student of random weights, for 8x8 pixels of one colour."""
     config = tiny_config()
+    config.model.channel_multipliers = (1, 1)
     config.diffusion.parameterization = parameterization
     config.model.class_conditional = bool(num_classes)
     config.model.update(dict(model))
@@ -44,9 +45,7 @@ def drawn(network, z, labels=None, guidance=None):
         ("eps", 8, {"time_input": "linear", "num_heads": 0, "head_dim": 4, "num_blocks": 2}),
     ],
 )
-def test_diffusers_draws_what_we_draw(
-    parameterization, num_steps, model, tmp_path, compiled_quickly
-):
+def test_diffusers_draws_what_we_draw(parameterization, num_steps, model, tmp_path):
     network = student(parameterization, num_steps, model)
     to_diffusers.write(network, tmp_path, "")
     made = folders.package().DDIMPipeline.from_pretrained(tmp_path)
@@ -64,7 +63,7 @@ def run_readme(folder):
     return names
 
 
-def test_a_stage_with_labels_and_its_card(finished, tmp_path, monkeypatch, compiled_quickly):
+def test_a_stage_with_labels_and_its_card(finished, tmp_path, monkeypatch):
     """The card's lines draw every label; from the same noise what we draw."""
     monkeypatch.chdir(tmp_path)
     run = Workdir.open(finished[0])
@@ -92,7 +91,7 @@ def torch_of(z):
     return torch.from_numpy(np.moveaxis(z, -1, 1).copy())
 
 
-def test_a_student_of_diffusers_own_network_goes_back(tmp_path, compiled_quickly):
+def test_a_student_of_diffusers_own_network_goes_back(tmp_path):
     """It knows other levels then: those of our schedule, cut to what it was trained on."""
     made = folders.pipeline(tmp_path / "in", prediction_type="v_prediction")
     network = dataclasses.replace(diffusers.read(tmp_path / "in", make_mesh()), fixed_steps=4)
@@ -109,7 +108,7 @@ def test_a_student_of_diffusers_own_network_goes_back(tmp_path, compiled_quickly
     np.testing.assert_allclose(result, images, atol=1e-4)
 
 
-def test_a_student_that_is_told_w_goes_with_one_w(tmp_path, compiled_quickly):
+def test_a_student_that_is_told_w_goes_with_one_w(tmp_path):
     network = student("v", 2, {"guidance": (0.0, 4.0)})
     with pytest.raises(UserError, match="told w from 0.0 to 4.0: fix it with --guidance"):
         to_diffusers.write(network, tmp_path, "")

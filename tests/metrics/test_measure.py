@@ -1,10 +1,7 @@
-"""Measuring: the same numbers on any number of devices, stopped or not; what is not measured."""
+"""Measuring: the same numbers, stopped or not; what is not measured."""
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,80 +13,14 @@ from diffusion_distill.data import sources
 from diffusion_distill.data.source import from_arrays
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
-from diffusion_distill.metrics import measure
 from diffusion_distill.metrics.classifier import LabelJudge, check_labels
-from diffusion_distill.metrics.features import FeatureNetwork
 from diffusion_distill.metrics.measure import Measurer, feature_network, for_run
-from diffusion_distill.metrics.request import Request, of_images
+from diffusion_distill.metrics.request import of_images
 from diffusion_distill.metrics.stage_row import Subject, first_images, stage_row
 from diffusion_distill.stages import plan
 
-ROOT = Path(__file__).parents[2]
 DIGITS = sources.digits()
 SOME = from_arrays(DIGITS.images()[:400], DIGITS.labels[:400])
-
-
-def convolution(weights=""):
-    """A small random network of the kind that features come from, with logits."""
-    rng = np.random.default_rng(0)
-    params = {
-        "kernel": rng.normal(size=(3, 3, 1, 16)).astype(np.float32) / 3,
-        "logits": rng.normal(size=(16, 5)).astype(np.float32),
-    }
-
-    def apply(params, images):
-        x = images.astype(jnp.float32) / 127.5 - 1
-        x = jax.lax.conv_general_dilated(
-            x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision="highest",
-        )  # fmt: skip
-        x = jax.nn.relu(x).mean(axis=(1, 2))
-        return x, jnp.matmul(x, params["logits"], precision="highest")
-
-    return FeatureNetwork("convolution", params, apply, "convolution")
-
-
-def test_eight_devices_measure_what_one_does(tmp_path):
-    script = (
-        "import sys, jax; jax.config.update('jax_num_cpu_devices', 8)\n"
-        "from pathlib import Path; from tests.metrics.test_measure import on_one_and_eight\n"
-        "on_one_and_eight(Path(sys.argv[1]))\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def on_one_and_eight(folder):
-    """Of 400 digits, what a child process with eight devices measures on one, and on all."""
-    (one, values), (eight, others) = (measured_digits(n, folder / str(n)) for n in (1, 8))
-    np.testing.assert_allclose(eight, one, atol=1e-5)
-    assert one.std() > 0.01
-    assert values.keys() == others.keys()
-    assert len(values) == 5
-    for name, value in values.items():
-        assert others[name] == pytest.approx(value, abs=1e-3)
-
-
-def measured_digits(devices, folder):
-    """Features of digits, and what is measured of a noisy version of them."""
-    measure.FEATURES["convolution"] = convolution
-    config = get_config("tiny")
-    config.eval.features = "convolution"
-    config.eval.metrics = ("fd", "kid", "precision_recall", "inception_score")
-    config.eval.label_agreement = False
-    config.runtime.cache_dir = str(folder)
-    config.runtime.sampler_batch_size = 203  # no multiple of the devices
-    mesh = make_mesh(devices=jax.devices()[:devices])
-    assert mesh.size == devices
-    measurer = for_run(config, SOME, mesh)
-    reference = measurer.yardstick.reference
-    # Images are uint8: 7 added to each, and what passes 255 begins at 0 again.
-    size = measurer.batch_size(len(SOME))
-    assert size == (203 if devices == 1 else 208)
-    request = Request(lambda n: SOME.images(n) + 7, len(SOME), size)
-    return reference.features, measurer.yardstick.measure(request).values
-
 
 MADE = []  # (name, num_steps, seed, first index) of each batch that NoisyDigits made
 

@@ -42,7 +42,6 @@ def small():
     return params, jax.jit(SMALL.apply)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_starts_at_zero_and_in_float32():
     """As small as it can be: at any size it ends in the same convolution."""
     model = dataclasses.replace(SMALL, channel_multipliers=(1,), attention_resolutions=())
@@ -90,7 +89,6 @@ def test_one_pixel_reaches_all_others(small):
     ],
     ids=["one resolution", "two"],
 )
-@pytest.mark.usefixtures("compiled_quickly")
 def test_rematerialisation_changes_no_gradient(change):
     model = dataclasses.replace(SMALL, **change)
     arguments = inputs(side=4)
@@ -120,7 +118,6 @@ def test_bfloat16_computes_apart_from_float32_parameters(small):
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_dropout_acts_in_training_only(small):
     params, _ = small
     model = dataclasses.replace(SMALL, dropout=0.5)
@@ -178,7 +175,6 @@ def test_patches_are_the_pixels_of_each_as_channels_and_go_back():
     np.testing.assert_array_equal(unet.from_patches(patches, 2), x)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_network_on_patches_is_one_on_pixels_between_taking_them_apart_and_putting_them_back():
     """With attention where the patches have its height."""
     model = dataclasses.replace(SMALL, channel_multipliers=(1,), patch_size=2)

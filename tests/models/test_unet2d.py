@@ -35,7 +35,7 @@ def inputs(labels=(0, 2)):
     return z, jnp.array([3.0, -4.0]), jnp.array(labels)
 
 
-def test_weights_that_are_cast_beforehand_change_no_bit(compiled_quickly):
+def test_weights_that_are_cast_beforehand_change_no_bit():
     model = small(time_embedding_type="learned", resnet_time_scale_shift="scale_shift")
     model = dataclasses.replace(model, dtype=jnp.bfloat16)
     params = random_params(model, *inputs())["params"]
@@ -47,7 +47,7 @@ def test_weights_that_are_cast_beforehand_change_no_bit(compiled_quickly):
     assert kept - table < 0.1 * sum(x.size for x in jax.tree.leaves(cast))
 
 
-def test_an_unknown_label_is_none_and_recomputing_changes_nothing(compiled_quickly):
+def test_an_unknown_label_is_none_and_recomputing_changes_nothing():
     model = small()
     params = random_params(model, *inputs())
     apply = jax.jit(model.apply)

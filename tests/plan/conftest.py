@@ -13,9 +13,8 @@ from tests.conftest import tiny_config
 
 
 def small_config(**fields):
-    """`tiny_config` at one resolution, with other values of some fields: {"model.channels": 16}."""
+    """`tiny_config` with other values of some fields: {"model.channels": 16}."""
     config = tiny_config()
-    config.model.channel_multipliers = (1,)
     config.update_from_flattened_dict(fields)
     return config
 

@@ -1,9 +1,6 @@
 """The command, as a person starts it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -11,22 +8,21 @@ import pytest
 from diffusion_distill.errors import UserError
 from diffusion_distill.plan.hardware import parse_topology
 from diffusion_distill.plan.make import make_plan
+from tests import commands
+from tests.conftest import TINY
 from tests.plan.conftest import small_config
 
-ROOT = Path(__file__).parents[2]
 CONFIG = "--config=configs/digits_distill.py:tiny"
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "diffusion_distill.plan", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return commands.run("plan", *arguments)
 
 
 def test_the_command_on_simulated_devices(program, tmp_path):
     out = tmp_path / "plan.json"
     done = run(
-        CONFIG, "--topology=h100:2", f"--json={out}", f"--config.runtime.cache_dir={tmp_path}",
-        "--config.model.channel_multipliers=(1,)", "--config.model.attention_resolutions=()",
+        *TINY, "--topology=h100:2", f"--json={out}", f"--config.runtime.cache_dir={tmp_path}",
         "--config.distill.end_steps=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -65,6 +61,7 @@ def test_mistakes_end_in_one_line(arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_a_tpu_slice(tmp_path):
     """Compiled by libtpu, which counts what each device moves and sends."""
     pytest.importorskip("libtpu")

@@ -5,7 +5,6 @@ import http.server
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,9 +12,8 @@ from PIL import Image
 from diffusion_distill.metrics.names import value_text
 from diffusion_distill.report import page
 from diffusion_distill.storage.files import read_rows
+from tests.commands import ROOT, run
 from tests.report.conftest import METRIC
-
-ROOT = Path(__file__).parents[2]
 
 # What a person would see go wrong, and the numbers of the plot that the page has.
 _LOOK = """
@@ -134,29 +132,23 @@ def test_a_page_that_cannot_be_drawn_is_one_warning(digits_run, monkeypatch, cap
     ]
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-
-
 def test_the_command_writes_the_page(digits_run):
-    done = run("-m", "diffusion_distill.report", f"--workdir={digits_run}")
+    done = run("report", f"--workdir={digits_run}")
     assert (done.returncode, done.stdout.split()) == (0, [f"{digits_run}/report.html"]), done.stderr
     assert (digits_run / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow
 def test_the_command_writes_no_other_kind_of_file(digits_run, tmp_path):
-    refused = run(
-        "-m", "diffusion_distill.report", f"--workdir={digits_run}", f"--out={tmp_path}/report.pdf"
-    )
+    refused = run("report", f"--workdir={digits_run}", f"--out={tmp_path}/report.pdf")
     assert refused.returncode == 2
     assert refused.stderr == f"error: --out={tmp_path}/report.pdf must end in .html\n"
 
 
 def test_a_run_starts_without_loading_what_draws():
-    done = run("-c", "import sys, diffusion_distill.main; print(*sys.modules)")
+    script = "import sys, diffusion_distill.main; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     loaded = set(done.stdout.split())
     assert "diffusion_distill.report.page" in loaded
     assert not {"matplotlib", "jinja2"} & loaded

@@ -1,10 +1,8 @@
 """A run in a bucket: as on a local disk, to the bit."""
 
 import json
-import subprocess
-import sys
+import signal
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,9 +20,9 @@ from diffusion_distill.storage import buckets
 from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_rows, write_rows
 from tests.bucket_server import flip
-from tests.conftest import tiny_config
+from tests.commands import Command, run
+from tests.conftest import TINY, tiny_config
 
-ROOT = Path(__file__).parents[2]
 STAGES = ["teacher", "student_0002", "student_0001"]
 
 
@@ -42,16 +40,6 @@ def in_bucket(finished, server):
             name = path.relative_to(finished[0]).as_posix()
             server.put("bucket", f"run/{name}", path.read_bytes(), {})
     return as_path("gs://bucket/run")
-
-
-def command(module, *arguments):
-    return [sys.executable, "-m", f"diffusion_distill.{module}", *arguments]
-
-
-def run(module, *arguments):
-    return subprocess.run(
-        command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
 
 
 def outcome(workdir):
@@ -83,12 +71,12 @@ def assert_same_run(there, here):
     }
 
 
-def test_it_goes_on_there_and_ends_with_the_bits_of_a_local_run(in_bucket, finished, server):
+def test_it_goes_on_there_and_ends_with_the_bits_of_a_local_run(in_bucket, finished, server, go_on):
     objects = server.buckets["bucket"]
     for name in [name for name in objects if name.startswith("run/student_0001/")]:
         del objects[name]
     write_rows(in_bucket / "results.jsonl", read_rows(in_bucket / "results.jsonl")[:-1])
-    run_config(tiny_config(), str(in_bucket))
+    go_on(str(in_bucket))
     assert_same_run(in_bucket, finished[0])
     (events,) = (
         found.content
@@ -111,19 +99,12 @@ def test_killed_and_started_again_it_ends_with_the_bits_of_a_local_run(
 ):
     objects, end = server.buckets["bucket"], time.monotonic() + 300
     objects.clear()
-    process = subprocess.Popen(
-        command(
-            "main", "--config=configs/digits_distill.py:tiny",
-            "--config.model.attention_resolutions=()", "--workdir=gs://bucket/run",
-        ),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Command("main", *TINY, "--workdir=gs://bucket/run")
     while "run/teacher/checkpoints/4/sha256.json" not in objects:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
     server.gone = True  # so that it gets no further, on however slow a machine
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     server.gone = False
     assert "run/.lock" in objects

@@ -19,7 +19,7 @@ from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import init_teacher
 from diffusion_distill.training.step import Recipe, Round
 from diffusion_distill.training.update import make_update
-from tests.training.test_step import Small
+from tests.training.networks import Small
 
 RNG = np.random.default_rng(0)
 SOURCE = from_arrays(RNG.integers(0, 256, (50, 4, 4, 3), np.uint8), RNG.integers(0, 5, 50))
@@ -77,7 +77,6 @@ def test_what_cannot_be_read_is_raised_where_it_is_asked_for():
         list(Feed(source, make_mesh(), "never").batches(0, 0, 8, CALLS))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_batches_that_were_read_ahead_make_the_updates_of_those_gathered(tiny_config):
     stage, mesh = plan(tiny_config)[0], make_mesh()
     model, source = Small(num_classes=10), digits()

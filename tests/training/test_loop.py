@@ -21,7 +21,7 @@ from diffusion_distill.training.state import init_teacher
 from diffusion_distill.training.step import Recipe
 from diffusion_distill.training.update import make_update
 from tests.conftest import tiny_config
-from tests.training.test_step import Small
+from tests.training.networks import Toy
 
 
 @pytest.mark.parametrize("start", [0, 1, 13, 20, 39])
@@ -46,7 +46,7 @@ def test_a_healthy_stage_trains_under_what_looks_for_nans(setting, tmp_path):
     config, mesh, source = tiny_config(), make_mesh(), digits()
     config.teacher.updates, config.train.batch_size, config.runtime.log_every_updates = 2, 2, 1
     stage = plan(config)[0]
-    model, optimizer = Small(source.num_classes), make_optimizer(config, stage)
+    model, optimizer = Toy(source.num_classes), make_optimizer(config, stage)
     jax.config.update(setting, True)
     try:
         update = make_update(Recipe(model, config, stage, mesh))

