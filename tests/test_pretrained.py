@@ -1,0 +1,42 @@
+"""The students that travel with the project draw images of every label, out of the box."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_distill import load_sampler
+
+FOLDER = Path(__file__).parents[1] / "pretrained"
+STEPS = {"cifar10_small_4": 4, "cifar10_small_1": 1}
+
+
+@pytest.fixture(scope="module", params=STEPS)
+def images(request):
+    """Two of each label, from the folder that README names."""
+    sampler = load_sampler(FOLDER / request.param)
+    assert sampler.num_steps == STEPS[request.param]
+    return sampler(seed=0, num_images=20, labels=np.arange(10).repeat(2))
+
+
+def test_they_draw_images(images):
+    assert images.shape == (20, 32, 32, 3)
+    assert images.dtype == np.uint8
+    pixels = images.reshape(20, -1).astype(float)
+    # Of real images: CIFAR-10's pixels have a mean of 121 and a deviation of 64. Noise would have
+    # neighbours that are unlike; in an image they are alike.
+    assert 90 < pixels.mean() < 150
+    assert 40 < pixels.std() < 80
+    steps = np.abs(np.diff(images.astype(float), axis=1))
+    assert steps.mean() < 0.4 * pixels.std()
+
+
+def test_the_same_noise_with_another_label_is_another_image(images):
+    """A network that had forgotten its labels would draw the two of a label no more alike."""
+    means = images.reshape(10, 2, -1).astype(float)
+    assert np.abs(means[:, 0] - means[:, 1]).mean() > 5  # nor is there one image a label
+
+
+def test_they_are_small_enough_to_travel():
+    files = [file for name in STEPS for file in (FOLDER / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 12e6
