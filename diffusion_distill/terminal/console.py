@@ -23,7 +23,7 @@ class Above(FileProxy):
     def say_in_handler(self, line: str) -> None:
         """In one write: removes the drawing, and goes down to where the next expects its end."""
         up, down = f"\x1b[{self.height - 1}A" * (self.height > 1), "\n" * (self.height - 1)
-        os.write(self.fileno(), f"\r{up}\x1b[J{line}\n{down}".encode())
+        _write(self.fileno(), f"\r{up}\x1b[J{line}\n{down}")
 
 
 @contextlib.contextmanager
@@ -60,7 +60,14 @@ def say_in_handler(line: str) -> None:
         if isinstance(sys.stdout, Above):
             sys.stdout.say_in_handler(line)
         else:
-            os.write(1, f"{line}\n".encode())
+            _write(1, f"{line}\n")
+
+
+def _write(number: int, text: str) -> None:
+    """All of it to a file by its number: a write that a signal cuts short goes on."""
+    left = text.encode()
+    while left:
+        left = left[os.write(number, left) :]
 
 
 def duration(seconds: float) -> str:

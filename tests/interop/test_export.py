@@ -152,13 +152,21 @@ def test_the_weights_of_another_export_are_refused(finished, copy, tmp_path):
         ({"sampler": "ddim"}, "model.json cannot be used"),
         ({"num_classes": 7}, r"class_emb/kernel: ours \[7, 16\], theirs \[10, 16\]"),
         ({"image_shape": [8, 8, 3]}, r"conv_in/kernel: ours \[3, 3, 3, 8\], theirs"),
-        ({"image_shape": [7, 8, 1]}, "7x8 pixels do not halve"),
     ],
 )
 def test_a_description_that_is_wrong_is_refused(copy, change, message):
     path = copy / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
+        load(copy)
+
+
+def test_images_that_do_not_halve_for_each_resolution_are_refused(copy):
+    path = copy / "model.json"
+    description = json.loads(path.read_text()) | {"image_shape": [7, 8, 1]}
+    description["model"] |= {"channel_multipliers": [1, 1]}
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="7x8 pixels do not halve"):
         load(copy)
 
 
