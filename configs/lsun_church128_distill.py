@@ -14,7 +14,7 @@ updates, from 256 steps) takes 107 EFLOP for its rounds, 9 hours at that speed, 
 
 Result: not measured here. The paper shows curves only.
 
-Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
+Settings, and what `:fast`, `:float32` and `:tiny` are: diffusion_distill/paper.py.
 """
 
 from diffusion_distill import paper
