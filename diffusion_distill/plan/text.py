@@ -62,7 +62,7 @@ def _collectives_table(costs: list[Cost]) -> str:
 
 def _operations_table(cost: Cost, listed: int) -> str:
     rows = [
-        [cost.name, operation.source, _number(operation.count), f"{operation.bytes / 1e6:,.3g}"]
+        [cost.name, operation.source, *map(_number, (operation.count, operation.bytes / 1e6))]
         for operation in cost.operations[:listed]
     ]
     return markdown(["program", "operation", "times", "MB touched"], rows) if rows else ""
