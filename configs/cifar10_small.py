@@ -43,7 +43,6 @@ def get_config(variant: str = ""):
     config.model.emb_channels = 256  # 4 times channels, as in the paper's
     config.model.attention_resolutions = (8,)  # 64 positions, where attention costs next to nothing
     config.model.num_groups = 16  # of 4 channels each
-    config.model.dtype = "float32"  # which CPUs compute faster
     config.model.class_conditional = True  # labels tell a small network much
 
     config.train.batch_size = 64  # half of the paper's: more updates for as much work

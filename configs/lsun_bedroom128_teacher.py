@@ -20,4 +20,6 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.teacher_alone(paper.with_variant(paper.lsun128("bedroom"), variant))
+    return paper.teacher_alone(
+        paper.with_variant(paper.in_bfloat16(paper.lsun128("bedroom")), variant)
+    )

@@ -62,7 +62,7 @@ def cifar10() -> ConfigDict:
     config.data.path = "data/cifar10"  # where `prepare --dataset=cifar10` puts it
     config.data.image_size = DATASETS["cifar10"].image_size  # its only size
     config.data.random_flip = True  # as in all of the paper's runs
-    return _for_accelerators(_measured_on_inception(config))
+    return _measured_on_inception(config)
 
 
 def imagenet64() -> ConfigDict:
@@ -106,14 +106,7 @@ def _large(name: str) -> ConfigDict:
 
     config.distill.start_steps = 1024  # where CIFAR-10 starts from 8192
     config.distill.learning_rate = 1e-4  # falling to 0 in each round
-    return _for_accelerators(_measured_on_inception(config))
-
-
-def _for_accelerators(config: ConfigDict) -> ConfigDict:
-    """What makes a step cheap on TPUs, as `plan` counts it (RESULTS.md)."""
-    config.model.dtype = "bfloat16"  # half of the bytes to read and write; the paper does not say
-    config.runtime.fsdp = 8  # each updates an eighth of the weights and their averages
-    return config
+    return _measured_on_inception(config)
 
 
 def _measured_on_inception(config: ConfigDict) -> ConfigDict:
@@ -121,6 +114,13 @@ def _measured_on_inception(config: ConfigDict) -> ConfigDict:
     config.eval.features = "inception"  # the features that FID is defined by
     config.eval.metrics = ("fd", "kid", "precision_recall")  # FID first: baselines have it alone
     config.eval.max_steps = 128  # the paper has 8192, which would cost as much as training
+    return config
+
+
+def in_bfloat16(config: ConfigDict) -> ConfigDict:
+    """What makes a step cheap on TPUs, as `plan` counts it (RESULTS.md); the paper does not say."""
+    config.model.dtype = "bfloat16"  # half of the bytes to read and write
+    config.runtime.fsdp = 8  # each updates an eighth of the weights and their averages
     return config
 
 
