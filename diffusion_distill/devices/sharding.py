@@ -6,7 +6,6 @@ teacher's weights are replicated along "data" and split along "fsdp", each by th
 one, and nothing else in the package asks how many there are.
 """
 
-import functools
 import os
 from collections.abc import Sequence
 
@@ -89,27 +88,17 @@ def weight_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
 
 
 def gathered(mesh: Mesh | None, weights):
-    """Weights that are split over devices, whole on each; their gradient is summed and split.
+    """Weights that are split over devices, whole on each, and their gradient, too.
 
     As they are where there is no mesh, or nothing is split. A network is to have them whole: left
     to itself, XLA's partitioner splits some activations by channels where it finds kernels split
-    so, and sends them to and fro, which costs more than the weights.
+    so, and sends them to and fro, which costs more than the weights. For the same reason a kernel's
+    gradient is first whole, then split: else its convolution is cut into pieces that each read all
+    activations.
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return weights
-    whole = replicated(mesh)
-    return jax.tree.map(lambda w: _gathered(w, weight_sharding(mesh, w.shape), whole), weights)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(weight: jax.Array, split: NamedSharding, whole: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(weight, whole)
-
-
-_gathered.defvjp(
-    lambda weight, split, whole: (_gathered(weight, split, whole), None),
-    lambda split, whole, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
-)
+    return jax.lax.with_sharding_constraint(weights, replicated(mesh))
 
 
 def with_shardings(mesh: Mesh, shapes):

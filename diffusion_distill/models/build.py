@@ -126,9 +126,13 @@ def compute_weights(params: dict, dtype: jax.typing.DTypeLike) -> dict:
 
 def ready_weights(params: dict, dtype: jax.typing.DTypeLike, mesh: Mesh | None) -> dict:
     """Weights as a network that computes in `dtype` reads them: cast to it, then whole on each
-    device. What is cast first is half as much to send in bfloat16.
+    device. What is cast first, as the bound sees to, is half as much to send in bfloat16.
     """
-    return gathered(mesh, compute_weights(params, dtype))
+    cast = compute_weights(params, dtype)
+    is_split = mesh is not None and mesh.shape["fsdp"] > 1
+    if is_split and jnp.dtype(dtype).itemsize == 2:
+        cast = jax.lax.optimization_barrier(cast)
+    return gathered(mesh, cast)
 
 
 def make_denoiser(
