@@ -16,11 +16,11 @@ Result: not measured here. The paper's table of FID after distillation has 9.12 
 at 1 / 2 / 4 / 8 steps; its teacher with DDIM 2.51 at 8192 steps, and 13.36 / 6.84 / 4.67 at 10 / 20
 / 50. They are of the full schedule; for `:fast` its appendix shows curves only.
 
-Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
+Settings, and what `:fast`, `:float32` and `:tiny` are: diffusion_distill/paper.py.
 """
 
 from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.cifar10(), variant)
+    return paper.with_variant(paper.in_bfloat16(paper.cifar10()), variant)

@@ -10,7 +10,7 @@ accelerator at 50 TFLOP a second. Computed, not measured.
 
 Result: not measured here. The paper reports FID 2.51 for DDIM with 8192 steps.
 
-Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
+Settings, and what `:fast`, `:float32` and `:tiny` are: diffusion_distill/paper.py.
 To distil it: configs/cifar10_distill.py with --config.distill.teacher=runs/cifar10.
 """
 
@@ -18,4 +18,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.teacher_alone(paper.with_variant(paper.cifar10(), variant))
+    return paper.teacher_alone(paper.with_variant(paper.in_bfloat16(paper.cifar10()), variant))

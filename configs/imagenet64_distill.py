@@ -15,11 +15,11 @@ measuring adds 3% to that. Computed, not measured.
 Result: not measured here. The paper shows curves; later papers cite it with FID 15.39 / 8.95 / 6.77
 at 1 / 2 / 4 steps (from memory of Song et al. 2023, "Consistency Models", and others).
 
-Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
+Settings, and what `:fast`, `:float32` and `:tiny` are: diffusion_distill/paper.py.
 """
 
 from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.imagenet64(), variant)
+    return paper.with_variant(paper.in_bfloat16(paper.imagenet64()), variant)

@@ -12,7 +12,7 @@ at 50 TFLOP a second each. Computed, not measured.
 
 Result: not measured here; of the paper's teacher no figure is known to us but its curves.
 
-Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
+Settings, and what `:fast`, `:float32` and `:tiny` are: diffusion_distill/paper.py.
 To distil it: configs/imagenet64_distill.py with --config.distill.teacher=runs/imagenet64.
 """
 
@@ -20,4 +20,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.teacher_alone(paper.with_variant(paper.imagenet64(), variant))
+    return paper.teacher_alone(paper.with_variant(paper.in_bfloat16(paper.imagenet64()), variant))

@@ -14,11 +14,11 @@ updates, from 256 steps) takes 107 EFLOP for its rounds, 9 hours at that speed, 
 
 Result: not measured here. The paper shows curves only.
 
-Settings, and what `:fast` and `:tiny` are: diffusion_distill/paper.py.
+Settings, and what `:fast`, `:float32` and `:tiny` are: diffusion_distill/paper.py.
 """
 
 from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.lsun128("church"), variant)
+    return paper.with_variant(paper.in_bfloat16(paper.lsun128("church")), variant)

@@ -28,7 +28,8 @@ from diffusion_distill.diffusion.samplers import (
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.build import build_unet, make_denoiser, make_grid, make_schedule
+from diffusion_distill.models import build
+from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
 from diffusion_distill.models.unet import UNet
 
 DIFFUSERS = "ddim_diffusers"  # the sampler of a network with levels that is diffusers' own
@@ -72,8 +73,11 @@ def make_sample_fn(
         denoiser = unclipped if sampler == DIFFUSERS else clipped  # diffusers' step clips itself
         return denoiser, lambda i: image_noise(keys, i, shape)
 
+    def ready(params):  # once, as all steps read them
+        return build.ready_weights(params, config.model.dtype, mesh)
+
     def whole_loop(params, z, asked, num_steps):
-        denoiser, noise_fn = bind(params, asked, z.shape[1:])
+        denoiser, noise_fn = bind(ready(params), asked, z.shape[1:])
         return sample(step, denoiser, z, num_steps, schedule, noise_fn)
 
     def one_step(params, state, asked, i, num_steps):
@@ -98,7 +102,10 @@ def make_sample_fn(
 
     compiled_step = jit(one_step, in_shardings=(None, rows, asked_in, whole, whole))
 
+    is_split, gather = mesh.shape["fsdp"] > 1, jax.jit(ready, out_shardings=whole)
+
     def loop_outside(params, z, keys, labels, num_steps, guidance=0.0):
+        params = gather(params) if is_split else params
         state = SamplerState(z, jnp.zeros_like(z))
         n, asked = np.int32(num_steps), (keys, labels, np.float32(guidance))
         for i in range(num_steps, 0, -1):
@@ -119,7 +126,7 @@ def _step(config: ConfigDict, sampler: str) -> Step:
     if config.model.architecture != "unet2d":
         known = "network has no levels of diffusers' (config.model.architecture is not 'unet2d')"
         raise UserError(f"sampler is {sampler!r}, but this {known}")
-    return diffusers_ddim(make_grid(config))
+    return diffusers_ddim(build.make_grid(config))
 
 
 @functools.cache

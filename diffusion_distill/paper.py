@@ -6,7 +6,8 @@ memory of the appendix.
 
 configs/NAME_distill.py trains a teacher and distils it; with --config.distill.teacher=WHERE (a
 workdir, a published checkpoint) it only distils. configs/NAME_teacher.py trains that teacher alone.
-`:fast` shortens the rounds; `:tiny` runs the same code in minutes on two cores.
+`:fast` shortens the rounds; `:float32` computes in float32, where the config does in bfloat16;
+`:tiny` runs the same code in minutes on two cores.
 """
 
 import dataclasses
@@ -116,6 +117,13 @@ def _measured_on_inception(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def in_bfloat16(config: ConfigDict) -> ConfigDict:
+    """What makes a step cheap on TPUs, as `plan` counts it (RESULTS.md); the paper does not say."""
+    config.model.dtype = "bfloat16"  # half of the bytes to read and write
+    config.runtime.fsdp = 8  # each updates an eighth of the weights and their averages
+    return config
+
+
 def teacher_alone(config: ConfigDict) -> ConfigDict:
     """No rounds: the run ends with its teacher."""
     config.distill.end_steps = config.distill.start_steps  # so that there is no round
@@ -125,11 +133,12 @@ def teacher_alone(config: ConfigDict) -> ConfigDict:
 def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
     """The config, or the variant of it that a person asked for by FILE.py:VARIANT.
 
-    "fast" is the short schedule, 10,000 updates a round from 256 steps on; "tiny" is the same code
-    in minutes on two cores, which learns nothing; "" is the config as it is.
+    "fast" is the short schedule, 10,000 updates a round from 256 steps on; "float32" computes in
+    float32; "tiny" is the same code in minutes on two cores, which learns nothing; "" is the config
+    as it is.
     """
     if variant not in ("", *VARIANTS):
-        raise ValueError(f"this config has the variants fast and tiny, not {variant}")
+        raise ValueError(f"this config has the variants fast, float32 and tiny, not {variant}")
     if variant:
         VARIANTS[variant](config)
     return config
@@ -143,6 +152,11 @@ def _fast(config: ConfigDict) -> None:
     config.eval.baseline_images = 10_000  # for fewer hours; a metric's name has its count
 
 
+def _float32(config: ConfigDict) -> None:
+    """Wherever the network computes in it, not just for sums, norms and softmax."""
+    config.model.dtype = "float32"  # about twice the bytes, and on GPUs half of the speed
+
+
 def _tiny(config: ConfigDict) -> None:
     """Every part runs, at the data's own size: the network is narrow, the chain 4 -> 2 -> 1."""
     config.model.channels = 8  # enough for every part to have something to do
@@ -152,6 +166,7 @@ def _tiny(config: ConfigDict) -> None:
     config.model.attention_resolutions = (8,)  # attention runs, where it is cheapest
     config.model.num_heads, config.model.head_dim = 1, 0  # 8 channels are no head of 64
     config.model.num_groups = 4  # must divide 8 channels
+    config.model.dtype = "float32"  # which CPUs compute faster
 
     config.train.batch_size = 16  # small, for time
     config.train.checkpoint_every = 5  # so that a stop within a stage can be tried
@@ -173,4 +188,4 @@ def _tiny(config: ConfigDict) -> None:
     config.runtime.sampler_batch_size = 32  # two batches, so that their seam is tried
 
 
-VARIANTS = {"fast": _fast, "tiny": _tiny}
+VARIANTS = {"fast": _fast, "float32": _float32, "tiny": _tiny}

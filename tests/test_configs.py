@@ -130,6 +130,15 @@ def test_fast_has_fewer_rounds_of_ten_thousand_updates(name):
     assert {s.updates for s in stages[1:]} == {10_000}
 
 
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("kind", ["teacher", "distill"])
+def test_the_papers_compute_in_bfloat16_and_float32_does_not(name, kind):
+    assert load(f"{name}_{kind}").model.dtype == "bfloat16"
+    both = (to_dict(load(f"{name}_{kind}", variant)) for variant in ("", "float32"))
+    assert differences(*both) == ["model.dtype: 'bfloat16' -> 'float32'"]
+    assert load(f"{name}_{kind}", "tiny").model.dtype == "float32"
+
+
 def test_an_unknown_variant_is_refused():
     for name in ("cifar10_distill", "digits_distill", "cifar10_hour"):
         with pytest.raises(ValueError, match="not huge"):

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractMesh
 
 import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.diffusion.samplers import image_keys, image_noise, seed_key
 from diffusion_distill.errors import CheckpointError, UserError
-from diffusion_distill.models.build import abstract_params, build_unet
+from diffusion_distill.generate import make_sample_fn
+from diffusion_distill.models.build import abstract_params, build_unet, init_params
 from diffusion_distill.stages import plan
 from tests.conftest import set_otherwise, tiny_config
 
@@ -174,3 +177,32 @@ def test_missing_and_half_written_workdirs(workdir, tmp_path):
         (workdir / "config.json").write_text(broken)
         with pytest.raises(UserError, match=r"config\.json"):
             load(workdir)
+
+
+def test_split_weights_are_cast_and_gathered_once_before_the_loop():
+    """Left to the loop, each step would gather them, or send activations to and fro."""
+    config, shape = tiny_config(), (8, 8, 1)
+    config.model.dtype, config.runtime.sampler_loop = "bfloat16", "inside"
+    model, mesh = build_unet(config, 1, 0), AbstractMesh((1, 2), ("data", "fsdp"))
+    sampler = make_sample_fn(model, config, "ddim", mesh, "tpu")
+
+    def arguments():
+        params = init_params(model, jax.random.key(0), shape)
+        keys, labels = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
+        return params, jnp.zeros((2, *shape)), keys, labels, jnp.int32(4)
+
+    params, *rest = jax.eval_shape(arguments)
+    gathered = {"bfloat16": 0, "float32": 0}
+
+    def count(jaxpr, in_a_loop):
+        for equation in jaxpr.eqns:
+            name = equation.primitive.name
+            if name == "sharding_constraint":
+                assert not in_a_loop
+                gathered[equation.invars[0].aval.dtype.name] += 1
+            for inner in jaxprs_in_params(equation.params):
+                count(inner, in_a_loop or name in ("while", "scan"))
+
+    count(jax.make_jaxpr(sampler)(params, *rest).jaxpr, in_a_loop=False)
+    assert sum(gathered.values()) == len(jax.tree.leaves(params))
+    assert gathered["bfloat16"] > gathered["float32"]  # of norms and the last convolution

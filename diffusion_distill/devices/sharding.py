@@ -87,6 +87,20 @@ def weight_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * split, "fsdp"))
 
 
+def gathered(mesh: Mesh | None, weights):
+    """Weights that are split over devices, whole on each, and their gradient, too.
+
+    As they are where there is no mesh, or nothing is split. A network is to have them whole: left
+    to itself, XLA's partitioner splits some activations by channels where it finds kernels split
+    so, and sends them to and fro, which costs more than the weights. For the same reason a kernel's
+    gradient is first whole, then split: else its convolution is cut into pieces that each read all
+    activations.
+    """
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return weights
+    return jax.lax.with_sharding_constraint(weights, replicated(mesh))
+
+
 def with_shardings(mesh: Mesh, shapes):
     """A tree of arrays or ShapeDtypeStructs as ShapeDtypeStructs placed by `weight_sharding`."""
     return jax.tree.map(

@@ -1,7 +1,7 @@
 """Checkpoints that the paper's authors published: samples, measures, distils on from them.
 
-    python -m diffusion_distill.interop.published cifar_8 --config=configs/cifar10_distill.py \\
-        --config.data.image_size=32 --workdir=runs/cifar_8
+    python -m diffusion_distill.interop.published cifar_8 --workdir=runs/cifar_8 \\
+        --config=configs/cifar10_distill.py:float32 --config.data.image_size=32
 
 makes a workdir of one, for sample, evaluate, and main, which goes on distilling from it. There are
 32 of them at gs://gresearch/diffusion-distillation: {cifar, imagenet, bedroom, church}_{original,

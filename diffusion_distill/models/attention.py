@@ -4,13 +4,14 @@ Images are [B, H, W, C].
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_distill.models.layers import GroupNorm, materialize
+from diffusion_distill.models.layers import GroupNorm, materialize, written
 
 
 class AttentionBlock(nn.Module):
@@ -32,7 +33,10 @@ class AttentionBlock(nn.Module):
         )
         how = attention_implementation(self.fused and has_cudnn(), self.dtype, head_dim)
         # Scaled by 1 / sqrt(head_dim), softmax in float32.
-        h = jax.nn.dot_product_attention(q, k, v, implementation=how)
+        if how == "xla" and q.dtype.itemsize == 2:
+            h = attention_in_16_bits(q, k, v)
+        else:
+            h = jax.nn.dot_product_attention(q, k, v, implementation=how)
         h = nn.DenseGeneral(
             channels,
             axis=(-2, -1),
@@ -41,6 +45,51 @@ class AttentionBlock(nn.Module):
             name="proj_out",
         )(h)
         return materialize(x + h.reshape(x.shape))
+
+
+@jax.custom_vjp
+def attention_in_16_bits(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """jax.nn.dot_product_attention of [B, T, N, H], all of one 16-bit dtype, with less in memory.
+
+    Logits, exponentials and sums are float32, but no matrix of T x T lies in memory in more than 16
+    bits: for the gradient, exponentials not yet divided by their sums are kept.
+    """
+    return _attention_forward(q, k, v)[0]
+
+
+def _softmax(q, k):
+    """exp(logits - their maximum) [B, N, T, S] of q's dtype, and its sums, float32 [B, N, T, 1].
+
+    Written so that TPUs' compiler makes one operation of it.
+    """
+    logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
+    logits /= math.sqrt(q.shape[-1])
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    return written(weights, q.dtype), total
+
+
+def _attention_forward(q, k, v):
+    weights, total = _softmax(q, k)
+    sums = jnp.einsum("bnts,bsnh->bnth", weights, v, preferred_element_type=jnp.float32)
+    result = (sums / total).astype(q.dtype).swapaxes(1, 2)
+    return result, (q, k, v, result, weights, total)
+
+
+def _attention_backward(kept, gradient):
+    q, k, v, result, weights, total = kept
+    share = 1.0 / total
+    of_sums = (gradient * share.swapaxes(1, 2)).astype(q.dtype)
+    by_v = jnp.einsum("bnts,btnh->bsnh", weights, of_sums)
+    by_weights = jnp.einsum("btnh,bsnh->bnts", gradient, v, preferred_element_type=jnp.float32)
+    mean = jnp.einsum("btnh,btnh->bnt", gradient, result, preferred_element_type=jnp.float32)
+    by_logits = weights.astype(jnp.float32) * share * (by_weights - mean[..., None])
+    by_logits = written(by_logits / math.sqrt(q.shape[-1]), q.dtype)
+    by_q = jnp.einsum("bnts,bsnh->btnh", by_logits, k)
+    return by_q, jnp.einsum("bnts,btnh->bsnh", by_logits, q), by_v
+
+
+attention_in_16_bits.defvjp(_attention_forward, _attention_backward)
 
 
 def attention_implementation(fused: bool, dtype: Any, head_dim: int) -> str:

@@ -9,6 +9,7 @@ all of this is the plain operation.
 Images are [B, H, W, C].
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,14 @@ def materialize_gradient(x: jax.Array) -> jax.Array:
 # jax.lax.platform_dependent would say it without primitives, at twice the time to trace a network.
 _materialize = _identity("materialize", materialize, jax.lax.optimization_barrier)
 _materialize_gradient = _identity("materialize_gradient", materialize)
+
+
+def written(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """x as it lies in memory: cast to dtype, with a bound to fusion.
+
+    Without the bound a compiler may leave out a cast and its undo, and carry the wider type over.
+    """
+    return jax.lax.optimization_barrier(x.astype(dtype))
 
 
 def sum_pixels(x: jax.Array) -> jax.Array:
@@ -111,10 +120,47 @@ class GroupNorm(nn.Module):
         if scale is not None:
             scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
             factor, summand = factor * (1.0 + scale), summand * (1.0 + scale) + shift
+        if x.dtype.itemsize == 2:
+            values = _scaled_in_16_bits(values, factor, summand, self.activation, x.dtype)
+            return materialize(values.astype(x.dtype))
         values = values * spread_pixels(factor, height) + spread_pixels(summand, height)
         if self.activation is not None:
             values = self.activation(materialize_gradient(values))
         return materialize(values.astype(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _scaled_in_16_bits(
+    values: jax.Array, factor: jax.Array, summand: jax.Array, activation: Callable | None, dtype
+) -> jax.Array:
+    """activation(values * factor + summand) of values [B, H, W, C], factor and summand [B, C].
+
+    All is float32, but the gradient before the activation lies in memory as `dtype`, of 16 bits,
+    between the two passes over it: half of what would be written and read again. The sums over
+    pixels are of the float32 gradient, which the first pass has at hand.
+    """
+    height = values.shape[1]
+    scaled = values * spread_pixels(factor, height) + spread_pixels(summand, height)
+    return scaled if activation is None else activation(scaled)
+
+
+def _scaled_forward(values, factor, summand, activation, dtype):
+    kept = values.astype(dtype), factor, summand  # values are of dtype, cast: nothing is lost
+    return _scaled_in_16_bits(values, factor, summand, activation, dtype), kept
+
+
+def _scaled_backward(activation, dtype, kept, gradient):
+    values, factor, summand = kept[0].astype(jnp.float32), *kept[1:]
+    if activation is not None:
+        scaled = values * factor[:, None, None, :] + summand[:, None, None, :]
+        (gradient,) = jax.vjp(activation, scaled)[1](gradient)
+        gradient = materialize(gradient)
+    by_factor, by_summand = sum_pixels(gradient * values), sum_pixels(gradient)
+    gradient = written(gradient, dtype).astype(jnp.float32)
+    return gradient * factor[:, None, None, :], by_factor, by_summand
+
+
+_scaled_in_16_bits.defvjp(_scaled_forward, _scaled_backward)
 
 
 class Conv(nn.Module):

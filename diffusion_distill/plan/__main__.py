@@ -10,7 +10,8 @@ v5p:4x4x4, v6e:4x4; this takes `pip install 'diffusion_distill[tpu]'`, and no TP
 
 Times are lower bounds: each program computes at the chip's peak, or moves the bytes that it touches
 at the memory's peak, or sends at the links' peak, and does nothing but the slowest of these. A run
-takes longer.
+takes longer. Where another setting is known to cost less on TPUs, its chip-hours are said, too;
+--operations=50 lists where the bytes go.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusion_distill.plan import hardware
-from diffusion_distill.plan.cost import LEAST_EFFORT
+from diffusion_distill.plan.cost import LEAST_EFFORT, LISTED
 from diffusion_distill.plan.make import make_plan
 from diffusion_distill.plan.text import text
 from diffusion_distill.storage.buckets import as_path
@@ -34,20 +35,27 @@ _JSON = flags.DEFINE_string("json", None, "A file for the same numbers as JSON."
 _EFFORT = flags.DEFINE_float(
     "effort", LEAST_EFFORT, "Of the TPU compiler: -1 takes minutes; 0, a run's own, may take hours."
 )
+_COMPARE = flags.DEFINE_bool(
+    "compare", True, "Whether to plan it with the best setting known, too, where that is another."
+)
+_OPERATIONS = flags.DEFINE_integer(
+    "operations", 0, f"How many operations of each program to list, at most {LISTED}."
+)
 
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     cli.required("config", _CONFIG.value)
     topology = hardware.parse_topology(cli.required("topology", _TOPOLOGY.value))
+    listed = cli.at_least("operations", _OPERATIONS.value, 0)
     getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
     if _JSON.value:  # what cannot be written is found before minutes of compiling, not after
         check_can_write(as_path(_JSON.value))
-    plan = make_plan(_CONFIG.value, topology, _EFFORT.value)
+    plan = make_plan(_CONFIG.value, topology, _EFFORT.value, _COMPARE.value)
     if _JSON.value:
         fields = dataclasses.asdict(plan) | {"topology": str(topology)}
         write_atomically(as_path(_JSON.value), json.dumps(fields, indent=1) + "\n")
-    say("\n" + text(plan, _CONFIG.value))
+    say("\n" + text(plan, _CONFIG.value, listed))
 
 
 if __name__ == "__main__":

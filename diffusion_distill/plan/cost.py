@@ -15,11 +15,13 @@ from diffusion_distill.devices import compiler
 from diffusion_distill.plan.flops import Flops, count_flops
 from diffusion_distill.plan.hardware import Topology, libtpu_version
 from diffusion_distill.plan.hlo import Collective, collectives
+from diffusion_distill.plan.operations import Operation, operations
 from diffusion_distill.plan.programs import Program
 from diffusion_distill.storage.files import read_json, write_atomically
 
+LISTED = 50  # operations that a cost keeps, those that touch most
 LEAST_EFFORT = -1.0  # of the compiler, in -1 to 1; 0 is what a run uses
-FORMAT = 3  # of the cached answers
+FORMAT = 4  # of the cached answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Cost:
     estimate: float | None  # seconds, by the compiler's own model of the chip; None for no model
     fits: bool  # False where there was too little memory to compile it
     seconds: float  # that compiling took
+    operations: list[Operation] = ()  # that touch most, by their source; `()` where it did not fit
 
     @property
     def memory(self) -> int:
@@ -62,7 +65,9 @@ def cost(
     path = cache / f"{program.name}-{topology}-{digest[:16]}.json".replace(":", "-")
     if path.exists():
         fields = read_json(path)
-        return Cost(**fields | {"collectives": [Collective(**c) for c in fields["collectives"]]})
+        kinds = {"collectives": Collective, "operations": Operation}
+        lists = {name: [kind(**f) for f in fields[name]] for name, kind in kinds.items()}
+        return Cost(**fields | lists)
     result = _compiled(program, count_flops(traced.jaxpr.jaxpr), lowered, mesh, effort)
     cache.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(dataclasses.asdict(result), indent=1))
@@ -89,17 +94,21 @@ def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float
     turns = flops.total / flops.once / program.units
     estimate = counted.get("optimal_seconds", 0.0)
     beyond_arguments = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    sent = [
-        dataclasses.replace(c, count=c.count / program.units, bytes=c.bytes / program.units)
-        for c in collectives(compiled.as_text(), mesh.size)
-    ]
+
+    def of_a_unit(counted):
+        each = {name: getattr(counted, name) / program.units for name in ("count", "bytes")}
+        return dataclasses.replace(counted, **each)
+
+    text = compiled.as_text()
+    sent = [of_a_unit(c) for c in collectives(text, mesh.size)]
+    touching = [of_a_unit(o) for o in operations(text)[:LISTED]]
     return Cost(
         **of, accessed=counted["bytes accessed"] * turns, collectives=sent,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + beyond_arguments
         + memory.generated_code_size_in_bytes,
         estimate=estimate * turns if estimate > 0 else None,  # compilers without a model say -1
-        fits=True, seconds=time.monotonic() - began,
+        fits=True, seconds=time.monotonic() - began, operations=touching,
     )  # fmt: skip
 
 

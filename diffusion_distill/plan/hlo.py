@@ -5,7 +5,7 @@ import math
 import re
 from collections import defaultdict
 
-_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
+BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
     f"{sign}{bits}": max(bits // 8, 1) for sign in "su" for bits in (2, 4, 8, 16, 32, 64)
 }
 
@@ -51,12 +51,12 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
 
     A loop counts with its turns where the text says how many, else with one.
     """
-    computations = _computations(text)
-    turns, found = _turns(computations), defaultdict(lambda: [0, 0])
-    for name, lines in computations.items():
+    parts, found = computations(text), defaultdict(lambda: [0, 0])
+    times = turns(parts)
+    for name, lines in parts.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
-            if not match or not turns[name]:
+            if not match or not times[name]:
                 continue
             kind, group = match[2], _group(line, num_devices)
             size = _size(match[1])
@@ -67,39 +67,39 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
             elif kind == "all-reduce" and name.startswith(_REDUCE_SCATTER):
                 kind = "reduce-scatter"
             total = found[kind, group]
-            total[0] += turns[name]
-            total[1] += turns[name] * round(size)
+            total[0] += times[name]
+            total[1] += times[name] * round(size)
     return [Collective(*key, *total) for key, total in sorted(found.items()) if key[1] > 1]
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations(text: str) -> dict[str, list[str]]:
     """The lines of each computation; of the entry under ""."""
-    computations, name = {}, None
+    found, name = {}, None
     for line in text.splitlines():
         match = _COMPUTATION.match(line)
         if match:
             name = "" if line.startswith("ENTRY") else match[1]
-            computations[name] = []
+            found[name] = []
         elif name is not None:
-            computations[name].append(line)
-    return computations
+            found[name].append(line)
+    return found
 
 
-def _turns(computations: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in one run of the entry."""
-    turns = dict.fromkeys(computations, 0)
+def turns(parts: dict[str, list[str]], through: re.Pattern = _CALLED) -> dict[str, int]:
+    """How often each of the `computations` runs in one run of the entry; `through` finds calls."""
+    times = dict.fromkeys(parts, 0)
 
-    def visit(name: str, times: int) -> None:
-        turns[name] += times
-        for line in computations[name]:
-            called = [c for c in _CALLED.findall(line) if c in computations]
-            loop = _trip_count(line, computations) if " while(" in line else 1
+    def visit(name: str, number: int) -> None:
+        times[name] += number
+        for line in parts[name]:
+            called = [c for c in through.findall(line) if c in parts]
+            loop = _trip_count(line, parts) if " while(" in line else 1
             for inner in called:
-                visit(inner, times * loop)
+                visit(inner, number * loop)
 
-    if "" in computations:
+    if "" in parts:
         visit("", 1)
-    return turns
+    return times
 
 
 def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
@@ -132,7 +132,7 @@ def _group(line: str, num_devices: int) -> int:
 def _size(shapes: str) -> int:
     """Bytes of an array, or of a tuple of them, as XLA writes their shapes."""
     return sum(
-        _BYTES[kind] * math.prod(int(n) for n in axes.split(",") if n)
+        BYTES[kind] * math.prod(int(n) for n in axes.split(",") if n)
         for kind, axes in _ARRAY.findall(shapes)
-        if kind in _BYTES
+        if kind in BYTES
     )

@@ -14,9 +14,13 @@ _LEAST_EFFORT_NOTE = (
 )
 
 
-def text(plan: Plan, config) -> str:
-    """The plan as a person reads it: tables, then the verdict."""
+def text(plan: Plan, config, listed: int = 0) -> str:
+    """The plan as a person reads it: tables, then the verdict.
+
+    `listed` is how many operations of each program to list, those that touch most.
+    """
     sections = [_programs_table(plan, config), _collectives_table(plan.costs)]
+    sections += [_operations_table(cost, listed) for cost in plan.costs if listed]
     if plan.stages:
         rate = _number(plan.images_per_second)
         sampling = f"Sampling: {rate} images a second in one step, at the most; "
@@ -54,6 +58,14 @@ def _collectives_table(costs: list[Cost]) -> str:
         for c in cost.collectives
     ]  # fmt: skip
     return markdown(header, rows) if rows else ""
+
+
+def _operations_table(cost: Cost, listed: int) -> str:
+    rows = [
+        [cost.name, operation.source, *map(_number, (operation.count, operation.bytes / 1e6))]
+        for operation in cost.operations[:listed]
+    ]
+    return markdown(["program", "operation", "times", "MB touched"], rows) if rows else ""
 
 
 def _stages_table(stages: list[StageTime]) -> str:
@@ -99,6 +111,12 @@ def _notes(plan: Plan, config) -> list[str]:
 def _verdict(plan: Plan, config) -> list[str]:
     chip, dtype = plan.topology.chip, config.model.dtype
     lines = [f"Verdict: {plan.topology}: {plan.verdict}."]
+    if plan.best:
+        hours, least = plan.best.chip_hours, sum(stage.chip_hours for stage in plan.stages)
+        lines.append(
+            f"With the best setting known, {plan.best.flags}: {_number(hours)} chip-hours at least "
+            f"in place of {_number(least)}."
+        )
     for program in plan.costs if chip else []:
         if program.accessed is not None:
             lines.append(slowest(program, bound(program, chip, dtype), dtype))

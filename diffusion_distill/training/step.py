@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch, to_network
-from diffusion_distill.devices.sharding import replicated
+from diffusion_distill.devices.sharding import gathered
 from diffusion_distill.diffusion.distill import TARGETS, tract_target
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.match import match_target
@@ -25,6 +25,7 @@ from diffusion_distill.diffusion.process import from_x, q_sample
 from diffusion_distill.models.build import (
     make_denoiser,
     make_schedule,
+    ready_weights,
     with_and_without_labels,
 )
 from diffusion_distill.models.unet import NO_LABEL, UNet
@@ -58,16 +59,6 @@ class Recipe:
     # of a match stage, the network that it learns from, and its config; in a round they are as here
     source_model: UNet | None = None
     source_config: ConfigDict | None = None
-
-    def gathered(self, params: dict) -> dict:
-        """Weights that are split over devices, gathered before the network uses them.
-
-        Left to itself, XLA's partitioner splits some activations by channels where it finds kernels
-        split so, and sends them to and fro, which costs more than the weights.
-        """
-        if self.mesh is None or self.mesh.shape["fsdp"] == 1:
-            return params
-        return jax.lax.with_sharding_constraint(params, replicated(self.mesh))
 
 
 class Examples(NamedTuple):
@@ -158,8 +149,10 @@ def loss(
     z = q_sample(examples.x, examples.eps, logsnr)
     x = examples.x
     if teacher_params is not None:
-        x = target(recipe, recipe.gathered(teacher_params), examples, z, logsnr, this_round)
-    bound = recipe.gathered(params), examples.labels, config, examples.dropout_keys
+        teacher_params = gathered(recipe.mesh, teacher_params)  # which is cast already
+        x = target(recipe, teacher_params, examples, z, logsnr, this_round)
+    params = ready_weights(params, config.model.dtype, recipe.mesh)
+    bound = params, examples.labels, config, examples.dropout_keys
     denoiser = make_denoiser(recipe.model, *bound, examples.guidance)
     weighting = WEIGHTINGS[config.diffusion.weighting]
     losses = weighting(from_x(x, z, logsnr), denoiser(z, logsnr))

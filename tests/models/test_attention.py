@@ -62,6 +62,33 @@ def test_where_there_is_a_kernel(monkeypatch, platform, version, capability, exp
     assert attention.has_cudnn.__wrapped__() is expected
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_in_16_bits_is_that_of_its_formula(heads):
+    """Both it and jax.nn's own are off by what rounding to 8 bits makes of them."""
+    rng = np.random.default_rng(0)
+    *inputs, weight = (jnp.bfloat16(rng.normal(size=(2, 64, heads, 16))) for _ in range(4))
+
+    def formula(q, k, v):
+        logits = jnp.einsum("btnh,bsnh->bnts", q, k) / 4.0
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits), v)
+
+    def all_of(function, *arrays):
+        result, back = jax.vjp(function, *arrays)
+        return result, *back(weight.astype(result.dtype))
+
+    exact = all_of(formula, *(a.astype(jnp.float32) for a in inputs))
+    for a, b in zip(all_of(attention.attention_in_16_bits, *inputs), exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.01 * np.abs(b).max())
+
+
+def test_attention_in_16_bits_keeps_no_matrix_of_32():
+    x = jax.ShapeDtypeStruct((2, 64, 1, 16), jnp.bfloat16)
+    _, back = jax.eval_shape(lambda *a: jax.vjp(attention.attention_in_16_bits, *a), x, x, x)
+    kept = {leaf.dtype for leaf in jax.tree.leaves(back) if leaf.size >= 2 * 64 * 64}
+    assert kept == {jnp.dtype(jnp.bfloat16)}
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 def test_fused_attention_gives_what_the_other_gives():
     x = jnp.bfloat16(np.random.default_rng(0).normal(size=(2, 16, 16, 128)))

@@ -17,15 +17,15 @@ def normal(*shape):
     return jnp.float32(RNG.normal(size=shape))
 
 
-def norm_by_its_formula(params, x, scale, shift, num_groups):
-    """Two passes, the mean first; of whatever dtype x is."""
+def norm_by_its_formula(params, x, scale, shift, num_groups, activated=True):
+    """Two passes, the mean first; of whatever dtype x is; swish where `activated`."""
     batch, height, width, channels = x.shape
     grouped = x.reshape(batch, height * width, num_groups, channels // num_groups)
     centred = grouped - grouped.mean(axis=(1, 3), keepdims=True)
     h = centred / jnp.sqrt(jnp.square(centred).mean(axis=(1, 3), keepdims=True) + 1e-6)
     h = h.reshape(x.shape) * params["scale"] + params["bias"]
     h = h * (1 + scale[:, None, None]) + shift[:, None, None]
-    return h / (1 + jnp.exp(-h))
+    return h / (1 + jnp.exp(-h)) if activated else h
 
 
 @pytest.fixture
@@ -70,6 +70,33 @@ def test_group_norm_keeps_the_dtype_and_computes_in_float32(norm_case):
     assert small.dtype == jnp.bfloat16
     same = norm.apply({"params": params}, *[a.astype(jnp.float32) for a in images])
     np.testing.assert_array_equal(small, same.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("activation", [None, nn.swish])
+def test_group_norms_gradient_in_16_bits_is_that_of_its_formula(norm_case, activation):
+    """Its result and its gradient are rounded to 8 bits, sums over pixels are not."""
+    params, *images, weight = norm_case
+    norm = GroupNorm(num_groups=3, activation=activation)
+    x, scale, shift = (a.astype(jnp.bfloat16) for a in images)
+
+    def formula(*arguments):
+        result = norm_by_its_formula(*arguments, 3, activation is not None)
+        return (result * weight).sum()
+
+    def ours(params, *rest):
+        return (norm.apply({"params": params}, *rest).astype(jnp.float32) * weight).sum()
+
+    arguments = params, x, scale, shift
+    exact = jax.grad(formula, argnums=range(4))(*jax.tree.map(lambda a: a.astype(float), arguments))
+    gradients = jax.jit(jax.grad(ours, argnums=range(4)))(*arguments)
+    assert gradients[1].dtype == jnp.bfloat16
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a.astype(jnp.float32), b, rtol=0.02, atol=0.02 * np.abs(b).max()
+        ),
+        gradients,
+        exact,
+    )
 
 
 def test_forward_mode_agrees_with_reverse_mode(norm_case):

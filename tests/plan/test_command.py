@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_distill.errors import UserError
 from diffusion_distill.plan.hardware import parse_topology
-from diffusion_distill.plan.make import make_plan
+from diffusion_distill.plan.make import better, make_plan
 from tests import commands
 from tests.conftest import TINY
 from tests.plan.conftest import small_config
@@ -47,6 +47,22 @@ def test_what_does_not_go_together_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("topology", "own", "expected"),
+    [
+        ("v5e:2x4", ("float32", 1), {"model.dtype": "bfloat16", "runtime.fsdp": 8}),
+        ("v5e:2x2", ("float32", 4), {"model.dtype": "bfloat16"}),
+        ("v4:4x4x4", ("bfloat16", 1), {"runtime.fsdp": 8}),
+        ("v4:4x4x4", ("bfloat16", 64), {}),
+        ("v5e:1x1", ("bfloat16", 1), {}),
+        ("h100:8", ("float32", 1), {}),
+    ],
+)
+def test_the_best_setting_known(topology, own, expected):
+    config = small_config(**dict(zip(("model.dtype", "runtime.fsdp"), own, strict=True)))
+    assert better(config, parse_topology(topology)) == expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([CONFIG], "--topology must be given"),
@@ -68,10 +84,13 @@ def test_a_tpu_slice(tmp_path):
     out = tmp_path / "plan.json"
     done = run(
         CONFIG, "--topology=v5e:2x4", f"--json={out}", f"--config.runtime.cache_dir={tmp_path}",
-        "--config.distill.teacher=elsewhere",
+        "--config.distill.teacher=elsewhere", "--operations=3",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Verdict: v5e:2x4: fits." in done.stdout
+    assert "the best setting known, --config.model.dtype=bfloat16 --config.runtime.fsdp=8: " in (
+        done.stdout
+    )
     student, sampler = json.loads(out.read_text())["costs"]
     assert {c["kind"] for c in student["collectives"]} == {"all-reduce"}
     assert {c["group"] for c in student["collectives"]} == {8}

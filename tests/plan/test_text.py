@@ -6,7 +6,8 @@ from diffusion_distill.plan.bounds import stage_time
 from diffusion_distill.plan.cost import Cost
 from diffusion_distill.plan.hardware import parse_topology
 from diffusion_distill.plan.hlo import Collective
-from diffusion_distill.plan.make import NO_LIMIT, Plan
+from diffusion_distill.plan.make import NO_LIMIT, Best, Plan
+from diffusion_distill.plan.operations import Operation
 from diffusion_distill.plan.programs import Data
 from diffusion_distill.plan.text import text
 from diffusion_distill.stages import plan as stages_of
@@ -72,6 +73,21 @@ def test_a_run_that_does_not_fit_says_what_to_change():
     for field in ("accumulation=2: the same result", "remat=True: "):
         assert any(line.startswith(f"  --config.runtime.{field}") for line in advice)
     assert not any("fsdp" in line for line in advice)  # 20 GB of temporaries stay too much
+
+
+def test_operations_are_listed_where_asked_for():
+    touching = [Operation("UNet/conv1/add", 20, 3.5e9), Operation("copy", 1, 2e6)]
+    plan = plan_of(dataclasses.replace(STUDENT, operations=touching), "fits")
+    assert "conv1" not in text(plan, tiny_config())
+    shown = text(plan, tiny_config(), listed=1)
+    assert cells(shown.splitlines(), "student | UNet/conv1/add")[2:] == ["20", "3,500"]
+    assert "copy" not in shown
+
+
+def test_the_best_setting_known_is_beside_the_verdict():
+    plan = dataclasses.replace(plan_of(STUDENT, "fits"), best=Best("--config.x=1", 80.0))
+    line = "With the best setting known, --config.x=1: 80 chip-hours at least in place of 160."
+    assert line in text(plan, tiny_config()).splitlines()
 
 
 def test_simulated_devices_have_no_times():
