@@ -117,7 +117,7 @@ def compute_weights(params: dict, dtype: jax.typing.DTypeLike) -> dict:
     """
 
     def cast(path, leaf):
-        module = path[-2].key
+        module = path[-2].key if path[1:] else ""  # of a weight of the network's own, none
         kept = "norm" in module or module in ("conv_out", "time_proj")
         return leaf if kept else leaf.astype(dtype)
 
