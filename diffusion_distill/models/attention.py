@@ -32,11 +32,7 @@ class AttentionBlock(nn.Module):
             nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
         )
         how = attention_implementation(self.fused and has_cudnn(), self.dtype, head_dim)
-        # Scaled by 1 / sqrt(head_dim), softmax in float32.
-        if how == "xla" and q.dtype.itemsize == 2:
-            h = attention_in_16_bits(q, k, v)
-        else:
-            h = jax.nn.dot_product_attention(q, k, v, implementation=how)
+        h = attention(q, k, v, how)
         h = nn.DenseGeneral(
             channels,
             axis=(-2, -1),
@@ -45,6 +41,16 @@ class AttentionBlock(nn.Module):
             name="proj_out",
         )(h)
         return materialize(x + h.reshape(x.shape))
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, how: str) -> jax.Array:
+    """Attention of [B, T, N, H], scaled by 1 / sqrt(H), softmax in float32.
+
+    `how` is of `attention_implementation`.
+    """
+    if how == "xla" and q.dtype.itemsize == 2:
+        return attention_in_16_bits(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, implementation=how)
 
 
 @jax.custom_vjp
