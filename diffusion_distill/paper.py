@@ -120,7 +120,6 @@ def _measured_on_inception(config: ConfigDict) -> ConfigDict:
 def in_bfloat16(config: ConfigDict) -> ConfigDict:
     """What makes a step cheap on TPUs, as `plan` counts it (RESULTS.md); the paper does not say."""
     config.model.dtype = "bfloat16"  # half of the bytes to read and write
-    config.runtime.fsdp = 8  # each updates an eighth of the weights and their averages
     return config
 
 

@@ -19,7 +19,7 @@ NO_LIMIT = "simulated devices have no times and no limit"
 
 
 # What makes a step cheapest on TPUs, of the fields that change no more than rounding (RESULTS.md).
-BEST = {"model.dtype": "bfloat16", "runtime.fsdp": 8}
+BEST = {"model.dtype": "bfloat16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +90,7 @@ def make_plan(
 
 def better(config: ConfigDict, topology: hardware.Topology) -> dict:
     """What BEST has in place of a config's own, by field; {} for GPUs, where nothing was tried."""
-    if not topology.is_tpu:
-        return {}
-    own = {"model.dtype": config.model.dtype, "runtime.fsdp": config.runtime.fsdp}
-    best = BEST | {
-        "runtime.fsdp": max(own["runtime.fsdp"], min(BEST["runtime.fsdp"], topology.size))
-    }
-    return {field: best[field] for field in best if best[field] != own[field]}
+    return BEST if topology.is_tpu and config.model.dtype != "bfloat16" else {}
 
 
 def _best(config: ConfigDict, topology: hardware.Topology, effort: float) -> Best | None:
