@@ -12,14 +12,15 @@ STEPS = {"cifar10_small_4": 4, "cifar10_small_1": 1}
 
 
 @pytest.fixture(scope="module", params=STEPS)
-def images(request):
-    """Two of each label, from the folder that README names."""
+def sampler(request):
+    """Of a folder that README names, as it is."""
     sampler = load_sampler(FOLDER / request.param)
     assert sampler.num_steps == STEPS[request.param]
-    return sampler(seed=0, num_images=20, labels=np.arange(10).repeat(2))
+    return sampler
 
 
-def test_they_draw_images(images):
+def test_they_draw_images(sampler):
+    images = sampler(seed=0, num_images=20, labels=np.arange(10).repeat(2))
     assert images.shape == (20, 32, 32, 3)
     assert images.dtype == np.uint8
     pixels = images.reshape(20, -1).astype(float)
@@ -31,10 +32,10 @@ def test_they_draw_images(images):
     assert steps.mean() < 0.4 * pixels.std()
 
 
-def test_the_same_noise_with_another_label_is_another_image(images):
-    """A network that had forgotten its labels would draw the two of a label no more alike."""
-    means = images.reshape(10, 2, -1).astype(float)
-    assert np.abs(means[:, 0] - means[:, 1]).mean() > 5  # nor is there one image a label
+def test_another_label_is_another_image(sampler):
+    """From the same noise, by far more than rounding."""
+    cars, frogs = (sampler(seed=0, num_images=4, labels=label).astype(float) for label in (1, 6))
+    assert np.abs(cars - frogs).mean() > 10
 
 
 def test_they_are_small_enough_to_travel():

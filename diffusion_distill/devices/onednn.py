@@ -1,7 +1,7 @@
 """Convolutions on CPU by oneDNN, where the extra `onednn` is installed.
 
-XLA's own take up to three times as long in float32, and ten times in bfloat16, for which newer
-processors have units that XLA on CPU leaves idle (RESULTS.md). Results agree to rounding. A program
+XLA's own take longer in float32, and many times as long in bfloat16, for which newer processors
+have units that XLA on CPU leaves idle (RESULTS.md). Results agree to rounding. A program
 for one CPU device that is traced after `use` has them; programs for several devices and for
 accelerators are as they were.
 
