@@ -221,7 +221,6 @@ TINY = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_quickly")
 def test_the_same_script_on_another_host_goes_on_where_the_first_saved(host, bucket_server):
     """The run itself, in a bucket, on hosts whose GPU is a CPU that says it is one."""
     host.stand_in("nvidia-smi", 'print("GPU 0: none")')
