@@ -46,6 +46,7 @@ def prepared_dir(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("optimized")  # large images: compiling is the lesser part
 def test_the_tiny_variant_runs_its_whole_chain(name, request, tmp_path):
     config = from_file(str(ROOT / "configs" / f"{name}.py:tiny"))
     if name.startswith("cifar10"):
