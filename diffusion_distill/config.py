@@ -1,4 +1,4 @@
-"""The fields of a config and their defaults. validate.py has what makes a config valid.
+"""The fields of a config and their defaults. validate/ has what makes a config valid.
 
 A file in configs/ starts from `base()` and sets what differs. Defaults are the paper's where the
 paper has one. Fields under `runtime` say how to run and change no result beyond rounding: they

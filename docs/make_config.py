@@ -1,8 +1,8 @@
 """Writes the tables of docs/config.md: `python docs/make_config.py`.
 
-What a field is stands beside it in diffusion_distill/config.py, or above it; what is accepted in
-diffusion_distill/validate.py; the paper's values in diffusion_distill/paper.py. The text before
-the first table is the page's own.
+In diffusion_distill, what a field is stands beside it in config.py, or above it; what is accepted
+in validate/rows.py; the paper's values in paper.py. The text before the first table is the page's
+own.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distill import paper
 from diffusion_distill.config import base
-from diffusion_distill.validate import ROWS
+from diffusion_distill.validate.rows import ROWS
 
 PAGE = Path(__file__).parent / "config.md"
 HEAD = "| field | default | accepted | paper | what it is |\n| --- | --- | --- | --- | --- |\n"

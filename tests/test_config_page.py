@@ -1,4 +1,4 @@
-"""docs/config.md says of every field what base(), validate.py and paper.py do."""
+"""docs/config.md says of every field what base(), validate/rows.py and paper.py do."""
 
 import ast
 import re

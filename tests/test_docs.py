@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_distill.validate import ROWS
+from diffusion_distill.validate.rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]

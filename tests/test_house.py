@@ -37,7 +37,6 @@ MODULES = 12  # beside the rooms
 # What is larger, and why: a file, or a function as "file:name".
 EXCEPTIONS = {
     "config.py:base": "a table: a line or two for each field",
-    "validate.py": "a table: a row for each field",
     "interop/load.py:load_sampler": "a person's one way in: what, and how it is asked for",
     "diffusion/samplers.py:ancestral": "the samplers' one signature, and its variance",
 }

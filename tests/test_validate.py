@@ -21,7 +21,8 @@ from diffusion_distill.metrics.measure import FEATURES
 from diffusion_distill.metrics.yardstick import METRICS
 from diffusion_distill.models.unet import TIME_INPUTS
 from diffusion_distill.models.unet2d import DOWN_BLOCKS, UP_BLOCKS
-from diffusion_distill.validate import ROWS, from_dict, validate
+from diffusion_distill.validate import from_dict, validate
+from diffusion_distill.validate.rows import ROWS
 
 
 def test_accepted_names_are_those_of_the_mappings():

@@ -21,14 +21,14 @@ enum Kind { kForward, kInputGradient, kKernelGradient };
 
 // One argument as XLA has it and as the primitive wants it, with a copy between where they differ.
 struct Argument {
+  int name;  // oneDNN's
   memory given, wanted;
   bool differs;
   dnnl::reorder copy;
 
-  Argument() = default;
-  Argument(const memory::desc& has, const memory::desc& wants, bool is_result,
-           const dnnl::engine& engine)
-      : given(has, engine, nullptr), differs(has != wants) {
+  Argument(int name, const memory::desc& has, const memory::desc& wants,
+           const dnnl::engine& engine, bool is_result = false)
+      : name(name), given(has, engine, nullptr), differs(has != wants) {
     wanted = differs ? memory(wants, engine) : given;
     if (differs) copy = is_result ? dnnl::reorder(wanted, given) : dnnl::reorder(given, wanted);
   }
@@ -38,7 +38,6 @@ struct Argument {
 struct Convolution {
   dnnl::primitive primitive;
   Argument first, second, result;
-  int first_name, second_name, result_name;
 };
 
 // [N, H, W, C] as oneDNN names dimensions, N C H W.
@@ -63,37 +62,26 @@ Convolution Make(const dnnl::engine& engine, Kind kind, int64_t stride, const Di
   const dnnl::convolution_forward::primitive_desc forward(
       engine, dnnl::prop_kind::forward_training, direct, x_has, kernel_wants, y_has, strides,
       before, after);
-  Convolution made;
   if (kind == kForward) {
-    made.primitive = dnnl::convolution_forward(forward);
-    made.first = {x_has, forward.src_desc(), false, engine};
-    made.second = {kernel_has, forward.weights_desc(), false, engine};
-    made.result = {y_has, forward.dst_desc(), true, engine};
-    made.first_name = DNNL_ARG_SRC;
-    made.second_name = DNNL_ARG_WEIGHTS;
-    made.result_name = DNNL_ARG_DST;
-  } else if (kind == kInputGradient) {
+    return {dnnl::convolution_forward(forward),
+            {DNNL_ARG_SRC, x_has, forward.src_desc(), engine},
+            {DNNL_ARG_WEIGHTS, kernel_has, forward.weights_desc(), engine},
+            {DNNL_ARG_DST, y_has, forward.dst_desc(), engine, true}};
+  }
+  if (kind == kInputGradient) {
     const dnnl::convolution_backward_data::primitive_desc backward(
         engine, direct, x_has, kernel_wants, y_has, strides, before, after, forward);
-    made.primitive = dnnl::convolution_backward_data(backward);
-    made.first = {y_has, backward.diff_dst_desc(), false, engine};
-    made.second = {kernel_has, backward.weights_desc(), false, engine};
-    made.result = {x_has, backward.diff_src_desc(), true, engine};
-    made.first_name = DNNL_ARG_DIFF_DST;
-    made.second_name = DNNL_ARG_WEIGHTS;
-    made.result_name = DNNL_ARG_DIFF_SRC;
-  } else {
-    const dnnl::convolution_backward_weights::primitive_desc backward(
-        engine, direct, x_has, kernel_wants, y_has, strides, before, after, forward);
-    made.primitive = dnnl::convolution_backward_weights(backward);
-    made.first = {x_has, backward.src_desc(), false, engine};
-    made.second = {y_has, backward.diff_dst_desc(), false, engine};
-    made.result = {kernel_has, backward.diff_weights_desc(), true, engine};
-    made.first_name = DNNL_ARG_SRC;
-    made.second_name = DNNL_ARG_DIFF_DST;
-    made.result_name = DNNL_ARG_DIFF_WEIGHTS;
+    return {dnnl::convolution_backward_data(backward),
+            {DNNL_ARG_DIFF_DST, y_has, backward.diff_dst_desc(), engine},
+            {DNNL_ARG_WEIGHTS, kernel_has, backward.weights_desc(), engine},
+            {DNNL_ARG_DIFF_SRC, x_has, backward.diff_src_desc(), engine, true}};
   }
-  return made;
+  const dnnl::convolution_backward_weights::primitive_desc backward(
+      engine, direct, x_has, kernel_wants, y_has, strides, before, after, forward);
+  return {dnnl::convolution_backward_weights(backward),
+          {DNNL_ARG_SRC, x_has, backward.src_desc(), engine},
+          {DNNL_ARG_DIFF_DST, y_has, backward.diff_dst_desc(), engine},
+          {DNNL_ARG_DIFF_WEIGHTS, kernel_has, backward.diff_weights_desc(), engine, true}};
 }
 
 ffi::Error Convolve(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
@@ -125,13 +113,13 @@ ffi::Error Convolve(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi
     }
     Convolution& convolution = found->second;
     Arguments arguments;
-    const auto give = [&](Argument& argument, void* data, int name) {
+    const auto give = [&](Argument& argument, void* data) {
       argument.given.set_data_handle(data);
-      arguments.insert({name, argument.wanted});
+      arguments.insert({argument.name, argument.wanted});
     };
-    give(convolution.first, first.untyped_data(), convolution.first_name);
-    give(convolution.second, second.untyped_data(), convolution.second_name);
-    give(convolution.result, result->untyped_data(), convolution.result_name);
+    give(convolution.first, first.untyped_data());
+    give(convolution.second, second.untyped_data());
+    give(convolution.result, result->untyped_data());
     for (Argument* argument : {&convolution.first, &convolution.second}) {
       if (argument->differs) argument->copy.execute(stream, argument->given, argument->wanted);
     }

@@ -37,7 +37,8 @@ from diffusion_distill.storage.buckets import as_path
 from diffusion_distill.storage.files import read_json, write_atomically
 from diffusion_distill.terminal import cli
 from diffusion_distill.terminal.console import say
-from diffusion_distill.validate import DTYPES, from_dict
+from diffusion_distill.validate import from_dict
+from diffusion_distill.validate.rows import DTYPES
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
@@ -53,7 +54,7 @@ def is_export(path: str | Path) -> bool:
 def write(network: Network, out: str | Path, dtype: str = "float32") -> int:
     """Writes a network to the folder `out`, which is made; what was exported there is replaced.
 
-    `dtype` is what the weights are kept in, one of validate.DTYPES. Returns the bytes of the
+    `dtype` is what the weights are kept in, one of validate.rows.DTYPES. Returns the bytes of the
     weights. Raises UserError where `out` is a file, or has other files; OSError where it cannot be
     written.
     """
