@@ -7,6 +7,7 @@ fixture `optimized` sets.
 """
 
 import atexit
+import gc
 import json
 import os
 import select
@@ -124,6 +125,7 @@ def _serve():
         "sklearn.linear_model", "tensorboardX",
     ):  # fmt: skip
         importlib.import_module(name)
+    gc.set_threshold(200_000, 50, 100)  # as in conftest.py
     asked, running, buffer = sys.stdin.fileno(), 0, b""
     while True:
         if select.select([asked], [], [], 0.01 if running else None)[0]:

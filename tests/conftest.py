@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import fcntl
+import gc
 import importlib.util
 import json
 import logging
@@ -20,6 +21,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # And without LLVM's optimizations, in half of the time: programs are compared with each other, with
 # other code and with closed forms. What is said of optimized ones asks for them: `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Most of what is left is tracing. It takes three quarters of the time where operations are not told
+# which lines of Python made them, and where its many small objects are not searched for cycles
+# again and again.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+gc.set_threshold(200_000, 50, 100)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("DIFFUSION_DISTILL_ONEDNN", "0")  # but for its own tests, as in most installs
 # Reference statistics of tests stay out of the person's own cache, and of the next start's.
