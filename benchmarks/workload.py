@@ -119,7 +119,7 @@ class Workload:
         """What an update takes after the state."""
         this_round = Round.of(stage)
         key, this_round = place((jax.random.key(0), this_round), replicated(self.mesh))
-        teacher = self._teacher_params if stage.is_student else None
+        teacher = self._teacher_params if stage.has_teacher else None
         return teacher, self.feed.data, rows, key, this_round
 
     def rows(self, first: int = 0):
@@ -256,7 +256,7 @@ class Workload:
     def loop(self, stage: Stage, program: Callable, updates: int, folder: Path) -> float:
         """Seconds that the training loop takes for so many updates, checkpoints and logs too."""
         stage = dataclasses.replace(stage, updates=updates)
-        teacher = self._teacher_params if stage.is_student else None
+        teacher = self._teacher_params if stage.has_teacher else None
         state = self.state(stage)
         job = Job(stage, self.config, self.mesh, program, teacher, self.feed)
         recorder = Recorder(stage, self.config, folder, start=0)

@@ -162,8 +162,9 @@ def base() -> ConfigDict:
 
     config.distill = ConfigDict()  # the rounds
     # where a teacher's averaged weights are, if none is to be trained: a workdir (its last finished
-    # stage), a stage's folder in one, an exported folder, or a published file; they are copied; the
-    # steps that they are made for, where known, stand in place of `distill.start_steps`
+    # stage), a stage's folder in one, an exported folder, one of diffusers, or a published file;
+    # they are copied; the steps that they are made for, where known, stand in place of
+    # `distill.start_steps`
     config.distill.teacher = ""
     config.distill.start_steps = 8192  # steps as which the teacher is first distilled
     config.distill.end_steps = 1  # steps of the last student; at most `distill.start_steps`

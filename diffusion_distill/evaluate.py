@@ -112,10 +112,12 @@ def evaluate_stage(
     steps, name, size = chosen.num_steps, chosen.sampler, config.runtime.sampler_batch_size
     run = Workdir.open(chosen.workdir)
     stage = run.finished_stage(steps, chosen.stage)
-    sampler = load_sampler(chosen.workdir, steps, stage.name, name, None, size, chosen.guidance)
+    sampler = load_sampler(
+        chosen.workdir, steps, stage.name, name, batch_size=size, guidance=chosen.guidance
+    )
     count, first_seed, rows = config.eval.num_images, config.eval.seed, []
     seeds = range(first_seed, first_seed + num_seeds)
-    sampler.check(seeds[-1], count)
+    sampler.checked_labels(seeds[-1], count)
     weights = sampler.fingerprint()
     if reference is None:
         source = sources.load(config.data, cache=cache_folder(config.runtime.cache_dir))

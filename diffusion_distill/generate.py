@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from diffusion_distill.data.batches import batches_of, to_uint8
 from diffusion_distill.devices import compiler
 from diffusion_distill.devices.distributed import fetch
-from diffusion_distill.devices.sharding import batched, place, replicated, rounded_up
+from diffusion_distill.devices.sharding import batched, is_split, place, replicated, rounded_up
 from diffusion_distill.diffusion.discrete import diffusers_ddim
 from diffusion_distill.diffusion.process import clip_x
 from diffusion_distill.diffusion.samplers import (
@@ -28,8 +28,13 @@ from diffusion_distill.diffusion.samplers import (
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models import build
-from diffusion_distill.models.build import build_unet, make_denoiser, make_schedule
+from diffusion_distill.models.build import (
+    build_unet,
+    make_denoiser,
+    make_grid,
+    make_schedule,
+    ready_weights,
+)
 from diffusion_distill.models.unet import UNet
 
 DIFFUSERS = "ddim_diffusers"  # the sampler of a network with levels that is diffusers' own
@@ -73,8 +78,8 @@ def make_sample_fn(
         denoiser = unclipped if sampler == DIFFUSERS else clipped  # diffusers' step clips itself
         return denoiser, lambda i: image_noise(keys, i, shape)
 
-    def ready(params):  # once, as all steps read them
-        return build.ready_weights(params, config.model.dtype, mesh)
+    def ready(params):  # before the loop, as all steps read them
+        return ready_weights(params, config.model.dtype, mesh)
 
     def whole_loop(params, z, asked, num_steps):
         denoiser, noise_fn = bind(ready(params), asked, z.shape[1:])
@@ -102,10 +107,10 @@ def make_sample_fn(
 
     compiled_step = jit(one_step, in_shardings=(None, rows, asked_in, whole, whole))
 
-    is_split, gather = mesh.shape["fsdp"] > 1, jax.jit(ready, out_shardings=whole)
+    gather = jax.jit(ready, out_shardings=whole)
 
     def loop_outside(params, z, keys, labels, num_steps, guidance=0.0):
-        params = gather(params) if is_split else params
+        params = gather(params) if is_split(mesh) else params
         state = SamplerState(z, jnp.zeros_like(z))
         n, asked = np.int32(num_steps), (keys, labels, np.float32(guidance))
         for i in range(num_steps, 0, -1):
@@ -126,7 +131,7 @@ def _step(config: ConfigDict, sampler: str) -> Step:
     if config.model.architecture != "unet2d":
         known = "network has no levels of diffusers' (config.model.architecture is not 'unet2d')"
         raise UserError(f"sampler is {sampler!r}, but this {known}")
-    return diffusers_ddim(build.make_grid(config))
+    return diffusers_ddim(make_grid(config))
 
 
 @functools.cache
@@ -228,7 +233,7 @@ class Sampler:
         Raises:
             UserError: an argument is out of range; a seed is from 0 to 2**31 - 1.
         """
-        labels = self.check(seed, num_images, labels)
+        labels = self.checked_labels(seed, num_images, labels)
         return self._in_batches(lambda indices: self.on_devices(seed, indices, labels), num_images)
 
     @compiler.own_settings()
@@ -253,7 +258,7 @@ class Sampler:
         """How many of num_images to sample at once: a multiple of the devices."""
         return rounded_up(min(self._program.batch_size, num_images), self._mesh)
 
-    def check(self, seed: int, num_images: int, labels: Labels = None) -> np.ndarray:
+    def checked_labels(self, seed: int, num_images: int, labels: Labels = None) -> np.ndarray:
         """The labels of the images that a call with these arguments gives, int32 [N].
 
         Raises:

@@ -11,6 +11,7 @@ workdir, a published checkpoint) it only distils. configs/NAME_teacher.py trains
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -86,7 +87,7 @@ def _large(name: str) -> ConfigDict:
     """What ImageNet and LSUN share, and CIFAR-10 does not."""
     config = base()
     config.data.name = "prepared"  # too large to decode at each start
-    config.data.path = f"data/{name}"  # where README has `prepare` put it
+    config.data.path = f"data/{name}"  # where docs/data.md has `prepare` put it
     config.data.image_size = DATASETS[name].image_size  # what `prepare` made; another is refused
     config.data.random_flip = True  # as in all of the paper's runs
 
@@ -129,15 +130,17 @@ def teacher_alone(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
+def with_variant(
+    config: ConfigDict, variant: str, known: Sequence[str] = ("fast", "float32", "tiny")
+) -> ConfigDict:
     """The config, or the variant of it that a person asked for by FILE.py:VARIANT.
 
     "fast" is the short schedule, 10,000 updates a round from 256 steps on; "float32" computes in
     float32; "tiny" is the same code in minutes on two cores, which learns nothing; "" is the config
     as it is.
     """
-    if variant not in ("", *VARIANTS):
-        raise ValueError(f"this config has the variants fast, float32 and tiny, not {variant}")
+    if variant not in ("", *known):
+        raise ValueError(f"this config has the variants {', '.join(known)}, not {variant}")
     if variant:
         VARIANTS[variant](config)
     return config

@@ -78,7 +78,8 @@ class Setup:
     mesh: Mesh
     source: Source  # what is trained on
     network: Network  # of all stages but the teacher, untrained
-    teacher_network: Network  # the teacher's, untrained: the same one where it is the same
+    # of the stage "teacher", untrained: the same one where it is the same
+    teacher_network: Network
     # what the chain starts from; None where the run trains its own teacher
     given_teacher: GivenTeacher | None
     stages: dict[str, Stage]  # by name, in order
@@ -86,7 +87,7 @@ class Setup:
 
     def network_of(self, stage: Stage) -> Network:
         """A stage's network, untrained."""
-        return self.network if stage.is_student else self.teacher_network
+        return self.network if stage.has_teacher else self.teacher_network
 
     def model(self, stage: Stage, dropout: float = 0.0) -> UNet:
         """A stage's network as a Flax module."""
@@ -101,7 +102,7 @@ class Setup:
     def subject(self, stage: Stage) -> Subject:
         """What is measured of a stage."""
         all_steps = tuple(dict.fromkeys(s.num_steps for s in self.stages.values()))
-        fixed_steps = None if stage.is_student else self.workdir.fixed_steps(stage)
+        fixed_steps = None if stage.has_teacher else self.workdir.fixed_steps(stage)
         guidance = self.network_of(stage).guidance
         return Subject(stage, self.config.eval, all_steps, fixed_steps, guidance)
 
@@ -208,13 +209,13 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
             if stage.name in measured and workdir.is_settled(stage):
                 continue
             say(f"{stage.name}: stage {number} of {len(setup.stages)}, {stage.updates} updates")
-            params, seconds = stage_weights(setup, programs, stage, stop, run_left)
+            params, seconds = finish_stage(setup, programs, stage, stop, run_left)
             if stage.name not in measured:
                 _measure(setup, programs, stage, params, seconds)
             del params  # frees the devices for the next stage
 
 
-def stage_weights(
+def finish_stage(
     setup: Setup, programs: Programs, stage: Stage, stop: StopSignal, run_left: RunLeft = no_run
 ) -> tuple[dict, float]:
     """The averaged weights of a stage at its end, and the seconds that training it took.
@@ -223,9 +224,9 @@ def stage_weights(
     student gets its teacher's by the same call, so normally from the disk.
     """
     directory = checkpoints.folder(setup.workdir.path, stage.name)
-    abstract = setup.network_of(stage).params
+    wanted = setup.network_of(stage).params
     with contextlib.suppress(CheckpointError):  # not whole at its end: newest_whole says why
-        params = checkpoints.load_ema_params(directory, stage.updates, abstract)
+        params = checkpoints.load_ema_params(directory, stage.updates, wanted)
         return params, checkpoints.verify(directory, stage.updates, "meta").meta()["seconds"]
     whole = checkpoints.newest_whole(directory, say)
     if stage.is_given:
@@ -239,9 +240,9 @@ def stage_weights(
             f"{setup.workdir.path}/results.jsonl to train it anew"
         )
     teacher_params = None
-    if stage.is_student:
+    if stage.has_teacher:
         teacher = setup.stages[stage.teacher]
-        teacher_params, _ = stage_weights(setup, programs, teacher, stop, run_left)
+        teacher_params, _ = finish_stage(setup, programs, teacher, stop, run_left)
     checkpoints.set_aside_newer(directory, whole)
     state, seconds = _state(setup, stage, whole, teacher_params)
     if teacher_params is not None:
@@ -271,7 +272,7 @@ def _first_state(setup: Setup, stage: Stage, teacher_params: dict | None) -> Tra
     So does a match stage, but where it trains its teacher's network.
     """
     optimizer = make_optimizer(setup.config, stage)
-    if stage.is_student and not stage.is_match:
+    if stage.has_teacher and not stage.is_match:
         return init_student(teacher_params, optimizer, setup.mesh)
     key = place(seed_key(setup.config.seed), replicated(setup.mesh))
     init = setup.model(stage), optimizer, key, setup.source.image_shape, setup.mesh

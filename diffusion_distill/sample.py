@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
     compiler.start()
     asked = _NUM_STEPS.value, _STAGE.value, _SAMPLER.value, _CONFIG.value
     sampler = load_sampler(path, *asked, guidance=_GUIDANCE.value)
-    shown = sampler.check(_SEED.value, _NUM_IMAGES.value, labels)
+    shown = sampler.checked_labels(_SEED.value, _NUM_IMAGES.value, labels)
     out = as_path(_OUT.value)
     make_room(out)
     images = sampler(_SEED.value, _NUM_IMAGES.value, labels)

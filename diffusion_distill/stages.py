@@ -20,7 +20,7 @@ class Stage:
     # name of the stage whose averaged weights it starts and learns from; None for the teacher
     teacher: str | None
     updates: int  # how many it makes; 0 where it is given
-    # see `learning_rate` in training/step.py
+    # see `learning_rate` in training/optimizer.py
     learning_rate: float
     warmup: int
     lr_schedule: str
@@ -33,7 +33,7 @@ class Stage:
     divides_by: int = 2  # its teacher's steps over its own, for a student
 
     @property
-    def is_student(self) -> bool:
+    def has_teacher(self) -> bool:
         """Whether it learns from another stage."""
         return self.teacher is not None
 
@@ -45,7 +45,7 @@ class Stage:
     @property
     def knows_all_times(self) -> bool:
         """Whether it is trained in continuous time, and so samples in any number of steps."""
-        return not self.is_student or self.is_match
+        return not self.has_teacher or self.is_match
 
     @property
     def kind(self) -> str:

@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds
 
 
+def collect_seldom():
+    """What tracing makes, very many small objects, is not searched for cycles again and again."""
+    gc.set_threshold(200_000, 50, 100)
+
+
 class Server:
     """The process that commands are forks of."""
 
@@ -125,7 +130,7 @@ def _serve():
         "sklearn.linear_model", "tensorboardX",
     ):  # fmt: skip
         importlib.import_module(name)
-    gc.set_threshold(200_000, 50, 100)  # as in conftest.py
+    collect_seldom()
     asked, running, buffer = sys.stdin.fileno(), 0, b""
     while True:
         if select.select([asked], [], [], 0.01 if running else None)[0]:

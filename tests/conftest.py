@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import fcntl
-import gc
 import importlib.util
 import json
 import logging
@@ -22,10 +21,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # other code and with closed forms. What is said of optimized ones asks for them: `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Most of what is left is tracing. It takes three quarters of the time where operations are not told
-# which lines of Python made them, and where its many small objects are not searched for cycles
-# again and again.
+# which lines of Python made them, and cycles are collected less often (tests/commands.py).
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-gc.set_threshold(200_000, 50, 100)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("DIFFUSION_DISTILL_ONEDNN", "0")  # but for its own tests, as in most installs
 # Reference statistics of tests stay out of the person's own cache, and of the next start's.
@@ -40,7 +37,10 @@ from configs import digits_distill  # noqa: E402
 from diffusion_distill.config import base  # noqa: E402
 from diffusion_distill.run import Programs, check, run_chain  # noqa: E402
 from diffusion_distill.terminal.stop import StopSignal  # noqa: E402
+from tests import commands  # noqa: E402
 from tests.bucket_server import BucketServer  # noqa: E402
+
+commands.collect_seldom()
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -23,6 +23,7 @@ FLOORS = [
 CLOSED = [
     ("config", "*"),
     ("diffusion", "*"),
+    ("stages metrics.names", "config version diffusion"),
     ("metrics report", "training"),
     ("runs.checkpoints", "training models stages"),
     ("storage devices terminal", "config validate paper stages"),

@@ -17,20 +17,20 @@ class Batch(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, stage: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, stage, epoch]).permutation(size)
+def _epoch_order(seed: int, rng_id: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, rng_id, epoch]).permutation(size)
 
 
-def batch_indices(seed: int, stage: int, step: int, batch_size: int, size: int) -> np.ndarray:
+def batch_indices(seed: int, rng_id: int, step: int, batch_size: int, size: int) -> np.ndarray:
     """The global batch after `step` updates of a stage: int32 [batch_size], in 0..size - 1.
 
-    A function of its arguments alone; `stage` is its `Stage.rng_id`. Images come in a new random
+    A function of its arguments alone; `rng_id` is its `Stage.rng_id`. Images come in a new random
     order each epoch, each exactly once; a batch may span two epochs.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within = np.divmod(positions, size)
     parts = [
-        _epoch_order(seed, stage, int(epoch), size)[within[epochs == epoch]]
+        _epoch_order(seed, rng_id, int(epoch), size)[within[epochs == epoch]]
         for epoch in np.unique(epochs)
     ]
     return np.concatenate(parts).astype(np.int32)

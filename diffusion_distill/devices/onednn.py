@@ -34,28 +34,32 @@ _FORWARD, _INPUT_GRADIENT, _KERNEL_GRADIENT = range(3)  # Kind in onednn.cc
 
 _is_used = False
 
-if _LIBRARY.exists() and os.environ.get(ONEDNN) != "0":
+
+def _is_wanted() -> bool:
+    return _LIBRARY.exists() and os.environ.get(ONEDNN) != "0"
+
+
+if _is_wanted():
     # Else OpenMP's threads, when they wait, spin on the cores that XLA's need, and a step takes
     # twice as long. Said here since the first to load OpenMP reads it, and that may be PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def use(cache: Path) -> bool:
-    """From here on, convolutions of this process's CPU programs are oneDNN's; False: XLA's.
+def use(cache: Path) -> None:
+    """From here on, convolutions of this process's CPU programs are oneDNN's, where they can be.
 
     They stay XLA's where the extra is not installed, where ONEDNN is 0, and, with a line in the
     log, where no C++ compiler is at hand. What is compiled is kept in `cache`.
     """
     global _is_used
-    if not _is_used and _LIBRARY.exists() and os.environ.get(ONEDNN) != "0":
+    if not _is_used and _is_wanted():
         try:
             function = ctypes.CDLL(str(_compiled(cache))).convolve
         except (OSError, subprocess.SubprocessError) as error:
             logging.warning("Convolutions stay XLA's; oneDNN cannot be used: %s", error)
-            return False
+            return
         jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(function), platform="cpu")
         _is_used = True
-    return _is_used
 
 
 def is_used() -> bool:

@@ -87,6 +87,11 @@ def weight_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * split, "fsdp"))
 
 
+def is_split(mesh: Mesh | None) -> bool:
+    """Whether weights are split over devices."""
+    return mesh is not None and mesh.shape["fsdp"] > 1
+
+
 def gathered(mesh: Mesh | None, weights):
     """Weights that are split over devices, whole on each, and their gradient, too.
 
@@ -96,7 +101,7 @@ def gathered(mesh: Mesh | None, weights):
     gradient is first whole, then split: else its convolution is cut into pieces that each read all
     activations.
     """
-    if mesh is None or mesh.shape["fsdp"] == 1:
+    if not is_split(mesh):
         return weights
     return jax.lax.with_sharding_constraint(weights, replicated(mesh))
 

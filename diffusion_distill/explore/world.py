@@ -159,7 +159,7 @@ class World:
         if not 1 <= count <= MAX_IMAGES:
             raise UserError(f"images is {count}; it must be from 1 to {MAX_IMAGES}")
         sampler = self.sampler(name, num_steps, guidance)
-        labels = sampler.check(seed, count, label)
+        labels = sampler.checked_labels(seed, count, label)
         size = sampler.batch_size(BATCH)
         batches = list(batches_of(count, size))
         self._check_time(num_steps * len(batches), f"{count} images in {num_steps} steps")
@@ -181,7 +181,7 @@ class World:
         """By the steps side by side, whom they are drawn by: [a student, the teacher], or None."""
         stages = self.stages()
         students = {s.num_steps: s.name for s in stages if not s.knows_all_times}
-        teachers = [s for s in stages if not s.is_student]
+        teachers = [s for s in stages if not s.has_teacher]
         drawn = {}
         for steps in COMPARED:
             able = [t.name if self.run.fixed_steps(t) in (None, steps) else None for t in teachers]
@@ -221,7 +221,7 @@ class World:
         """
         sampler, ends = self.sampler(name, num_steps, guidance), []
         for seed in seeds:
-            sampler.check(seed, 1, label)
+            sampler.checked_labels(seed, 1, label)
             noise = image_noise(image_keys(seed, np.arange(1)), 0, sampler.image_shape)
             ends.append(np.asarray(noise)[0])
         batches = -(-FRAMES // sampler.batch_size(BATCH))

@@ -35,7 +35,7 @@ def find(config: ConfigDict, ours: Network, workdir: str | Path, mesh: Mesh) -> 
 
     A run that is in `workdir` already is taken at its word, and keeps its teacher where
     config.distill.teacher is empty. The teacher of a new one is loaded, to see that it can be: see
-    `load`. Its weights are dropped here; `copy` reads them again when the run begins.
+    `load_teacher`. Its weights are dropped here; `copy` reads them again when the run begins.
 
     Args:
         config: the run's.
@@ -50,20 +50,21 @@ def find(config: ConfigDict, ours: Network, workdir: str | Path, mesh: Mesh) -> 
         return GivenTeacher(path, None) if path else None  # another run: `Workdir.check` refuses it
     if not path:
         return None
-    network = load(path, ours, mesh)
+    network = load_teacher(path, ours, mesh)
     theirs, own = describe(network.config), describe(config)
     if not config.match.updates:  # the same network, but for what computes it
         theirs = own | {"teacher": theirs["teacher"]}
     return GivenTeacher(path, network.fixed_steps, None if theirs == own else theirs)
 
 
-def load(path: str, ours: Network, mesh: Mesh) -> Network:
+def load_teacher(path: str, ours: Network, mesh: Mesh) -> Network:
     """The network of the teacher that is at `path`.
 
-    That is a workdir, a stage's folder in one, an exported folder, one that diffusers wrote, or a
-    published file. Raises UserError where it is none of these, is damaged or unfinished, or its
-    network is another than the run's (the first names and shapes that differ, or the fields) and
-    there is no match stage; CheckpointError where the checkpoint in its workdir is damaged.
+    That is a workdir (its last finished stage), a stage's folder in one, an exported folder, one
+    that diffusers wrote, or a published file. Raises UserError where it is none of these, is
+    damaged or unfinished, or its network is another than the run's (the first names and shapes that
+    differ, or the fields) and there is no match stage; CheckpointError where the checkpoint in its
+    workdir is damaged.
     """
 
     def check(theirs: Network) -> None:
@@ -94,7 +95,7 @@ def copy(teacher: GivenTeacher, ours: Network, run: Workdir, mesh: Mesh) -> dict
 
     Raises UserError where it is gone, or another one by now; CheckpointError where it is damaged.
     """
-    network = load(teacher.path, ours, mesh)
+    network = load_teacher(teacher.path, ours, mesh)
     if network.fixed_steps != teacher.fixed_steps:
         raise UserError(
             f"{teacher.path} is made for {network.fixed_steps or 'any number of'} steps now; when "

@@ -1,6 +1,7 @@
 """Measures requests as a config says, and keeps what was measured; what was stopped goes on.
 
-Images go from the sampler to uint8 to features on the devices; only features come to the host.
+Images go from the sampler to uint8 to features on the devices; features come to the host, and of
+the rest only what a metric asks for.
 While something is measured, its blocks of features are kept in files, and with them the results
 of what is measured already.
 """

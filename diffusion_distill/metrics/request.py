@@ -64,7 +64,7 @@ def of_sampler(
     Raises:
         UserError: count or seed is out of range.
     """
-    labels = sampler.check(seed, count)
+    labels = sampler.checked_labels(seed, count)
     images_fn = functools.partial(sampler.on_devices, seed, labels=labels)
     made_of = made_of | {"num_steps": sampler.num_steps, "seed": seed, "count": count}
     made_of |= {"only": only or ""}

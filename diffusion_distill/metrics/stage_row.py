@@ -78,7 +78,7 @@ class Subject:
     def baselines(self) -> list[Setting]:
         """The undistilled teacher by other samplers and steps, compared by the first metric."""
         evaluation = self.evaluation
-        if self.stage.is_student or self.fixed_steps is not None:
+        if self.stage.has_teacher or self.fixed_steps is not None:
             return []
         count = evaluation.baseline_images or evaluation.num_images
         return [
@@ -135,7 +135,7 @@ def stage_row(measurer: Measurer, subject: Subject, sampler_of: SamplerOf, folde
         row["guidance"][f"{setting.guidance:g}"] = found
         value = value_text(row["metric"], found[row["metric"]])
         say(f"{stage.name}: {setting}: {row['metric']} {value}")
-    if not stage.is_student:
+    if not stage.has_teacher:
         row["baselines"] = {}
         if subject.fixed_steps is None:
             row["baselines"] = {name: {} for name in evaluation.baselines}

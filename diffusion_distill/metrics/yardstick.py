@@ -109,7 +109,7 @@ class Yardstick:
         keep += ["images"] * (judge is not None)
         batch_fn = self._batch_fn(request.images_fn, keep)
         blocks = in_blocks(batch_fn, count, request.batch_size, store, on_batch)
-        sample = _gather(blocks, keep, self.reference)
+        sample = _accumulate(blocks, keep, self.reference)
         values, spreads, notes = {}, {}, {}
         for name in asked:
             if reason := self._why_not(METRICS[name], sample, count):
@@ -181,7 +181,7 @@ def check_feature_size(size: int, reference: Reference) -> None:
         )
 
 
-def _gather(blocks: Iterable[Arrays], keep: Sequence[str], reference: Reference) -> Sample:
+def _accumulate(blocks: Iterable[Arrays], keep: Sequence[str], reference: Reference) -> Sample:
     """Accumulates blocks in order; what is in `keep` is kept."""
     total, kept = None, {}
     for block in blocks:

@@ -31,8 +31,7 @@ class AttentionBlock(nn.Module):
         q, k, v = (
             nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
         )
-        how = attention_implementation(self.fused and has_cudnn(), self.dtype, head_dim)
-        h = attention(q, k, v, how)
+        h = attention(q, k, v, self.fused)
         h = nn.DenseGeneral(
             channels,
             axis=(-2, -1),
@@ -43,11 +42,12 @@ class AttentionBlock(nn.Module):
         return materialize(x + h.reshape(x.shape))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, how: str) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, fused: bool) -> jax.Array:
     """Attention of [B, T, N, H], scaled by 1 / sqrt(H), softmax in float32.
 
-    `how` is of `attention_implementation`.
+    `fused`: by one kernel, where there is one that takes such heads.
     """
+    how = attention_implementation(fused and has_cudnn(), q.dtype, q.shape[-1])
     if how == "xla" and q.dtype.itemsize == 2:
         return attention_in_16_bits(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, implementation=how)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_distill.devices.sharding import gathered, with_shardings
+from diffusion_distill.devices.sharding import gathered, is_split, with_shardings
 from diffusion_distill.diffusion.discrete import BETAS, Grid, logsnr_of_levels, rescale_to_zero_snr
 from diffusion_distill.diffusion.match import guided
 from diffusion_distill.diffusion.process import Denoiser, Prediction, output_channels, predict
@@ -129,8 +129,7 @@ def ready_weights(params: dict, dtype: jax.typing.DTypeLike, mesh: Mesh | None) 
     device. What is cast first, as the bound sees to, is half as much to send in bfloat16.
     """
     cast = compute_weights(params, dtype)
-    is_split = mesh is not None and mesh.shape["fsdp"] > 1
-    if is_split and jnp.dtype(dtype).itemsize == 2:
+    if is_split(mesh) and jnp.dtype(dtype).itemsize == 2:
         cast = jax.lax.optimization_barrier(cast)
     return gathered(mesh, cast)
 

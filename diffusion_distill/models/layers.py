@@ -4,7 +4,8 @@ XLA on CPU fuses a cheap operation into every operation that reads its result. I
 backward pass that makes long chains of additions and exponentials over and over, and it runs a sum
 over rows and columns together on one thread. So there, and only there, what is read more than once
 is computed in full first (`materialize`), and sums over pixels go row by row. On other platforms
-all of this is the plain operation.
+all of this is the plain operation. On all of them, what a norm's gradient reads is kept in 16 bits
+where the network computes in those (`written`).
 
 Images are [B, H, W, C].
 """

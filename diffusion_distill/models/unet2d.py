@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_distill.diffusion.discrete import level_of
-from diffusion_distill.models.attention import attention, attention_implementation, has_cudnn
+from diffusion_distill.models.attention import attention
 from diffusion_distill.models.layers import Conv, GroupNorm, materialize
 from diffusion_distill.models.unet import GUIDANCE_SCALE, RESAMPLE, dropout, timestep_embedding
 
@@ -108,9 +108,7 @@ class Attention(nn.Module):
             projected = nn.Dense(heads * head_dim, dtype=self.dtype, name=name)(h)
             return projected.reshape(batch, height * width, heads, head_dim)
 
-        how = attention_implementation(self.fused and has_cudnn(), self.dtype, head_dim)
-        qkv = map(heads_of, ("to_q", "to_k", "to_v"))
-        h = attention(*qkv, how)
+        h = attention(*map(heads_of, ("to_q", "to_k", "to_v")), self.fused)
         h = h.reshape(batch, height, width, heads * head_dim)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=_ZEROS, name="to_out.0")(h)
         return materialize((x + h) / self.scale_factor)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable
 
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
     f"{sign}{bits}": max(bits // 8, 1) for sign in "su" for bits in (2, 4, 8, 16, 32, 64)
@@ -85,17 +86,22 @@ def computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def turns(parts: dict[str, list[str]], through: re.Pattern = _CALLED) -> dict[str, int]:
-    """How often each of the `computations` runs in one run of the entry; `through` finds calls."""
+def turns(
+    parts: dict[str, list[str]], called: Callable[[str], list[str]] = _CALLED.findall
+) -> dict[str, int]:
+    """How often each of the `computations` runs in one run of the entry.
+
+    `called` gives the names of those that the operation on a line runs.
+    """
     times = dict.fromkeys(parts, 0)
 
     def visit(name: str, number: int) -> None:
         times[name] += number
         for line in parts[name]:
-            called = [c for c in through.findall(line) if c in parts]
             loop = _trip_count(line, parts) if " while(" in line else 1
-            for inner in called:
-                visit(inner, number * loop)
+            for inner in called(line):
+                if inner in parts:
+                    visit(inner, number * loop)
 
     if "" in parts:
         visit("", 1)

@@ -1,6 +1,7 @@
 """The plan of a config on a topology."""
 
 import dataclasses
+from operator import attrgetter
 
 from ml_collections import ConfigDict
 
@@ -18,7 +19,7 @@ from diffusion_distill.validate import validate
 NO_LIMIT = "simulated devices have no times and no limit"
 
 
-# What makes a step cheapest on TPUs, of the fields that change no more than rounding (RESULTS.md).
+# What makes a step cheapest on TPUs, of what changes no more than rounding (RESULTS.md), by field.
 BEST = {"model.dtype": "bfloat16"}
 
 
@@ -84,13 +85,16 @@ def make_plan(
     times = [stage_time(s, updates[s.kind], seconds[s.kind]) for s in trained]
     others = sizes(trained, updates, chip, dtype, accumulation) if updates else []
     rate = sampler.images / bound(sampler, chip, dtype).seconds
-    best = _best(config, topology, effort) if compare else None
+    comparable = trained and all(c.accessed is not None for c in updates.values())
+    best = _best(config, topology, effort) if compare and comparable else None
     return Plan(topology, effort, data, costs, times, others, rate, verdict(costs, chip), best)
 
 
 def better(config: ConfigDict, topology: hardware.Topology) -> dict:
     """What BEST has in place of a config's own, by field; {} for GPUs, where nothing was tried."""
-    return BEST if topology.is_tpu and config.model.dtype != "bfloat16" else {}
+    if not topology.is_tpu:
+        return {}
+    return {name: best for name, best in BEST.items() if attrgetter(name)(config) != best}
 
 
 def _best(config: ConfigDict, topology: hardware.Topology, effort: float) -> Best | None:

@@ -9,11 +9,9 @@ from diffusion_distill.plan.hlo import BYTES, computations, turns
 
 # What moves nothing: it names a part of what is there, or stands for a computation that counts.
 _FREE = {"get-tuple-element", "bitcast", "tuple", "parameter", "constant", "while", "conditional",
-         "call", "after-all", "partition-id", "copy-start"}  # fmt: skip
+         "call", "after-all", "partition-id"}  # fmt: skip
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([\d,]*)(?::T\(([\d,]+)\))?)?")
-# Of computations those that run as they stand: a fusion's and a reduction's are one operation each.
-_LOOPS = re.compile(r"(?:body|called_computations|branch_computations)=\{?%?([\w.-]+)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _NUMBERED = re.compile(r"(block|attn)_\d+")  # alike, so counted as one
 _WITHIN = re.compile(r"(jit\(\w+\)|while|body|closed_call|vmap\(\))/")
@@ -33,10 +31,11 @@ def operations(text: str) -> list[Operation]:
 
     Those that touch most are first. An operation reads each of its operands in full and writes its
     results: the compiler's own count differs by a few per cent, as it knows of slices. One in a
-    loop counts with its turns where the text says how many.
+    loop counts with its turns where the text says how many; of a condition, all branches do. What
+    is started and awaited counts at its start.
     """
     parts = computations(text)
-    times = turns(parts, through=_LOOPS)
+    times = turns(parts, _run_as_they_stand)
     found = defaultdict(lambda: [0, 0])
     for name, lines in parts.items():
         if not times[name]:
@@ -48,16 +47,27 @@ def operations(text: str) -> list[Operation]:
                 continue
             result, shape, kind, rest = match.groups()
             shapes[result] = _size(shape)
-            if kind in _FREE:
+            if kind in _FREE or kind.endswith("-done"):
                 continue
             read = sum(shapes.get(o, 0) for o in re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
             source = _SOURCE.search(rest)
+            if kind.endswith("-start") and kind != "all-reduce-start":
+                read = 0  # its operands are shown beside its result
             known = _NUMBERED.sub(r"\1_*", _WITHIN.sub("", source[1])) if source else ""
             total = found[known or kind]
             total[0] += times[name]
             total[1] += times[name] * (read + shapes[result])
     found = [Operation(source, *total) for source, total in found.items()]
     return sorted(found, key=lambda operation: -operation.bytes)
+
+
+def _run_as_they_stand(line: str) -> list[str]:
+    """The computations that an operation runs. A fusion's and a reduction's are part of it."""
+    names = "body|called_computations|branch_computations|true_computation|false_computation"
+    if " call(" in line:
+        names += "|to_apply"
+    lists = re.findall(rf"(?:{names})=(\{{[^}}]*\}}|[^\s,]+)", line)
+    return re.findall(r"[\w.-]+", " ".join(lists))
 
 
 def _size(shapes: str) -> int:

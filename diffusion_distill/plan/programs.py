@@ -103,10 +103,10 @@ def programs(config: ConfigDict, stages: list[Stage], data: Data, mesh: Mesh) ->
 
 def _update(name: str, config, stage: Stage, data: Data, mesh: Mesh) -> Program:
     count, whole = updates_per_call(config, _PLATFORM), replicated(mesh)
-    own = student_config(config) if stage.is_student else config
+    own = student_config(config) if stage.has_teacher else config
     model, params = _network(own, data, mesh, stage.dropout)
     recipe, teacher = Recipe(model, own, stage, mesh), None
-    if stage.is_student:  # its weights as run.py gives them to a student's update
+    if stage.has_teacher:  # its weights as run.py gives them to a student's update
         taught_by = config if stage.is_match else own
         source, weights = _network(taught_by, data, mesh)
         weights = jax.eval_shape(lambda p: compute_weights(p, source.dtype), weights)

@@ -7,7 +7,9 @@ workdir/          a folder, or one in a bucket: gs://bucket/folder
   results.txt      the table of them
   real.npz         images of the data
   report.html      all of it as one page; report/ has its plots
-  teacher/         checkpoints/ metrics.jsonl tensorboard/ samples.png samples.npz
+  evaluations.jsonl  a row for each thing that `evaluate` measured; evaluating/ while it does
+  teacher/         checkpoints/ metrics.jsonl tensorboard/ samples.png samples.npz; damaged/ has
+                   what was set aside
   student_0016/    ...
 """
 
@@ -185,7 +187,7 @@ class Workdir:
 
     def network_config(self, stage: Stage) -> ConfigDict:
         """The run's config, with the fields of the network that a stage has."""
-        if stage.is_student:
+        if stage.has_teacher:
             return student_config(self.config)
         return with_network(self.config, self.teacher_network)
 

@@ -21,7 +21,7 @@ class Above(FileProxy):
     height = 1
 
     def say_in_handler(self, line: str) -> None:
-        """In one write: removes the drawing, and goes down to where the next expects its end."""
+        """Removes the drawing, and goes down to where the next expects its end."""
         up, down = f"\x1b[{self.height - 1}A" * (self.height > 1), "\n" * (self.height - 1)
         _write(self.fileno(), f"\r{up}\x1b[J{line}\n{down}")
 

@@ -22,7 +22,7 @@ from diffusion_distill.training.step import (
     apply,
     draw,
     gradient,
-    sources,
+    target_weights,
 )
 
 
@@ -37,7 +37,7 @@ def accumulated_step(
     """As `train_step`, with the parts of the batch in a loop of one program."""
     count = recipe.config.runtime.accumulation
     examples = split(draw(recipe, state.step, batch, key, this_round), count)
-    taught_by = sources(recipe, state, teacher_params)
+    taught_by = target_weights(recipe, state, teacher_params)
 
     def add(total, part):
         grads, losses = gradient(recipe, state.params, taught_by, part, this_round)
@@ -106,7 +106,7 @@ def update_in_calls(
         metrics = []
         for n in numbers(jax.tree.leaves(picks)[0].shape[0]):
             examples = draw_parts(state.step, data, picks, n, key, this_round)
-            taught_by = sources(recipe, state, teacher_params)
+            taught_by = target_weights(recipe, state, teacher_params)
             sums = start(state.params, examples.t)
             for k in numbers(count):
                 sums = add(sums, state.params, taught_by, examples, k, this_round)

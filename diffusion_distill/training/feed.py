@@ -31,7 +31,7 @@ class Feed:
             self.data = place(Batch(source.images(), source.labels), replicated(mesh))
 
     def batches(
-        self, seed: int, stage: int, batch_size: int, spans: Iterable[tuple[int, int]]
+        self, seed: int, rng_id: int, batch_size: int, spans: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[int, int, jax.Array | Batch]]:
         """For each span (first step, number of updates K): (first, K, picks), what a call reads.
 
@@ -43,7 +43,7 @@ class Feed:
         def indices(first, count):
             steps = range(first, first + count)
             size = len(self._source)
-            return np.stack([batch_indices(seed, stage, s, batch_size, size) for s in steps])
+            return np.stack([batch_indices(seed, rng_id, s, batch_size, size) for s in steps])
 
         if self.data is not None:
             for first, count in spans:

@@ -51,7 +51,7 @@ def outlook(
     work, seconds = {}, {"measuring": 0.0}
     finished = {row["stage"]: row["seconds"] for row in rows}
     for stage in stages:
-        amount = stage.updates * (STUDENT_COST if stage.is_student else TEACHER_COST)
+        amount = stage.updates * (STUDENT_COST if stage.has_teacher else TEACHER_COST)
         if stage.name not in finished:
             work[stage.name] = "training", amount
             for part, passes in parts[stage.name].items():

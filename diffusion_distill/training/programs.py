@@ -25,7 +25,8 @@ class Programs:
     def __init__(self, setup):
         """`setup` is the Setup of run.py: the run's config, data, devices and networks."""
         self._setup = setup
-        self._updates = {}  # steps: one for the teacher, one for the match stage, one for students
+        # steps: one for the teacher, one for the match stage, one for each solver of students
+        self._updates = {}
         # one for each sampler's name, network, and whether that is asked twice
         self._samplers: dict[tuple[str, bool, bool], SampleProgram] = {}
         self._casts = {}  # by whether they are of students' weights
@@ -71,7 +72,7 @@ class Programs:
 
         See `compute_weights`.
         """
-        network, key = self._setup.network_of(teacher), teacher.is_student
+        network, key = self._setup.network_of(teacher), teacher.has_teacher
         dtype = network.config.model.dtype
         if dtype == "float32":
             return params

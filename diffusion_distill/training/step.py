@@ -2,7 +2,8 @@
 
 Algorithm 1 of Salimans & Ho 2022 for the teacher, algorithm 2 for a student: `draw` what an update
 needs, the `gradient` of the `loss`, and `apply` it. The teacher is an argument, and what differs
-between rounds of distillation is traced scalars, so that one compilation serves all of them.
+between rounds of distillation is traced scalars, so that one compilation serves all of them (a
+first round by Heun's method has its own).
 """
 
 import dataclasses
@@ -17,7 +18,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_distill.data.batches import Batch, to_network
-from diffusion_distill.devices.sharding import gathered
 from diffusion_distill.diffusion.distill import TARGETS, tract_target
 from diffusion_distill.diffusion.losses import WEIGHTINGS
 from diffusion_distill.diffusion.match import match_target
@@ -93,13 +93,13 @@ def train_step(
         (of the change in weights), learning_rate, and those of `loss_by_quarter`.
     """
     examples = draw(recipe, state.step, batch, key, this_round)
-    taught_by = sources(recipe, state, teacher_params)
+    taught_by = target_weights(recipe, state, teacher_params)
     grads, losses = gradient(recipe, state.params, taught_by, examples, this_round)
     return apply(recipe, state, grads, losses, examples.t, this_round)
 
 
-def sources(recipe: Recipe, state: TrainState, teacher_params: dict | None):
-    """The weights that the target is made with: the teacher's; for TRACT with the average's."""
+def target_weights(recipe: Recipe, state: TrainState, teacher_params: dict | None):
+    """The weights that a target is made with: the teacher's; for TRACT (teacher's, average)."""
     is_tract = recipe.stage.solver == "tract"
     return (teacher_params, state.ema_params) if is_tract else teacher_params
 
@@ -128,7 +128,7 @@ def draw(
     eps = jax.random.normal(eps_key, x.shape)
     dropout_keys = jax.random.split(dropout_key, size) if recipe.stage.dropout else None
     labels, guidance, share = batch.labels, None, recipe.config.teacher.label_dropout
-    if share and not recipe.stage.is_student:
+    if share and not recipe.stage.has_teacher:
         left_out = jax.random.bernoulli(label_key, share, (size,))
         labels = jnp.where(left_out, NO_LABEL, labels)
     if recipe.model.told_guidance:
@@ -138,19 +138,21 @@ def draw(
 
 
 def loss(
-    recipe: Recipe, params: dict, teacher_params: dict | None, examples: Examples, this_round: Round
+    recipe: Recipe, params: dict, taught_by, examples: Examples, this_round: Round
 ) -> tuple[jax.Array, jax.Array]:
     """(mean loss of the examples, their losses [B]): the weighted error in x.
 
     The target is the image itself for the teacher, and `target` for whoever learns from another.
+
+    Args:
+        taught_by: of `target_weights`.
     """
     config = recipe.config
     logsnr = make_schedule(config)(examples.t)
     z = q_sample(examples.x, examples.eps, logsnr)
     x = examples.x
-    if teacher_params is not None:
-        teacher_params = gathered(recipe.mesh, teacher_params)  # which is cast already
-        x = target(recipe, teacher_params, examples, z, logsnr, this_round)
+    if taught_by is not None:
+        x = target(recipe, taught_by, examples, z, logsnr, this_round)
     params = ready_weights(params, config.model.dtype, recipe.mesh)
     bound = params, examples.labels, config, examples.dropout_keys
     denoiser = make_denoiser(recipe.model, *bound, examples.guidance)
@@ -161,7 +163,7 @@ def loss(
 
 def target(
     recipe: Recipe,
-    teacher_params: dict,
+    taught_by,
     examples: Examples,
     z: jax.Array,
     logsnr: jax.Array,
@@ -176,14 +178,16 @@ def target(
         schedule = make_schedule(recipe.config)
 
         def known_to(params):
+            params = ready_weights(params, recipe.config.model.dtype, recipe.mesh)
             return make_denoiser(recipe.model, params, labels, recipe.config, guidance=w)
 
         if recipe.stage.solver == "tract":
             steps = num_steps * this_round.divides_by, num_steps
-            return tract_target(*map(known_to, teacher_params), z, examples.i, steps, schedule)
+            return tract_target(*map(known_to, taught_by), z, examples.i, steps, schedule)
         distilled = TARGETS[recipe.stage.solver]
-        return distilled(known_to(teacher_params), z, examples.i, num_steps, schedule)
-    bound = recipe.source_model, teacher_params, labels, recipe.source_config
+        return distilled(known_to(taught_by), z, examples.i, num_steps, schedule)
+    params = ready_weights(taught_by, recipe.source_config.model.dtype, recipe.mesh)
+    bound = recipe.source_model, params, labels, recipe.source_config
     if w is None:
         return match_target(examples.x, make_denoiser(*bound)(z, logsnr).x, logsnr)
     known, without = with_and_without_labels(*bound)(z, logsnr)
@@ -191,11 +195,11 @@ def target(
 
 
 def gradient(
-    recipe: Recipe, params: dict, teacher_params: dict | None, examples: Examples, this_round: Round
+    recipe: Recipe, params: dict, taught_by, examples: Examples, this_round: Round
 ) -> tuple[dict, jax.Array]:
-    """(gradient of the mean loss by params, losses [B])."""
+    """(gradient of the mean loss by params, losses [B]); see `loss`."""
     of = functools.partial(loss, recipe)
-    return jax.grad(of, has_aux=True)(params, teacher_params, examples, this_round)
+    return jax.grad(of, has_aux=True)(params, taught_by, examples, this_round)
 
 
 def apply(
@@ -212,14 +216,14 @@ def apply(
     rate = learning_rate(
         state.step, this_round.updates, stage.learning_rate, stage.warmup, stage.lr_schedule
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    change, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, c: p - rate * c, state.params, change)
     # decay * ema_params + (1 - decay) * params: in this order it is rounded as it always was.
     ema_params = optax.incremental_update(state.ema_params, params, stage.ema_decay)
     metrics = {
         "loss": losses.mean(),
         "grad_norm": global_norm(grads),
-        "update_norm": rate * global_norm(updates),
+        "update_norm": rate * global_norm(change),
         "learning_rate": rate,
         **loss_by_quarter(losses, t),
     }

@@ -31,7 +31,8 @@ def compiled(tmp_path_factory):
 def used(compiled, monkeypatch):
     monkeypatch.setenv(onednn.ONEDNN, "1")
     monkeypatch.setattr(onednn, "_is_used", False)  # as it was, after the test
-    assert onednn.use(compiled)
+    onednn.use(compiled)
+    assert onednn.is_used()
 
 
 def float64(x, kernel, stride, padding):
@@ -100,6 +101,17 @@ def test_programs_for_accelerators_are_as_without_it(used):
     assert onednn._TARGET not in text
 
 
+def test_programs_for_several_devices_are_as_without_it(used):
+    """XLA would not know how to divide the call."""
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 4), np.float32, sharding=by_rows)
+    kernel = values((3, 3, 4, 4), 1)
+    lowered = jax.jit(onednn.convolution).trace(x, kernel).lower(lowering_platforms=("cpu",))
+    assert "stablehlo.convolution" in lowered.as_text()
+    assert onednn._TARGET not in lowered.as_text()
+
+
 def test_operations_are_counted_as_those_of_xlas(used, monkeypatch):
     x, kernel = values((2, 8, 8, 4), 0), values((3, 3, 4, 8), 1)
 
@@ -120,14 +132,16 @@ def test_operations_are_counted_as_those_of_xlas(used, monkeypatch):
 def test_it_is_left_out_where_it_is_not_wanted(compiled, monkeypatch):
     monkeypatch.setattr(onednn, "_is_used", False)
     monkeypatch.setenv(onednn.ONEDNN, "0")
-    assert not onednn.use(compiled)
+    onednn.use(compiled)
+    assert not onednn.is_used()
 
 
 def test_without_the_extra_nothing_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(onednn, "_is_used", False)
     monkeypatch.setenv(onednn.ONEDNN, "1")
     monkeypatch.setattr(onednn, "_LIBRARY", tmp_path / "libdnnl.so")
-    assert not onednn.use(tmp_path)
+    onednn.use(tmp_path)
+    assert not onednn.is_used()
     assert not caplog.text
 
 
@@ -137,7 +151,8 @@ def test_without_a_compiler_convolutions_stay_and_it_is_said(tmp_path, monkeypat
     monkeypatch.setattr(onednn, "_LIBRARY", tmp_path / "libdnnl.so")
     (tmp_path / "libdnnl.so").touch()
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not onednn.use(tmp_path)
+    onednn.use(tmp_path)
+    assert not onednn.is_used()
     assert "there is no C++ compiler" in caplog.text
     x = values((1, 4, 4, 2), 0)
     assert onednn.convolution(x, values((3, 3, 2, 2), 1)).shape == x.shape

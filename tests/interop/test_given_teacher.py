@@ -11,7 +11,7 @@ import diffusion_distill
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import CheckpointError, UserError
 from diffusion_distill.interop import export
-from diffusion_distill.run import Programs, check, run_config, stage_weights
+from diffusion_distill.run import Programs, check, finish_stage, run_config
 from diffusion_distill.runs import checkpoints
 from diffusion_distill.runs.network import flatten, from_stage
 from diffusion_distill.runs.workdir import Workdir
@@ -67,7 +67,7 @@ def copied(config, workdir):
     """Begins a run, which has its teacher then, and trains nothing."""
     setup = check(config, workdir)
     setup.workdir.begin()
-    stage_weights(setup, Programs(setup), setup.stages["teacher"], StopSignal())
+    finish_stage(setup, Programs(setup), setup.stages["teacher"], StopSignal())
     return setup
 
 

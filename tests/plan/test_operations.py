@@ -44,9 +44,40 @@ def test_operations_by_their_source():
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["%s = (f32[100], f32[400]) all-gather-start(%x)", "%d = f32[400] all-gather-done(%s)"],
+         2000),
+        (["%s = f32[100] all-reduce-start(%x)", "%d = f32[100] all-reduce-done(%s)"], 800),
+        (["%s = (f32[100]{0:S(1)}, f32[100], u32[]) copy-start(%x)", "%d = f32[100] copy-done(%s)"],
+         804),
+        (["%s = ((f32[100]), f32[100], u32[]) async-start(%x), calls=%once",
+          "%d = f32[100] async-done(%s)"], 804),
+        (["%c = f32[100] call(%x), to_apply=%once"], 800),
+        (["%c = f32[100] conditional(%i, %x, %x), branch_computations={%once, %again}"], 1600),
+        (["%r = f32[] reduce(%x, %x), to_apply=%once"], 804),
+    ],
+)  # fmt: skip
+def test_what_is_started_counts_once_and_what_is_called_as_it_stands(lines, expected):
+    text = "\n".join(
+        [
+            *(f"%{name} (a: f32[100]) -> f32[100] {{\n"
+              f"  %a = f32[100] parameter(0)\n  ROOT %n = f32[100] negate(%a)\n}}\n"
+              for name in ("once", "again")),
+            "ENTRY %main (p: f32[100]) -> f32[100] {",
+            "  %x = f32[100] parameter(0)",
+            *(f"  {line}" for line in lines),
+            "}",
+        ]
+    )  # fmt: skip
+    assert sum(operation.bytes for operation in operations(text)) == expected
+
+
 @pytest.mark.parametrize("name", ["student", "sampler"])
 def test_of_a_program_it_is_about_what_the_compiler_counts(program, name):
     one = program(name, **{"runtime.updates_per_call": 1})
     compiled = one.function.trace(*one.arguments).lower().compile()
     total = sum(operation.bytes for operation in operations(compiled.as_text()))
+    # The compiler counts less of an operand that is read in part, and nothing of small constants.
     assert total == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.25)

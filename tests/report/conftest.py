@@ -65,16 +65,16 @@ def write_run(workdir, config=None, shape=(8, 8, 1), measured=None, logged=None,
             "stage": stage.name, "num_steps": stage.num_steps, "updates": stage.updates,
             "images_seen": stage.updates * config.train.batch_size, "seconds": 10.0 + number,
         }  # fmt: skip
-        if not stage.is_student or stage.num_steps <= config.eval.max_steps:
+        if not stage.has_teacher or stage.num_steps <= config.eval.max_steps:
             steps = min(stage.num_steps, config.eval.max_steps)
             row |= {
                 "metric": metric, "metrics": [metric], "measured_steps": steps, "seed": 1,
-                metric: value_of(steps, "students" if stage.is_student else "ddim"), "notes": {},
+                metric: value_of(steps, "students" if stage.has_teacher else "ddim"), "notes": {},
                 "devices": 1, "device_kind": "cpu", "code_version": "abc",
             }  # fmt: skip
         else:
             row["not_measured"] = f"{stage.num_steps} steps are more than config.eval.max_steps"
-        if not stage.is_student:
+        if not stage.has_teacher:
             all_steps = [s.num_steps for s in stages if s.num_steps <= config.eval.max_steps]
             row["baselines"] = {
                 name: {str(n): value_of(n, name) for n in all_steps}

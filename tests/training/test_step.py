@@ -130,7 +130,7 @@ def test_a_student_learns_the_target_of_its_rounds_solver(tiny_config, solver):
     state = new_state(params, make_optimizer(tiny_config, student))
     state = dataclasses.replace(state, ema_params=average)
     examples = steps.draw(recipe, 0, batch, key, this_round)
-    taught_by = steps.sources(recipe, state, params)
+    taught_by = steps.target_weights(recipe, state, params)
     _, losses = steps.loss(recipe, params, taught_by, examples, this_round)
     schedule = make_schedule(tiny_config)
     z = q_sample(examples.x, examples.eps, schedule(examples.t))
@@ -192,7 +192,7 @@ def test_every_parameterization_has_a_step_and_a_sampler(tiny_config, kind):
     for stage in plan(tiny_config)[:2]:
         optimizer = make_optimizer(tiny_config, stage)
         state = abstract_state(abstract_params(model, (8, 8, 3), mesh), optimizer, mesh)
-        teacher_params = state.ema_params if stage.is_student else None
+        teacher_params = state.ema_params if stage.has_teacher else None
         step = step_of(model, tiny_config, stage)
         after, metrics = jax.eval_shape(
             step, state, teacher_params, batch, jax.random.key(0), this_round

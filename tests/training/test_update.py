@@ -92,7 +92,7 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(tiny_config, which
     stage, mesh = plan(tiny_config)[which], make_mesh()
     model, rng = Small(num_classes=10), np.random.default_rng(0)
     params = init_params(model, jax.random.key(0), (8, 8, 1))
-    teacher_params = jax.tree.map(lambda p: p * 0.9, params) if stage.is_student else None
+    teacher_params = jax.tree.map(lambda p: p * 0.9, params) if stage.has_teacher else None
     data = Batch(rng.integers(0, 256, (64, 8, 8, 1), np.uint8), rng.integers(0, 10, 64, np.int32))
     rows, this_round = rng.integers(0, 64, (2, 16), np.int32), Round.of(stage)
     key = jax.random.key(1)
