@@ -28,13 +28,7 @@ from diffusion_distill.diffusion.samplers import (
     sample,
 )
 from diffusion_distill.errors import UserError
-from diffusion_distill.models.build import (
-    build_unet,
-    make_denoiser,
-    make_grid,
-    make_schedule,
-    ready_weights,
-)
+from diffusion_distill.models import build
 from diffusion_distill.models.unet import UNet
 
 DIFFUSERS = "ddim_diffusers"  # the sampler of a network with levels that is diffusers' own
@@ -65,12 +59,12 @@ def make_sample_fn(
     Raises:
         UserError: there is no sampler of that name, or the network is none that it is for.
     """
-    step, schedule = _step(config, sampler), make_schedule(config)
+    step, schedule = _step(config, sampler), build.make_schedule(config)
 
     def bind(params, asked, shape):
         keys, labels, w = asked
         w = jnp.broadcast_to(w, labels.shape) if guided or model.told_guidance else None
-        unclipped = make_denoiser(model, params, labels, config, guidance=w)
+        unclipped = build.make_denoiser(model, params, labels, config, guidance=w)
 
         def clipped(z, logsnr):
             return clip_x(unclipped(z, logsnr), z, logsnr)
@@ -79,7 +73,7 @@ def make_sample_fn(
         return denoiser, lambda i: image_noise(keys, i, shape)
 
     def ready(params):  # before the loop, as all steps read them
-        return ready_weights(params, config.model.dtype, mesh)
+        return build.ready_weights(params, config.model.dtype, mesh)
 
     def whole_loop(params, z, asked, num_steps):
         denoiser, noise_fn = bind(ready(params), asked, z.shape[1:])
@@ -131,7 +125,7 @@ def _step(config: ConfigDict, sampler: str) -> Step:
     if config.model.architecture != "unet2d":
         known = "network has no levels of diffusers' (config.model.architecture is not 'unet2d')"
         raise UserError(f"sampler is {sampler!r}, but this {known}")
-    return diffusers_ddim(make_grid(config))
+    return diffusers_ddim(build.make_grid(config))
 
 
 @functools.cache
@@ -176,7 +170,7 @@ def make_sample_program(
     Raises:
         UserError: there is no sampler of that name.
     """
-    model = build_unet(config, image_shape[-1], num_classes)
+    model = build.build_unet(config, image_shape[-1], num_classes)
     sample_fn = make_sample_fn(model, config, sampler, mesh, guided=guided)
     told = tuple(config.model.guidance)
     guidance = told or ((0.0, math.inf) if guided else None)
