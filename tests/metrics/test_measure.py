@@ -37,7 +37,7 @@ class NoisyDigits:
     def image_labels(self, count):
         return np.zeros(count, np.int32)
 
-    def check(self, seed, count):
+    def checked_labels(self, seed, count):
         return self.image_labels(count)
 
     def batch_size(self, count):

@@ -137,8 +137,8 @@ def test_sampling_a_network_without_labels(tmp_path):
         (["--num_steps=2", "--out=/dev/null/x.png"], "/dev/null"),
         (["--num_steps=2", "--out=setup.py"], "--out=setup.py is a file"),
         (
-            ["--num_steps=2", "--out=docs"],
-            "--out=docs has files already, config.md for one; name",
+            ["--num_steps=2", "--out=colab"],
+            "--out=colab has files already, progressive_distillation.ipynb for one; name",
         ),
         (["--num_steps=2", "--out=x.jpg"], ".jpg is not written; name a .png"),
     ],

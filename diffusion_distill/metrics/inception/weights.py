@@ -57,7 +57,10 @@ def how_to_get(path: Path) -> str:
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a weights file, the same bytes for the same arrays: NumPy gives entries no time."""
+    """Writes a weights file, the same bytes for the same arrays: NumPy gives entries no time.
+
+    Before Python 3.11.4 zipfile wrote other headers.
+    """
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
