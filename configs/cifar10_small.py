@@ -10,9 +10,9 @@ for bfloat16 (`amx_bf16` in /proc/cpuinfo).
 
 Time: 1 hour 50 minutes on such cores, with other work beside; measured on 2026-11-28.
 
-Result: measured there, FID of 5,000 images: 64.4 for the teacher in 64 steps, 71.1 for the student
-in 4 and 95.5 in 1; the teacher in 4 steps of DDIM 104.3. fd_thumbnails500_train of the same: 1.41,
-1.52, 1.56 and 14.05. Those students are in pretrained/.
+Result: measured there, fd_thumbnails500_train: 1.41 for the teacher in 64 steps, 1.52 for the
+student in 4 and 1.56 in 1; the teacher in 4 steps of DDIM 14.05. FID of 5,000 images of the same:
+64.4, 71.1, 95.5 and 104.3. Those students are in pretrained/.
 
 What differs from the paper, and why:
 - a network of 2.9 M parameters and 0.4 GFLOP forward, on patches of 2x2 pixels, where the paper's
