@@ -59,7 +59,7 @@ def get_config(variant: str = ""):
     config.teacher.dropout = 0.0  # the same reason
     config.teacher.label_dropout = 0.1  # so that it can be guided
 
-    config.distill.start_steps = 64  # six rounds: DDIM gains little beyond
+    config.distill.start_steps = 64  # six rounds: what hours of two cores allow
     config.distill.updates = 300  # a round
     config.distill.updates_last_rounds = 600  # the rounds to 2 and to 1, the hardest
     config.distill.learning_rate = 1e-3  # half of the teacher's, falling to 0 in each round

@@ -87,7 +87,7 @@ def _large(name: str) -> ConfigDict:
     """What ImageNet and LSUN share, and CIFAR-10 does not."""
     config = base()
     config.data.name = "prepared"  # too large to decode at each start
-    config.data.path = f"data/{name}"  # where docs/data.md has `prepare` put it
+    config.data.path = f"data/{name}"  # where the configs' first lines have `prepare` put it
     config.data.image_size = DATASETS[name].image_size  # what `prepare` made; another is refused
     config.data.random_flip = True  # as in all of the paper's runs
 
