@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from diffusion_distill.data.batches import Batch
 from diffusion_distill.devices.sharding import make_mesh
@@ -15,6 +16,7 @@ from diffusion_distill.diffusion.samplers import SAMPLERS, sample
 from diffusion_distill.models.build import (
     abstract_params,
     build_unet,
+    compute_weights,
     init_params,
     make_denoiser,
     make_schedule,
@@ -146,6 +148,31 @@ def test_a_student_learns_the_target_of_its_rounds_solver(tiny_config, solver):
     error = target - denoiser(z, schedule(examples.t)).x
     np.testing.assert_allclose(losses, jnp.square(error).mean((1, 2, 3)), rtol=1e-5)
     assert losses.max() > 1e-3
+
+
+def test_split_weights_of_all_who_teach_are_cast_before_they_are_gathered(tiny_config):
+    """TRACT's average, too, which is kept in float32."""
+    tiny_config.model.dtype, mesh = "bfloat16", AbstractMesh((1, 2), ("data", "fsdp"))
+    student = next(stage for stage in plan(tiny_config) if stage.has_teacher)
+    student = dataclasses.replace(student, solver="tract", divides_by=2)
+    model, this_round = build_unet(tiny_config, 1, 10), Round.of(student)
+    recipe = Recipe(model, tiny_config, student, mesh)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), (8, 8, 1)))
+    teacher = jax.eval_shape(lambda p: compute_weights(p, jnp.bfloat16), params)
+
+    def losses(params, teacher, average, key):
+        batch = Batch(jnp.zeros((4, 8, 8, 1), jnp.uint8), jnp.zeros(4, jnp.int32))
+        examples = steps.draw(recipe, 0, batch, key, this_round)
+        return steps.loss(recipe, params, (teacher, average), examples, this_round)
+
+    jaxpr = jax.make_jaxpr(losses)(params, teacher, params, jax.random.key(0)).jaxpr
+    gathered = [
+        equation.invars[0].aval.dtype
+        for equation in jaxpr.eqns
+        if equation.primitive.name == "sharding_constraint"
+    ]
+    once = [leaf.dtype for leaf in jax.tree.leaves(teacher)]
+    assert sorted(map(str, gathered)) == sorted(map(str, 3 * once))  # teacher, average, student
 
 
 def test_a_student_learns_its_teacher_and_not_the_data(tiny_config):
