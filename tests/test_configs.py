@@ -22,6 +22,10 @@ def load(name, variant=""):
     return from_file(f"{path}:{variant}" if variant else str(path))
 
 
+def fields_that_differ(one, other):
+    return [line.split(":")[0] for line in differences(to_dict(one), to_dict(other))]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("variant", ["", "tiny"])
 def test_every_config_is_valid_and_says_what_to_expect(path, variant):
@@ -110,8 +114,7 @@ def test_networks_have_the_papers_number_of_parameters(name, millions):
 @pytest.mark.parametrize("variant", ["", "tiny"])
 def test_a_teacher_config_is_its_distill_config_without_the_rounds(name, variant):
     teacher, distill = load(f"{name}_teacher", variant), load(f"{name}_distill", variant)
-    lines = differences(to_dict(teacher), to_dict(distill))
-    assert [line.split(":")[0] for line in lines] == ["distill.end_steps"]
+    assert fields_that_differ(teacher, distill) == ["distill.end_steps"]
     assert [stage.name for stage in plan(teacher)] == ["teacher"]
 
 
@@ -119,8 +122,29 @@ def test_a_teacher_config_is_its_distill_config_without_the_rounds(name, variant
 def test_the_bedrooms_config_is_the_churches_with_another_path(kind):
     kind, _, variant = kind.partition(":")
     bedroom, church = (load(f"lsun_{name}128_{kind}", variant) for name in ("bedroom", "church"))
-    lines = differences(to_dict(bedroom), to_dict(church))
-    assert [line.split(":")[0] for line in lines] == ["data.path"]
+    assert fields_that_differ(bedroom, church) == ["data.path"]
+
+
+def test_imagenets_tiny_chain_is_the_churches_on_smaller_images_with_labels():
+    imagenet, church = load("imagenet64_distill", "tiny"), load("lsun_church128_distill", "tiny")
+    assert fields_that_differ(imagenet, church) == [
+        "data.image_size",
+        "data.path",
+        "model.attention_resolutions",
+        "model.class_conditional",
+    ]
+    assert load("cifar10_small", "tiny").model.class_conditional  # which runs, too
+
+
+def test_the_hours_tiny_chain_is_that_of_cifar10_with_the_small_ones_loss():
+    hour, cifar10 = load("cifar10_hour", "tiny"), load("cifar10_distill", "tiny")
+    differing = ["parameterization", "weighting", "teacher.dropout", "teacher.lr_schedule"]
+    assert [f.removeprefix("diffusion.") for f in fields_that_differ(hour, cifar10)] == differing
+    small = load("cifar10_small", "tiny")
+    assert hour.diffusion == small.diffusion
+    assert hour.teacher.lr_schedule == small.teacher.lr_schedule
+    # One with more runs, and the small one, without.
+    assert 0 < hour.teacher.dropout < cifar10.teacher.dropout
 
 
 @pytest.mark.parametrize("name", DATASETS)

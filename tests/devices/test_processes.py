@@ -82,6 +82,14 @@ def assert_both_were_stopped(pair, workdir):
     return saved
 
 
+def assert_the_end_of_one_ends_the_other(pair, killed):
+    """Without a word; the other ends of itself, and in time."""
+    pair.processes[killed].send_signal(signal.SIGKILL)
+    code = pair.processes[1 - killed].wait(BOUND)
+    assert code not in (0, 143, -signal.SIGKILL), pair.said
+    assert pair.codes()[killed] == -signal.SIGKILL
+
+
 def test_a_notice_to_one_stops_both_and_the_end_of_one_ends_the_other(tmp_path):
     """A notice to the one that does not talk; then, as they go on, its end without a word."""
     workdir = tmp_path / "run"
@@ -91,10 +99,7 @@ def test_a_notice_to_one_stops_both_and_the_end_of_one_ends_the_other(tmp_path):
     saved = assert_both_were_stopped(pair, workdir)
     pair = Pair(workdir)
     pair.wait_for(rf"going on from .*/{saved}\n(.*\n)*teacher: step \d+ of")
-    pair.processes[1].send_signal(signal.SIGKILL)
-    code = pair.processes[0].wait(BOUND)
-    assert code not in (0, 143, -signal.SIGKILL), pair.said  # of itself, and in time
-    assert pair.codes()[1] == -signal.SIGKILL
+    assert_the_end_of_one_ends_the_other(pair, 1)
     assert checkpoints(workdir)[-1] >= saved
 
 
@@ -110,15 +115,11 @@ def test_stopped_and_killed_they_end_with_the_numbers_of_a_run_never_stopped(tmp
     pair.processes[1].send_signal(signal.SIGTERM)
     saved = assert_both_were_stopped(pair, workdir)
 
-    # The end of one, without a word; then of the one that talks, and that the other hears from.
-    for killed in (1, 0):
-        pair = Pair(workdir)
-        pair.wait_for(r"going on from .*/\d+\n(.*\n)*teacher: step \d+ of")
-        pair.processes[killed].send_signal(signal.SIGKILL)
-        code = pair.processes[1 - killed].wait(BOUND)
-        assert code not in (0, 143, -signal.SIGKILL), pair.said  # of itself, and in time
-        assert pair.codes()[killed] == -signal.SIGKILL
-        assert checkpoints(workdir)[-1] >= saved
+    # The end, without a word, of the one that talks, and that the other hears from.
+    pair = Pair(workdir)
+    pair.wait_for(rf"going on from .*/{saved}\n(.*\n)*teacher: step \d+ of")
+    assert_the_end_of_one_ends_the_other(pair, 0)
+    assert checkpoints(workdir)[-1] >= saved
 
     pair = Pair(workdir)
     assert pair.codes() == [0, 0], pair.said
