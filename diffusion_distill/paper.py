@@ -170,7 +170,7 @@ def _tiny(config: ConfigDict) -> None:
     config.model.num_groups = 4  # must divide 8 channels
     config.model.dtype = "float32"  # which CPUs compute faster
 
-    config.train.batch_size = 8  # small, for time
+    config.train.batch_size = 4  # small, for time
     config.train.checkpoint_every = 5  # so that a stop within a stage can be tried
 
     config.teacher.updates = 10  # as many as are seen to run
@@ -182,12 +182,12 @@ def _tiny(config: ConfigDict) -> None:
     config.distill.updates = 5  # not used by two rounds, which are the last; as below
     config.distill.updates_last_rounds = 5  # the rounds to 2 and to 1
 
-    config.eval.num_images = 32  # seconds on two cores
+    config.eval.num_images = 16  # seconds on two cores
     config.eval.features = "thumbnails"  # Inception would take longer than all the rest
     config.eval.metrics = ("fd", "kid")  # one on moments, one on pairs of images
     config.eval.baselines = ("ddim",)  # one sampler is enough to run that code
     config.eval.grid_images = 16  # few, for time
-    config.runtime.sampler_batch_size = 16  # two batches, so that their seam is tried
+    config.runtime.sampler_batch_size = 8  # two batches, so that their seam is tried
 
 
 VARIANTS = {"fast": _fast, "float32": _float32, "tiny": _tiny}

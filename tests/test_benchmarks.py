@@ -50,7 +50,7 @@ def test_the_tiny_variant_runs_its_whole_chain(name, request, tmp_path):
     assert [row["stage"] for row in rows] == [stage.name for stage in plan(config)]
     assert [row["num_steps"] for row in rows] == [4, 2, 1]
     for row in rows:
-        assert np.isfinite(row["fd_thumbnails32_train"])
+        assert np.isfinite(row[f"fd_thumbnails{config.eval.num_images}_train"])
     size = config.data.image_size
     images = load_sampler(tmp_path / "run")(seed=0, num_images=4)
     assert (images.shape, images.dtype) == ((4, size, size, 3), np.uint8)
