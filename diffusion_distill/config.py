@@ -172,7 +172,8 @@ def base() -> ConfigDict:
     # last round divides by less where need be
     config.distill.divide_by = 2
     # what goes along a teacher that knows all times over a step of its first student, by two
-    # evaluations: two steps of `ddim`, or one of `heun`, of second order
+    # evaluations: two steps of `ddim`, or one of `heun`, of second order; a teacher that was
+    # distilled itself knows its own times alone: `ddim`
     config.distill.first_round_solver = "ddim"
     config.distill.updates = 50_000  # a round
     config.distill.updates_last_rounds = 100_000  # of the rounds to 2 and to 1 steps

@@ -164,6 +164,8 @@ def _started_from(config: ConfigDict, given: GivenTeacher) -> ConfigDict:
             f"{given.path} is made for {given.fixed_steps} steps: distillation starts "
             f"there, not at config.distill.start_steps {config.distill.start_steps}"
         )
+    if changed.distill.first_round_solver != config.distill.first_round_solver:
+        say(f"{given.path} is made for steps of DDIM: its first student follows those")
     for name in ("logsnr_min", "logsnr_max"):
         if changed.diffusion[name] != config.diffusion[name]:
             used, asked = f"{name} {changed.diffusion[name]}", config.diffusion[name]

@@ -123,14 +123,14 @@ def started_from(
 
     Args:
         teacher: where its weights are, for `distill.teacher`.
-        fixed_steps: the only number of sampling steps that it takes, whatever
-            `distill.start_steps` says; None for a teacher that takes any.
+        fixed_steps: the only number of sampling steps that it takes, of DDIM, whatever
+            `distill.start_steps` and `distill.first_round_solver` say; None for a teacher that
+            takes any.
         network: the teacher's fields, where it is another network than the run trains: the chain's
             schedule is cut to its, outside of which it was never trained.
 
     Raises:
-        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`; or
-            `distill.first_round_solver` asks the teacher about other times than its steps'.
+        UserError: no chain of halvings starts at fixed_steps, or ends at `distill.end_steps`.
     """
     config = config.copy_and_resolve_references()
     config.distill.teacher = teacher
@@ -149,12 +149,8 @@ def started_from(
                 f"config.distill.end_steps is {config.distill.end_steps}; {teacher} is made for "
                 f"{fixed_steps} steps, and it must be at most those"
             )
-        if config.distill.first_round_solver != "ddim":
-            raise UserError(
-                f"config.distill.first_round_solver is {config.distill.first_round_solver!r}; it "
-                f"must be ddim, since {teacher} is made for {fixed_steps} steps of DDIM alone"
-            )
         config.distill.start_steps = fixed_steps
+        config.distill.first_round_solver = "ddim"  # it knows the times of its own steps alone
     return config
 
 
