@@ -48,6 +48,11 @@ _ROOT = Path(__file__).resolve().parents[1]
 ASSETS = Path(os.environ.get("DIFFUSION_DISTILL_ASSETS") or _ROOT.parent / "shared" / "assets")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of whole runs begin first, which take longest: no process is left alone with one."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def cifar10_dir():
     """The folder cifar-10-batches-bin of the real release, unpacked once and kept."""
