@@ -138,13 +138,26 @@ def test_imagenets_tiny_chain_is_the_churches_on_smaller_images_with_labels():
 
 def test_the_hours_tiny_chain_is_that_of_cifar10_with_the_small_ones_loss():
     hour, cifar10 = load("cifar10_hour", "tiny"), load("cifar10_distill", "tiny")
-    differing = ["parameterization", "weighting", "teacher.dropout", "teacher.lr_schedule"]
-    assert [f.removeprefix("diffusion.") for f in fields_that_differ(hour, cifar10)] == differing
+    assert fields_that_differ(hour, cifar10) == [
+        "diffusion.parameterization",
+        "diffusion.weighting",
+        "distill.first_round_solver",
+        "teacher.dropout",
+        "teacher.lr_schedule",
+    ]
     small = load("cifar10_small", "tiny")
     assert hour.diffusion == small.diffusion
+    assert hour.distill == small.distill
     assert hour.teacher.lr_schedule == small.teacher.lr_schedule
     # One with more runs, and the small one, without.
     assert 0 < hour.teacher.dropout < cifar10.teacher.dropout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_first_round_of_the_papers_is_by_ddim_and_of_the_others_by_heuns_method(path):
+    papers = [f"{name}_{kind}" for name in DATASETS for kind in ("teacher", "distill")]
+    solver = load(path.stem).distill.first_round_solver
+    assert solver == ("ddim" if path.stem in papers else "heun")
 
 
 @pytest.mark.parametrize("name", DATASETS)
