@@ -4,12 +4,12 @@
 
 Real images (the 1,797 that scikit-learn ships), no download.
 
-Hardware: two CPU cores and 1.5 GB of memory.
+Hardware: two CPU cores and 1.8 GB of memory.
 
 Time: under five minutes, measured (RESULTS.md).
 
 Result: measured there, fd_pixels1k_train: teacher 0.30 at 32 steps,
-students 0.32 / 0.33 / 0.35 / 0.39 at 8 / 4 / 2 / 1 steps, where the teacher with DDIM has 0.47 /
+students 0.30 / 0.31 / 0.33 / 0.36 at 8 / 4 / 2 / 1 steps, where the teacher with DDIM has 0.47 /
 0.83 / 2.07 / 6.08.
 
 `:guided` trains the teacher without a tenth of its labels, and between teacher and first round a
