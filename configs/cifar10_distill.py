@@ -23,4 +23,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.in_bfloat16(paper.cifar10()), variant)
+    return paper.with_variant(paper.for_pods(paper.cifar10()), variant)

@@ -20,4 +20,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.teacher_alone(paper.with_variant(paper.in_bfloat16(paper.imagenet64()), variant))
+    return paper.teacher_alone(paper.with_variant(paper.for_pods(paper.imagenet64()), variant))

@@ -21,5 +21,5 @@ from diffusion_distill import paper
 
 def get_config(variant: str = ""):
     return paper.teacher_alone(
-        paper.with_variant(paper.in_bfloat16(paper.lsun128("bedroom")), variant)
+        paper.with_variant(paper.for_pods(paper.lsun128("bedroom")), variant)
     )

@@ -21,4 +21,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.with_variant(paper.in_bfloat16(paper.lsun128("church")), variant)
+    return paper.with_variant(paper.for_pods(paper.lsun128("church")), variant)

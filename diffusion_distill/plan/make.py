@@ -20,7 +20,7 @@ NO_LIMIT = "simulated devices have no times and no limit"
 
 
 # What makes a step cheapest on TPUs, of what changes no more than rounding (RESULTS.md), by field.
-BEST = {"model.dtype": "bfloat16"}
+BEST = {"model.dtype": "bfloat16", "runtime.fsdp": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,9 @@ def better(config: ConfigDict, topology: hardware.Topology) -> dict:
     """What BEST has in place of a config's own, by field; {} for GPUs, where nothing was tried."""
     if not topology.is_tpu:
         return {}
-    return {name: best for name, best in BEST.items() if attrgetter(name)(config) != best}
+    divides = topology.size % BEST["runtime.fsdp"] == 0
+    fields = [name for name in BEST if divides or name != "runtime.fsdp"]
+    return {name: BEST[name] for name in fields if attrgetter(name)(config) != BEST[name]}
 
 
 def _best(config: ConfigDict, topology: hardware.Topology, effort: float) -> Best | None:

@@ -47,15 +47,17 @@ def test_what_does_not_go_together_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("topology", "own", "expected"),
+    ("topology", "dtype", "fsdp", "expected"),
     [
-        ("v5e:2x4", "float32", {"model.dtype": "bfloat16"}),
-        ("v4:4x4x4", "bfloat16", {}),
-        ("h100:8", "float32", {}),
+        ("v5e:2x4", "float32", 1, {"model.dtype": "bfloat16", "runtime.fsdp": 8}),
+        ("v5e:2x2", "float32", 1, {"model.dtype": "bfloat16"}),  # 8 do not divide them
+        ("v4:4x4x4", "bfloat16", 1, {"runtime.fsdp": 8}),
+        ("v4:4x4x4", "bfloat16", 8, {}),
+        ("h100:8", "float32", 1, {}),
     ],
 )
-def test_the_best_setting_known(topology, own, expected):
-    config = small_config(**{"model.dtype": own})
+def test_the_best_setting_known(topology, dtype, fsdp, expected):
+    config = small_config(**{"model.dtype": dtype, "runtime.fsdp": fsdp})
     assert better(config, parse_topology(topology)) == expected
 
 
@@ -85,7 +87,8 @@ def test_a_tpu_slice(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Verdict: v5e:2x4: fits." in done.stdout
-    assert "the best setting known, --config.model.dtype=bfloat16: " in done.stdout
+    best = "the best setting known, --config.model.dtype=bfloat16 --config.runtime.fsdp=8: "
+    assert best in done.stdout
     student, sampler = json.loads(out.read_text())["costs"]
     assert {c["kind"] for c in student["collectives"]} == {"all-reduce"}
     assert {c["group"] for c in student["collectives"]} == {8}
