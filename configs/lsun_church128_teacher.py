@@ -20,6 +20,4 @@ from diffusion_distill import paper
 
 
 def get_config(variant: str = ""):
-    return paper.teacher_alone(
-        paper.with_variant(paper.for_pods(paper.lsun128("church")), variant)
-    )
+    return paper.teacher_alone(paper.with_variant(paper.for_pods(paper.lsun128("church")), variant))

@@ -152,6 +152,7 @@ def _fast(config: ConfigDict) -> None:
     config.distill.start_steps = 256  # two rounds fewer to wait for at 1024, five at 8192
     config.distill.updates = 10_000  # a fifth of the paper's
     config.distill.updates_last_rounds = 10_000  # a tenth: all rounds alike
+    config.distill.ema_decay = 0.9995  # 0.9999 would leave a third of each student its teacher's
     config.eval.baseline_images = 10_000  # for fewer hours; a metric's name has its count
 
 

@@ -210,7 +210,7 @@ def run_chain(setup: Setup, programs: Programs, stop: StopSignal) -> None:
         for number, stage in enumerate(setup.stages.values(), 1):
             if stage.name in measured and workdir.is_settled(stage):
                 continue
-            say(f"{stage.name}: stage {number} of {len(setup.stages)}, {stage.updates} updates")
+            say(stage.heading(number, len(setup.stages)))
             params, seconds = finish_stage(setup, programs, stage, stop, run_left)
             if stage.name not in measured:
                 _measure(setup, programs, stage, params, seconds)

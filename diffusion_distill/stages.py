@@ -59,6 +59,19 @@ class Stage:
         """Whether it is a teacher that was trained elsewhere, and is copied."""
         return self.updates == 0
 
+    def heading(self, number: int, count: int) -> str:
+        """What is said as it begins, the `number`-th of so many.
+
+        With a warning where its averaged weights, which are what is used of it, end as its first
+        weights to more than a tenth.
+        """
+        text = f"{self.name}: stage {number} of {count}, {self.updates} updates"
+        kept = self.ema_decay**self.updates
+        if self.is_given or kept < 0.1:
+            return text
+        average = f"its average, of ema_decay {self.ema_decay:g}, ends with {kept:.0%} of its start"
+        return f"{text}; {average}"
+
     @property
     def rng_id(self) -> int:
         """The number that tells this stage's randomness from the others': 0 for the teacher."""

@@ -1,5 +1,7 @@
 """The plan of a run is a function of its config."""
 
+import dataclasses
+
 import pytest
 
 from configs.digits_distill import get_config
@@ -66,3 +68,16 @@ def test_stops_at_end_steps(end):
 def test_every_stage_has_its_own_randomness():
     ids = [s.rng_id for s in plan(base())]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("updates", "decay", "warning"),
+    [
+        (50_000, 0.9999, ""),
+        (10_000, 0.9999, "; its average, of ema_decay 0.9999, ends with 37% of its start"),
+        (0, 0.9999, ""),  # a teacher that was given
+    ],
+)
+def test_a_stage_says_what_its_average_keeps_of_its_start(updates, decay, warning):
+    stage = dataclasses.replace(plan(base())[1], updates=updates, ema_decay=decay)
+    assert stage.heading(2, 14) == f"student_4096: stage 2 of 14, {updates} updates{warning}"
