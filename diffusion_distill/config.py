@@ -173,13 +173,13 @@ def base() -> ConfigDict:
     config.distill.divide_by = 2
     # what goes along a teacher that knows all times over a step of its first student, by two
     # evaluations: two steps of `ddim`, or one of `heun`, of second order; a teacher that was
-    # distilled itself knows its own times alone: `ddim`
+    # distilled itself knows its own times alone: `ddim`; so does a first student of one step
     config.distill.first_round_solver = "ddim"
     config.distill.updates = 50_000  # a round
     config.distill.updates_last_rounds = 100_000  # of the rounds to 2 and to 1 steps
     config.distill.learning_rate = 5e-5  # at its highest
     config.distill.warmup = 0  # as for the teacher
-    config.distill.lr_schedule = "linear"  # as for the teacher; falls to 0 in each round
+    config.distill.lr_schedule = "linear"  # as for the teacher; linear: to 0 in each round
     config.distill.weight_decay = 0.0  # as for the teacher
     # as for the teacher; the average starts at the teacher's weights
     config.distill.ema_decay = 0.9999

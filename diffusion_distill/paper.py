@@ -121,7 +121,7 @@ def _measured_on_inception(config: ConfigDict) -> ConfigDict:
 def for_pods(config: ConfigDict) -> ConfigDict:
     """What makes a step cheap on TPUs, as `plan` counts it (RESULTS.md); the paper does not say."""
     config.model.dtype = "bfloat16"  # half of the bytes to read and write
-    config.runtime.fsdp = 8  # each device of up to eight updates its part of the weights alone
+    config.runtime.fsdp = 8  # devices that share weights, averages and Adam's moments
     return config
 
 

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from diffusion_distill.errors import UserError
 
+MOST_KEPT = 0.1  # of its first weights, in a stage's average, before a person is told
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -62,12 +64,12 @@ class Stage:
     def heading(self, number: int, count: int) -> str:
         """What is said as it begins, the `number`-th of so many.
 
-        With a warning where its averaged weights, which are what is used of it, end as its first
-        weights to more than a tenth.
+        With a warning where more than MOST_KEPT of its averaged weights, which are what is used of
+        it, are those that it begins with.
         """
         text = f"{self.name}: stage {number} of {count}, {self.updates} updates"
         kept = self.ema_decay**self.updates
-        if self.is_given or kept < 0.1:
+        if self.is_given or kept < MOST_KEPT:
             return text
         average = f"its average, of ema_decay {self.ema_decay:g}, ends with {kept:.0%} of its start"
         return f"{text}; {average}"
@@ -100,9 +102,10 @@ def plan(config: ConfigDict) -> list[Stage]:
     num_steps, end_steps = config.distill.start_steps, config.distill.end_steps
     while num_steps > end_steps:
         first = num_steps == config.distill.start_steps
-        solver = config.distill.first_round_solver if first else "ddim"
         divides_by = min(config.distill.divide_by, num_steps // end_steps)
         num_steps //= divides_by
+        # A single step is a last one, which for Heun's method is DDIM's: nothing to learn.
+        solver = config.distill.first_round_solver if first and num_steps > 1 else "ddim"
         last = num_steps <= 2
         stages.append(
             Stage(

@@ -9,6 +9,8 @@ import pytest
 from diffusion_distill.config import differences, to_dict
 from diffusion_distill.models.build import build_unet, init_params
 from diffusion_distill.paper import DATASETS
+from diffusion_distill.plan.hardware import parse_topology
+from diffusion_distill.plan.make import better
 from diffusion_distill.stages import plan
 from diffusion_distill.validate import from_file
 
@@ -142,6 +144,7 @@ def test_the_hours_tiny_chain_is_that_of_cifar10_with_the_small_ones_loss():
         "diffusion.parameterization",
         "diffusion.weighting",
         "distill.first_round_solver",
+        "distill.lr_schedule",
         "teacher.dropout",
         "teacher.lr_schedule",
     ]
@@ -160,6 +163,20 @@ def test_the_first_round_of_the_papers_is_by_ddim_and_of_the_others_by_heuns_met
     assert solver == ("ddim" if path.stem in papers else "heun")
 
 
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *((path.stem, "") for path in FILES),
+        *((f"{name}_distill", "fast") for name in DATASETS),
+        ("digits_distill", "guided"),
+    ],
+)
+def test_no_average_keeps_much_of_its_start(name, variant):
+    """A student's begins at its teacher's weights, a match student's at random ones."""
+    stages = plan(load(name, variant))
+    assert [s.name for s in stages if "of its start" in s.heading(1, 1)] == []
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_fast_has_fewer_rounds_of_ten_thousand_updates(name):
     stages = plan(load(f"{name}_distill", "fast"))
@@ -170,11 +187,17 @@ def test_fast_has_fewer_rounds_of_ten_thousand_updates(name):
 @pytest.mark.parametrize("name", DATASETS)
 @pytest.mark.parametrize("kind", ["teacher", "distill"])
 def test_the_papers_compute_in_bfloat16_and_float32_does_not(name, kind):
-    config = load(f"{name}_{kind}")
-    assert (config.model.dtype, config.runtime.fsdp) == ("bfloat16", 8)
+    assert load(f"{name}_{kind}").model.dtype == "bfloat16"
     both = (to_dict(load(f"{name}_{kind}", variant)) for variant in ("", "float32"))
     assert differences(*both) == ["model.dtype: 'bfloat16' -> 'float32'"]
     assert load(f"{name}_{kind}", "tiny").model.dtype == "float32"
+
+
+@pytest.mark.parametrize("variant", ["", "float32"])
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_papers_are_split_as_is_cheapest_on_a_slice(name, variant):
+    known = better(load(f"{name}_distill", variant), parse_topology("v4:4x4x4"))
+    assert known == ({"model.dtype": "bfloat16"} if variant else {})
 
 
 def test_an_unknown_variant_is_refused():

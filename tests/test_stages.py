@@ -41,6 +41,8 @@ def test_the_first_round_alone_may_have_another_solver():
     teacher, first, *others = plan(config)
     assert (teacher.solver, first.solver) == ("ddim", "heun")
     assert {stage.solver for stage in others} == {"ddim"}
+    config.distill.start_steps = 2  # one step, the last, in which Heun's method is DDIM
+    assert plan(config)[1].solver == "ddim"
 
 
 @pytest.mark.parametrize(

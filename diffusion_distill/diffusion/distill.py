@@ -1,4 +1,4 @@
-"""Targets of progressive distillation: what takes a student in one step where others go in two.
+"""Targets of progressive distillation: what takes a student in one step where its teacher goes.
 
 Those of TARGETS have one signature: target(teacher, z_t, i, num_steps, logsnr_fn) -> x [B, ...].
 """

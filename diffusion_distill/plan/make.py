@@ -1,6 +1,7 @@
 """The plan of a config on a topology."""
 
 import dataclasses
+import math
 from operator import attrgetter
 
 from ml_collections import ConfigDict
@@ -94,9 +95,11 @@ def better(config: ConfigDict, topology: hardware.Topology) -> dict:
     """What BEST has in place of a config's own, by field; {} for GPUs, where nothing was tried."""
     if not topology.is_tpu:
         return {}
-    divides = topology.size % BEST["runtime.fsdp"] == 0
-    fields = [name for name in BEST if divides or name != "runtime.fsdp"]
-    return {name: BEST[name] for name in fields if attrgetter(name)(config) != BEST[name]}
+    size = topology.size
+    best = BEST | {"runtime.fsdp": math.gcd(BEST["runtime.fsdp"], size)}  # of so many devices
+    own = {name: attrgetter(name)(config) for name in best}
+    own["runtime.fsdp"] = min(own["runtime.fsdp"], size)  # which is what it means there
+    return {name: best[name] for name in best if own[name] != best[name]}
 
 
 def _best(config: ConfigDict, topology: hardware.Topology, effort: float) -> Best | None:

@@ -72,7 +72,7 @@ def describe(config: ConfigDict) -> Data:
 class Program:
     """A program of a run, whose cost is counted in units: an update, a batch's sampling step."""
 
-    name: str  # "teacher", "match" and "student" for updates, "sampler"
+    name: str  # of updates the stage's kind, as "teacher" or "student"; "sampler"
     images: int  # the global batch of one unit
     units: int  # that one call makes; 1 for the sampler
     function: Callable  # made by jax.jit

@@ -17,6 +17,7 @@ from diffusion_distill.models.build import build_unet, make_levels
 from diffusion_distill.run import Programs, check, run_chain
 from diffusion_distill.runs.network import check_same
 from diffusion_distill.runs.workdir import Workdir
+from diffusion_distill.stages import plan
 from diffusion_distill.terminal.stop import StopSignal
 from diffusion_distill.validate import from_file
 from tests.conftest import tiny_config
@@ -197,6 +198,8 @@ def test_a_network_that_predicts_eps_is_matched_into_one_that_predicts_v(tmp_pat
     folders.pipeline(tmp_path / "folder", fields)
     config = chain(tmp_path / "folder")
     assert (config.diffusion.parameterization, config.match.updates) == ("v", 20_000)
+    stages = plan(from_file(f"configs/from_diffusers.py:{tmp_path / 'folder'}"))
+    assert [s.name for s in stages if "of its start" in s.heading(1, 1)] == []
     config.match.updates = 2
     setup = copied(config, tmp_path / "run")
     assert list(setup.stages) == ["teacher", "match", "student_0002", "student_0001"]

@@ -50,7 +50,9 @@ def test_what_does_not_go_together_is_refused():
     ("topology", "dtype", "fsdp", "expected"),
     [
         ("v5e:2x4", "float32", 1, {"model.dtype": "bfloat16", "runtime.fsdp": 8}),
-        ("v5e:2x2", "float32", 1, {"model.dtype": "bfloat16"}),  # 8 do not divide them
+        ("v5e:2x2", "float32", 1, {"model.dtype": "bfloat16", "runtime.fsdp": 4}),  # all four
+        ("v5e:2x2", "bfloat16", 8, {}),  # the same four
+        ("v5e:1x1", "bfloat16", 1, {}),
         ("v4:4x4x4", "bfloat16", 1, {"runtime.fsdp": 8}),
         ("v4:4x4x4", "bfloat16", 8, {}),
         ("h100:8", "float32", 1, {}),
