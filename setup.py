@@ -56,9 +56,7 @@ setup(
             "torch>=2.13,<2.14",
         ],
         "explore": ["gradio>=6.31,<7"],  # brings the uvicorn and fastapi that serve it
-        "onednn": [
-            "onednn-devel-cpu-gomp==2023.2.0"
-        ],  # convolutions on x86 CPUs (devices/onednn.py)
+        "onednn": ["onednn-devel-cpu-gomp==2023.2.0"],  # for x86 CPUs (devices/onednn.py)
         "gcs": ["gcsfs>=2026.9,<2027"],  # gs:// paths for workdir and data
         "tfds_prepare": ["tensorflow>=2.18,<3"],  # to prepare data sets with `tfds build`
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],

@@ -1,6 +1,7 @@
-// Convolution and its two gradients by oneDNN, for XLA's programs on CPU. See onednn.py.
+// Convolutions, their gradients and matrix products by oneDNN, for XLA's programs on CPU. See onednn.py.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -16,6 +17,7 @@ using dnnl::memory;
 namespace {
 
 using Dims = memory::dims;
+using Numbers = ffi::Span<const int64_t>;
 using Arguments = std::unordered_map<int, memory>;
 enum Kind { kForward, kInputGradient, kKernelGradient };
 
@@ -34,22 +36,22 @@ struct Argument {
   }
 };
 
-// A convolution of given shapes: what is asked of oneDNN once and run many times.
-struct Convolution {
+// An operation on given shapes: what is asked of oneDNN once and run many times.
+struct Operation {
   dnnl::primitive primitive;
   Argument first, second, result;
 };
 
 // [N, H, W, C] as oneDNN names dimensions, N C H W.
-Dims Images(ffi::Span<const int64_t> d) { return {d[0], d[3], d[1], d[2]}; }
+Dims Images(Numbers d) { return {d[0], d[3], d[1], d[2]}; }
 // [H, W, I, O] as O I H W.
-Dims Kernel(ffi::Span<const int64_t> d) { return {d[3], d[2], d[0], d[1]}; }
+Dims Kernel(Numbers d) { return {d[3], d[2], d[0], d[1]}; }
 
 memory::data_type Type(ffi::DataType type) {
   return type == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
 }
 
-Convolution Make(const dnnl::engine& engine, Kind kind, int64_t stride, const Dims& before,
+Operation MakeConvolution(const dnnl::engine& engine, Kind kind, int64_t stride, const Dims& before,
                  const Dims& after, const Dims& x, const Dims& kernel, const Dims& y,
                  memory::data_type type) {
   using Tag = memory::format_tag;
@@ -84,53 +86,87 @@ Convolution Make(const dnnl::engine& engine, Kind kind, int64_t stride, const Di
           {DNNL_ARG_DIFF_WEIGHTS, kernel_has, backward.diff_weights_desc(), engine, true}};
 }
 
-ffi::Error Convolve(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
-                    int64_t kind_number, int64_t stride, ffi::Span<const int64_t> padding) {
+// A matrix product [..., M, K] x [..., K, N] -> [..., M, N], of arrays that lie in memory by strides.
+Operation MakeProduct(const dnnl::engine& engine, const Dims& first, const Dims& second,
+                      const Dims& result, const Dims& first_strides, const Dims& second_strides,
+                      const Dims& result_strides, memory::data_type type,
+                      memory::data_type result_type) {
+  const memory::desc a(first, type, first_strides), b(second, type, second_strides);
+  const memory::desc c(result, result_type, result_strides);
+  const dnnl::matmul::primitive_desc product(engine, a, b, c);
+  return {dnnl::matmul(product),
+          {DNNL_ARG_SRC, a, product.src_desc(), engine},
+          {DNNL_ARG_WEIGHTS, b, product.weights_desc(), engine},
+          {DNNL_ARG_DST, c, product.dst_desc(), engine, true}};
+}
+
+// What `make` makes, once for each key, on these data.
+ffi::Error Run(const std::vector<int64_t>& key,
+               const std::function<Operation(const dnnl::engine&)>& make, void* first,
+               void* second, void* result) {
   static std::mutex mutex;  // one at a time: each uses all threads
   static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   static dnnl::stream stream(engine);
-  static std::map<std::vector<int64_t>, Convolution> made;
+  static std::map<std::vector<int64_t>, Operation> made;
   const std::lock_guard<std::mutex> lock(mutex);
   try {
-    const auto kind = static_cast<Kind>(kind_number);
-    std::vector<int64_t> key = {kind_number, stride,
-                                static_cast<int64_t>(first.element_type())};
-    for (const auto& part : {padding, first.dimensions(), second.dimensions(),
-                             result->dimensions()}) {
-      key.insert(key.end(), part.begin(), part.end());
-    }
     auto found = made.find(key);
-    if (found == made.end()) {
-      const auto x = kind == kInputGradient ? result->dimensions() : first.dimensions();
-      const auto kernel = kind == kKernelGradient ? result->dimensions() : second.dimensions();
-      const auto y = kind == kForward          ? result->dimensions()
-                     : kind == kInputGradient ? first.dimensions()
-                                              : second.dimensions();
-      found = made.emplace(key, Make(engine, kind, stride, {padding[0], padding[2]},
-                                     {padding[1], padding[3]}, Images(x),
-                                     Kernel(kernel), Images(y), Type(first.element_type())))
-                  .first;
-    }
-    Convolution& convolution = found->second;
+    if (found == made.end()) found = made.emplace(key, make(engine)).first;
+    Operation& operation = found->second;
     Arguments arguments;
     const auto give = [&](Argument& argument, void* data) {
       argument.given.set_data_handle(data);
       arguments.insert({argument.name, argument.wanted});
     };
-    give(convolution.first, first.untyped_data());
-    give(convolution.second, second.untyped_data());
-    give(convolution.result, result->untyped_data());
-    for (Argument* argument : {&convolution.first, &convolution.second}) {
+    give(operation.first, first);
+    give(operation.second, second);
+    give(operation.result, result);
+    for (Argument* argument : {&operation.first, &operation.second}) {
       if (argument->differs) argument->copy.execute(stream, argument->given, argument->wanted);
     }
-    convolution.primitive.execute(stream, arguments);
-    Argument& out = convolution.result;
+    operation.primitive.execute(stream, arguments);
+    Argument& out = operation.result;
     if (out.differs) out.copy.execute(stream, out.wanted, out.given);
     stream.wait();
   } catch (const dnnl::error& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
   }
   return ffi::Error::Success();
+}
+
+ffi::Error Convolve(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
+                    int64_t kind_number, int64_t stride, Numbers padding) {
+  const auto kind = static_cast<Kind>(kind_number);
+  const auto a = first.dimensions(), b = second.dimensions(), c = result->dimensions();
+  const auto x = kind == kInputGradient ? c : a;
+  const auto kernel = kind == kKernelGradient ? c : b;
+  const auto y = kind == kForward ? c : kind == kInputGradient ? a : b;
+  std::vector<int64_t> key = {kind_number, stride, static_cast<int64_t>(first.element_type())};
+  for (const auto& part : {padding, a, b, c}) key.insert(key.end(), part.begin(), part.end());
+  const auto make = [&](const dnnl::engine& engine) {
+    return MakeConvolution(engine, kind, stride, {padding[0], padding[2]},
+                           {padding[1], padding[3]}, Images(x), Kernel(kernel), Images(y),
+                           Type(first.element_type()));
+  };
+  return Run(key, make, first.untyped_data(), second.untyped_data(), result->untyped_data());
+}
+
+// `sizes` and strides are those of MakeProduct, of all three arrays one after the other.
+ffi::Error Multiply(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
+                    Numbers sizes, Numbers strides) {
+  std::vector<int64_t> key = {-1, static_cast<int64_t>(first.element_type()),
+                              static_cast<int64_t>(result->element_type())};
+  for (const auto& part : {sizes, strides}) key.insert(key.end(), part.begin(), part.end());
+  const auto make = [&](const dnnl::engine& engine) {
+    const size_t rank = sizes.size() / 3;
+    const auto part = [&](Numbers of, size_t n) {
+      return Dims(of.begin() + n * rank, of.begin() + (n + 1) * rank);
+    };
+    return MakeProduct(engine, part(sizes, 0), part(sizes, 1), part(sizes, 2), part(strides, 0),
+                       part(strides, 1), part(strides, 2), Type(first.element_type()),
+                       Type(result->element_type()));
+  };
+  return Run(key, make, first.untyped_data(), second.untyped_data(), result->untyped_data());
 }
 
 }  // namespace
@@ -142,4 +178,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(convolve, Convolve,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("kind")
                                   .Attr<int64_t>("stride")
-                                  .Attr<ffi::Span<const int64_t>>("padding"));
+                                  .Attr<Numbers>("padding"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(multiply, Multiply,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<Numbers>("sizes")
+                                  .Attr<Numbers>("strides"));

@@ -1,21 +1,25 @@
-"""Convolutions on CPU by oneDNN, where the extra `onednn` is installed.
+"""Convolutions and matrix products on CPU by oneDNN, where the extra `onednn` is installed.
 
 XLA's own take longer in float32, and many times as long in bfloat16, for which newer processors
 have units that XLA on CPU leaves idle (RESULTS.md). Results agree to rounding. A program
 for one CPU device that is traced after `use` has them; programs for several devices and for
 accelerators are as they were.
 
-XLA calls a function in C++ (onednn.cc), which is compiled at the first start and kept.
+XLA calls functions in C++ (onednn.cc), which are compiled at the first start and kept.
 """
 
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import shutil
+import string
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +33,6 @@ from jax.interpreters import mlir
 ONEDNN = "DIFFUSION_DISTILL_ONEDNN"  # environment variable: 0 leaves oneDNN out
 _SOURCE = Path(__file__).with_name("onednn.cc")
 _LIBRARY = Path(sys.prefix) / "lib" / "libdnnl.so"  # where the extra's wheels put it
-_TARGET = "diffusion_distill_convolve"
 _FORWARD, _INPUT_GRADIENT, _KERNEL_GRADIENT = range(3)  # Kind in onednn.cc
 
 _is_used = False
@@ -46,7 +49,7 @@ if _is_wanted():
 
 
 def use(cache: Path) -> None:
-    """From here on, convolutions of this process's CPU programs are oneDNN's, where they can be.
+    """From here on, what this module computes is oneDNN's in this process's CPU programs.
 
     They stay XLA's where the extra is not installed, where ONEDNN is 0, and, with a line in the
     log, where no C++ compiler is at hand. What is compiled is kept in `cache`.
@@ -54,12 +57,18 @@ def use(cache: Path) -> None:
     global _is_used
     if not _is_used and _is_wanted():
         try:
-            function = ctypes.CDLL(str(_compiled(cache))).convolve
+            library = ctypes.CDLL(str(_compiled(cache)))
         except (OSError, subprocess.SubprocessError) as error:
             logging.warning("Convolutions stay XLA's; oneDNN cannot be used: %s", error)
             return
-        jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(function), platform="cpu")
+        for name in BY_XLA:
+            capsule = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(_target(name), capsule, platform="cpu")
         _is_used = True
+
+
+def _target(name: str) -> str:
+    return f"diffusion_distill_{name}"
 
 
 def is_used() -> bool:
@@ -95,6 +104,10 @@ def _compiled(cache: Path) -> Path:
     return library
 
 
+def _can_be(x: jax.Array) -> bool:
+    return _is_used and x.dtype in (jnp.float32, jnp.bfloat16)
+
+
 class _Window(NamedTuple):
     """How a kernel goes over the pixels."""
 
@@ -115,14 +128,38 @@ def convolution(
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
     window = _Window(stride, tuple(map(tuple, padding)))
-    if _is_used and x.dtype in (jnp.float32, jnp.bfloat16):
-        return _with_gradients(x, kernel, window)
-    return by_xla(x, kernel, kind=_FORWARD, shape=(), window=window)
+    if not _can_be(x):
+        return _convolve_by_xla(x, kernel, kind=_FORWARD, shape=(), window=window)
+    return _convolution(x, kernel, window)
 
 
-def by_xla(first, second, *, kind, shape, window):
-    """What the primitive below says, for any device."""
+def einsum(
+    spec: str, x: jax.Array, y: jax.Array, dtype: jax.typing.DTypeLike | None = None
+) -> jax.Array:
+    """jnp.einsum of two arrays of one dtype, summed in float32; the result is of `dtype` or theirs.
 
+    Every letter of `spec` ("btnh,bsnh->bnts") stands in two of its parts or in all three. By oneDNN
+    the gradient is made in reverse mode alone, and of a result that has the arrays' own dtype.
+    """
+    dtype = jnp.dtype(dtype or x.dtype)
+    if not _can_be(x):
+        return _multiply_by_xla(x, y, spec=spec, dtype=dtype)
+    return _einsum(spec, x, y) if dtype == x.dtype else _product(spec, x, y, dtype)
+
+
+def dot_general(x, y, dimension_numbers, precision=None, preferred_element_type=None):
+    """jax.lax.dot_general, for flax's layers: by `einsum` where no axes are a batch's."""
+    (x_summed, y_summed), batch = dimension_numbers
+    if not _can_be(x) or any(batch):
+        return jax.lax.dot_general(x, y, dimension_numbers, precision, preferred_element_type)
+    of_x, of_y = string.ascii_lowercase[: x.ndim], list(string.ascii_uppercase[: y.ndim])
+    for i, j in zip(x_summed, y_summed, strict=True):
+        of_y[j] = of_x[i]
+    made = [a for a in (*of_x, *of_y) if (a in of_x) != (a in of_y)]
+    return einsum(f"{of_x},{''.join(of_y)}->{''.join(made)}", x, y, preferred_element_type)
+
+
+def _convolve_by_xla(first, second, *, kind, shape, window):
     def forward(x, kernel):
         return jax.lax.conv_general_dilated(
             x,
@@ -140,55 +177,131 @@ def by_xla(first, second, *, kind, shape, window):
     return forward(first, second)
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "shape", "window"))
-def _call(first, second, *, kind, shape, window):
-    return PRIMITIVE.bind(first, second, kind=kind, shape=shape, window=window)
+def _convolve_attributes(*arrays, kind, shape, window):
+    del arrays, shape  # C++ sees them
+    padding = np.asarray(window.padding, np.int64).ravel()
+    return {"kind": np.int64(kind), "stride": np.int64(window.stride), "padding": padding}
 
 
-def _shape(first, second, **how):
-    made = jax.eval_shape(functools.partial(by_xla, **how), first, second)
-    return jax.core.ShapedArray(made.shape, made.dtype)
+def _parts(spec: str) -> list[str]:
+    """The letters of the two factors and of the result."""
+    return spec.replace("->", ",").split(",")
 
 
-def _lower_on_cpu(context, first, second, *, kind, shape, window):
-    """By oneDNN in a program for one device; XLA would not know how to divide the call."""
-    if getattr(context.module_context.axis_context, "num_devices", None) != 1:
-        return _lower_by_xla(context, first, second, kind=kind, shape=shape, window=window)
-    return jax.ffi.ffi_lowering(_TARGET)(
-        context,
-        first,
-        second,
-        kind=np.int64(kind),
-        stride=np.int64(window.stride),
-        padding=np.asarray(window.padding, np.int64).ravel(),
-    )
+def _multiply_by_xla(first, second, *, spec, dtype):
+    return jnp.einsum(spec, first, second, preferred_element_type=dtype)
+
+
+def _multiply_attributes(*arrays, spec, dtype):
+    """Sizes and strides of the three arrays as [..., M, K], [..., K, N] and [..., M, N].
+
+    None where such a group of axes does not lie in memory as one axis would.
+    """
+    del dtype  # C++ sees it
+    x, y, z = _parts(spec)
+    batch = [a for a in z if a in x and a in y]
+    m, k = [a for a in x if a not in y], [a for a in x if a not in z]
+    n = [a for a in y if a not in x]
+    sizes, strides = [], []
+    for letters, array, axes in zip((x, y, z), arrays, ((m, k), (k, n), (m, n)), strict=True):
+        size_of = dict(zip(letters, array.shape, strict=True))
+        stride_of = {a: math.prod(array.shape[i + 1 :]) for i, a in enumerate(letters)}
+        for group in [*([a] for a in batch), *axes]:
+            long = [a for a in group if size_of[a] > 1]
+            if any(stride_of[a] != stride_of[b] * size_of[b] for a, b in pairwise(long)):
+                return None
+            sizes.append(math.prod(size_of[a] for a in group))
+            strides.append(stride_of[long[-1]] if long else math.prod(array.shape))
+    if strides[-1] != 1:  # the columns of the result must be next to each other
+        return None
+    return {"sizes": np.asarray(sizes, np.int64), "strides": np.asarray(strides, np.int64)}
+
+
+def _primitive(name: str, by_xla: Callable, attributes: Callable) -> Primitive:
+    """An operation on two arrays that is `by_xla`, on CPU the function `name` in onednn.cc.
+
+    `attributes` makes of the three arrays and the parameters what C++ is told, or None where it
+    can't do it.
+    """
+    primitive = Primitive(name)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def call(first, second, parameters):
+        return primitive.bind(first, second, **dict(parameters))
+
+    def shape(first, second, **parameters):
+        made = jax.eval_shape(functools.partial(by_xla, **parameters), first, second)
+        return jax.core.ShapedArray(made.shape, made.dtype)
+
+    lower_by_xla = mlir.lower_fun(by_xla, multiple_results=False)
+
+    def lower_on_cpu(context, first, second, **parameters):
+        # In a program for one device; XLA would not know how to divide the call.
+        told = None
+        if getattr(context.module_context.axis_context, "num_devices", None) == 1:
+            told = attributes(*context.avals_in, *context.avals_out, **parameters)
+        if told is None:
+            return lower_by_xla(context, first, second, **parameters)
+        return jax.ffi.ffi_lowering(_target(name))(context, first, second, **told)
+
+    primitive.def_impl(lambda *arrays, **parameters: call(*arrays, tuple(parameters.items())))
+    primitive.def_abstract_eval(shape)
+    mlir.register_lowering(primitive, lower_by_xla)
+    mlir.register_lowering(primitive, lower_on_cpu, "cpu")
+    return primitive
 
 
 # By kind: of images and kernel, the result; of the result's gradient and kernel, that of images;
 # of images and the result's gradient, that of the kernel. The gradients are of `shape`.
-PRIMITIVE = Primitive("convolve")
-PRIMITIVE.def_impl(_call)
-PRIMITIVE.def_abstract_eval(_shape)
-_lower_by_xla = mlir.lower_fun(by_xla, multiple_results=False)
-mlir.register_lowering(PRIMITIVE, _lower_by_xla)
-mlir.register_lowering(PRIMITIVE, _lower_on_cpu, "cpu")
+_CONVOLVE = _primitive("convolve", _convolve_by_xla, _convolve_attributes)
+_MULTIPLY = _primitive("multiply", _multiply_by_xla, _multiply_attributes)
+BY_XLA = {"convolve": _convolve_by_xla, "multiply": _multiply_by_xla}  # by the primitive's name
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _with_gradients(x, kernel, window):
-    return PRIMITIVE.bind(x, kernel, kind=_FORWARD, shape=(), window=window)
+def _convolution(x, kernel, window):
+    return _CONVOLVE.bind(x, kernel, kind=_FORWARD, shape=(), window=window)
 
 
-def _forward(x, kernel, window):
-    return _with_gradients(x, kernel, window), (x, kernel)
+def _convolution_forward(x, kernel, window):
+    return _convolution(x, kernel, window), (x, kernel)
 
 
-def _backward(window, saved, gradient):
+def _convolution_backward(window, saved, gradient):
     x, kernel = saved
     return (
-        PRIMITIVE.bind(gradient, kernel, kind=_INPUT_GRADIENT, shape=x.shape, window=window),
-        PRIMITIVE.bind(x, gradient, kind=_KERNEL_GRADIENT, shape=kernel.shape, window=window),
+        _CONVOLVE.bind(gradient, kernel, kind=_INPUT_GRADIENT, shape=x.shape, window=window),
+        _CONVOLVE.bind(x, gradient, kind=_KERNEL_GRADIENT, shape=kernel.shape, window=window),
     )
 
 
-_with_gradients.defvjp(_forward, _backward)
+_convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+def _product(spec, x, y, dtype):
+    """The primitive; the factor that has the result's last axis comes second."""
+    of_x, of_y, made = _parts(spec)
+    if made[-1] in of_x:
+        spec, x, y = f"{of_y},{of_x}->{made}", y, x
+    return _MULTIPLY.bind(x, y, spec=spec, dtype=jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _einsum(spec, x, y):
+    return _product(spec, x, y, x.dtype)
+
+
+def _einsum_forward(spec, x, y):
+    return _einsum(spec, x, y), (x, y)
+
+
+def _einsum_backward(spec, saved, gradient):
+    x, y = saved
+    of_x, of_y, made = _parts(spec)
+    return (
+        _product(f"{made},{of_y}->{of_x}", gradient, y, x.dtype),
+        _product(f"{made},{of_x}->{of_y}", gradient, x, x.dtype),
+    )
+
+
+_einsum.defvjp(_einsum_forward, _einsum_backward)

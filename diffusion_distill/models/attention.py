@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_distill.models.layers import GroupNorm, materialize, written
+from diffusion_distill.devices import onednn
+from diffusion_distill.models.layers import DenseGeneral, GroupNorm, materialize, written
 
 
 class AttentionBlock(nn.Module):
@@ -29,10 +30,10 @@ class AttentionBlock(nn.Module):
         heads, head_dim = attention_heads(channels, self.num_heads, self.head_dim)
         h = GroupNorm(self.num_groups, name="norm")(x).reshape(b, height * width, channels)
         q, k, v = (
-            nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
+            DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(h) for name in "qkv"
         )
         h = attention(q, k, v, self.fused)
-        h = nn.DenseGeneral(
+        h = DenseGeneral(
             channels,
             axis=(-2, -1),
             dtype=self.dtype,
@@ -50,6 +51,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, fused: bool) -> jax.Arra
     how = attention_implementation(fused and has_cudnn(), q.dtype, q.shape[-1])
     if how == "xla" and q.dtype.itemsize == 2:
         return attention_in_16_bits(q, k, v)
+    if how == "xla" and onednn.is_used():
+        logits = onednn.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(q.shape[-1])
+        return onednn.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits), v)
     return jax.nn.dot_product_attention(q, k, v, implementation=how)
 
 
@@ -68,7 +72,7 @@ def _softmax(q, k):
 
     Written so that TPUs' compiler makes one operation of it.
     """
-    logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
+    logits = onednn.einsum("btnh,bsnh->bnts", q, k, jnp.float32)
     logits /= math.sqrt(q.shape[-1])
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
@@ -77,7 +81,7 @@ def _softmax(q, k):
 
 def _attention_forward(q, k, v):
     weights, total = _softmax(q, k)
-    sums = jnp.einsum("bnts,bsnh->bnth", weights, v, preferred_element_type=jnp.float32)
+    sums = onednn.einsum("bnts,bsnh->bnth", weights, v, jnp.float32)
     result = (sums / total).astype(q.dtype).swapaxes(1, 2)
     return result, (q, k, v, result, weights, total)
 
@@ -86,13 +90,13 @@ def _attention_backward(kept, gradient):
     q, k, v, result, weights, total = kept
     share = 1.0 / total
     of_sums = (gradient * share.swapaxes(1, 2)).astype(q.dtype)
-    by_v = jnp.einsum("bnts,btnh->bsnh", weights, of_sums)
-    by_weights = jnp.einsum("btnh,bsnh->bnts", gradient, v, preferred_element_type=jnp.float32)
+    by_v = onednn.einsum("bnts,btnh->bsnh", weights, of_sums)
+    by_weights = onednn.einsum("btnh,bsnh->bnts", gradient, v, jnp.float32)
     mean = jnp.einsum("btnh,btnh->bnt", gradient, result, preferred_element_type=jnp.float32)
     by_logits = weights.astype(jnp.float32) * share * (by_weights - mean[..., None])
     by_logits = written(by_logits / math.sqrt(q.shape[-1]), q.dtype)
-    by_q = jnp.einsum("bnts,bsnh->btnh", by_logits, k)
-    return by_q, jnp.einsum("bnts,btnh->bsnh", by_logits, q), by_v
+    by_q = onednn.einsum("bnts,bsnh->btnh", by_logits, k)
+    return by_q, onednn.einsum("bnts,btnh->bsnh", by_logits, q), by_v
 
 
 attention_in_16_bits.defvjp(_attention_forward, _attention_backward)

@@ -164,6 +164,11 @@ def _scaled_backward(activation, dtype, kept, gradient):
 _scaled_in_16_bits.defvjp(_scaled_forward, _scaled_backward)
 
 
+# A layer of channels at each pixel.
+Dense = functools.partial(nn.Dense, dot_general=onednn.dot_general)
+DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=onednn.dot_general)
+
+
 class Conv(nn.Module):
     """A convolution with zeros around the image, and a bias; parameters as those of nn.Conv."""
 

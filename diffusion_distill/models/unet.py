@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_distill.models.attention import AttentionBlock
-from diffusion_distill.models.layers import Conv, GroupNorm, materialize
+from diffusion_distill.models.layers import Conv, Dense, GroupNorm, materialize
 
 # How logSNR enters the network: each maps logsnr [B] to about [0, 1], and the embedding
 # takes 1000 times that.
@@ -101,7 +101,7 @@ class ResnetBlock(nn.Module):
         zeros = nn.initializers.zeros
         h = Conv(self.channels, dtype=self.dtype, kernel_init=zeros, name="conv2")(h)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="nin_shortcut")(x)
+            x = Dense(self.channels, dtype=self.dtype, name="nin_shortcut")(x)
         return materialize(x + h)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from diffusion_distill.diffusion.discrete import level_of
 from diffusion_distill.models.attention import attention
-from diffusion_distill.models.layers import Conv, GroupNorm, materialize
+from diffusion_distill.models.layers import Conv, Dense, GroupNorm, materialize
 from diffusion_distill.models.unet import GUIDANCE_SCALE, RESAMPLE, dropout, timestep_embedding
 
 _ZEROS = nn.initializers.zeros
@@ -79,7 +79,7 @@ class ResnetBlock2D(nn.Module):
             h = dropout(h, self.dropout, dropout_keys, self.name)
         h = Conv(self.channels, dtype=self.dtype, kernel_init=_ZEROS, name="conv2")(h)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="conv_shortcut")(x)
+            x = Dense(self.channels, dtype=self.dtype, name="conv_shortcut")(x)
         return materialize((x + h) / self.scale_factor)
 
 
@@ -105,12 +105,12 @@ class Attention(nn.Module):
         )
 
         def heads_of(name):
-            projected = nn.Dense(heads * head_dim, dtype=self.dtype, name=name)(h)
+            projected = Dense(heads * head_dim, dtype=self.dtype, name=name)(h)
             return projected.reshape(batch, height * width, heads, head_dim)
 
         h = attention(*map(heads_of, ("to_q", "to_k", "to_v")), self.fused)
         h = h.reshape(batch, height, width, heads * head_dim)
-        h = nn.Dense(channels, dtype=self.dtype, kernel_init=_ZEROS, name="to_out.0")(h)
+        h = Dense(channels, dtype=self.dtype, kernel_init=_ZEROS, name="to_out.0")(h)
         return materialize((x + h) / self.scale_factor)
 
 

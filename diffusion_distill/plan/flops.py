@@ -62,15 +62,15 @@ def _inside(size: int, kernel: int, outputs: int, settings: dict, n: int) -> int
     return int(np.sum((at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)))
 
 
-def _convolve(equation) -> float:
-    """Of devices/onednn.py's primitive, on the way to XLA's convolution or to oneDNN's."""
+def _by_onednn(equation) -> float:
+    """Of a primitive of devices/onednn.py, on the way to XLA or to oneDNN."""
     arguments = [variable.aval for variable in equation.invars]
-    traced = jax.make_jaxpr(functools.partial(onednn.by_xla, **equation.params))(*arguments)
-    return count_flops(traced.jaxpr).total
+    by_xla = functools.partial(onednn.BY_XLA[equation.primitive.name], **equation.params)
+    return count_flops(jax.make_jaxpr(by_xla)(*arguments).jaxpr).total
 
 
 _COUNTS = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
-    onednn.PRIMITIVE.name: _convolve,
+    **dict.fromkeys(onednn.BY_XLA, _by_onednn),
 }
