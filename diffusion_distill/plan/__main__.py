@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusion_distill.plan import hardware
-from diffusion_distill.plan.cost import LEAST_EFFORT, LISTED
+from diffusion_distill.plan.cost import LISTED
 from diffusion_distill.plan.make import make_plan
 from diffusion_distill.plan.text import text
 from diffusion_distill.storage.buckets import as_path
@@ -32,8 +32,8 @@ from diffusion_distill.terminal.console import say
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/; FILE:VARIANT works.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, f"What to plan for: {hardware.ACCEPTED}.")
 _JSON = flags.DEFINE_string("json", None, "A file for the same numbers as JSON.")
-_EFFORT = flags.DEFINE_float(
-    "effort", LEAST_EFFORT, "Of the TPU compiler: -1 takes minutes; 0, a run's own, may take hours."
+_FULL_EFFORT = flags.DEFINE_bool(
+    "full_effort", False, "Whether to compile for TPUs as a run does: hours in place of minutes."
 )
 _COMPARE = flags.DEFINE_bool(
     "compare", True, "Whether to plan it with the best setting known, too, where that is another."
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     getattr(_CONFIG.value, "seed", None)  # a config that could not be read raises why when touched
     if _JSON.value:  # what cannot be written is found before minutes of compiling, not after
         check_can_write(as_path(_JSON.value))
-    plan = make_plan(_CONFIG.value, topology, _EFFORT.value, _COMPARE.value)
+    plan = make_plan(_CONFIG.value, topology, _FULL_EFFORT.value, _COMPARE.value)
     if _JSON.value:
         fields = dataclasses.asdict(plan) | {"topology": str(topology)}
         write_atomically(as_path(_JSON.value), json.dumps(fields, indent=1) + "\n")

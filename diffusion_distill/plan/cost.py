@@ -20,7 +20,7 @@ from diffusion_distill.plan.programs import Program
 from diffusion_distill.storage.files import read_json, write_atomically
 
 LISTED = 50  # operations that a cost keeps, those that touch most
-LEAST_EFFORT = -1.0  # of the compiler, in -1 to 1; 0 is what a run uses
+_LEAST_EFFORT = 9  # of XLA: its level O0
 FORMAT = 4  # of the cached answers
 
 
@@ -50,17 +50,17 @@ class Cost:
 
 
 def cost(
-    program: Program, topology: Topology, mesh: Mesh, cache: Path, effort: float = LEAST_EFFORT
+    program: Program, topology: Topology, mesh: Mesh, cache: Path, full_effort: bool = False
 ) -> Cost:
     """The cost of a program on the mesh of a topology: from the cache, or else by compiling it.
 
     An answer is kept by the program's text, the topology, the effort and the compilers' versions,
-    so that it serves every config that has the same program. The effort is -1 to 1.
+    so that it serves every config that has the same program. `full_effort` compiles as a run does.
     """
     traced = program.function.trace(*program.arguments)
     lowered = traced.lower()
     versions = [jax.__version__, jaxlib.__version__, libtpu_version()]
-    made_of = [FORMAT, str(topology), effort, *versions, sorted(mesh.shape.items())]
+    made_of = [FORMAT, str(topology), full_effort, *versions, sorted(mesh.shape.items())]
     digest = hashlib.sha256(repr(made_of).encode() + lowered.as_text().encode()).hexdigest()
     path = cache / f"{program.name}-{topology}-{digest[:16]}.json".replace(":", "-")
     if path.exists():
@@ -68,18 +68,21 @@ def cost(
         kinds = {"collectives": Collective, "operations": Operation}
         lists = {name: [kind(**f) for f in fields[name]] for name, kind in kinds.items()}
         return Cost(**fields | lists)
-    result = _compiled(program, count_flops(traced.jaxpr.jaxpr), lowered, mesh, effort)
+    result = _compiled(program, count_flops(traced.jaxpr.jaxpr), lowered, mesh, full_effort)
     cache.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(dataclasses.asdict(result), indent=1))
     return result
 
 
-def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float) -> Cost:
+def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, full_effort: bool) -> Cost:
     began = time.monotonic()
     of = {"name": program.name, "images": program.images, "devices": mesh.size}
     of["flops"] = flops.total / program.units / mesh.size
     try:
-        compiled = _compile(lowered, mesh, effort)
+        options = compiler.options(mesh.devices.flat[0].platform) or {}
+        if not full_effort:
+            options = options | {"optimization_level": _LEAST_EFFORT}
+        compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -110,15 +113,6 @@ def _compiled(program: Program, flops: Flops, lowered, mesh: Mesh, effort: float
         estimate=estimate * turns if estimate > 0 else None,  # compilers without a model say -1
         fits=True, seconds=time.monotonic() - began, operations=touching,
     )  # fmt: skip
-
-
-def _compile(lowered, mesh: Mesh, effort: float):
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", effort)
-    try:
-        return lowered.compile(compiler.options(mesh.devices.flat[0].platform))
-    finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
 
 
 def temporaries_wanted(message: str, arguments: int) -> int:

@@ -8,10 +8,9 @@ from ml_collections import ConfigDict
 
 from diffusion_distill import stages
 from diffusion_distill.devices.sharding import check_divides, make_mesh
-from diffusion_distill.errors import UserError
 from diffusion_distill.plan import hardware
 from diffusion_distill.plan.bounds import Size, StageTime, bound, sizes, stage_time, verdict
-from diffusion_distill.plan.cost import LEAST_EFFORT, Cost, cost
+from diffusion_distill.plan.cost import Cost, cost
 from diffusion_distill.plan.programs import Data, describe, programs
 from diffusion_distill.storage.files import cache_folder
 from diffusion_distill.terminal.console import say
@@ -40,7 +39,7 @@ class Plan:
     """
 
     topology: hardware.Topology
-    effort: float  # of the compiler
+    full_effort: bool  # the compiler's, as for a run
     data: Data
     costs: list[Cost]  # of each program, the sampler's last
     stages: list[StageTime]  # of those that are trained
@@ -53,7 +52,7 @@ class Plan:
 def make_plan(
     config: ConfigDict,
     topology: hardware.Topology,
-    effort: float = LEAST_EFFORT,
+    full_effort: bool = False,
     compare: bool = False,
 ) -> Plan:
     """The plan of a config; compiles what the cache does not have.
@@ -61,11 +60,8 @@ def make_plan(
     `compare` plans it with the best setting known, too, where that is another.
 
     Raises:
-        UserError: the effort, of the TPU compiler, is not -1 to 1; or the config, the network, or
-            the number of devices does not go with the rest.
+        UserError: the config, the network, or the number of devices does not go with the rest.
     """
-    if not -1 <= effort <= 1:
-        raise UserError(f"--effort is {effort}; it must be from -1 to 1")
     validate(config)
     mesh = make_mesh(config.runtime.fsdp, hardware.devices(topology))
     accumulation = config.runtime.accumulation
@@ -75,10 +71,10 @@ def make_plan(
     costs = []
     for program in programs(config, chain, data, mesh):
         say(f"{program.name}: compiling for {topology}, unless the cache has it")
-        costs.append(cost(program, topology, mesh, folder, effort))
+        costs.append(cost(program, topology, mesh, folder, full_effort))
     chip, dtype = topology.chip, config.model.dtype
     if chip is None:
-        return Plan(topology, effort, data, costs, [], [], None, NO_LIMIT)
+        return Plan(topology, full_effort, data, costs, [], [], None, NO_LIMIT)
     *updates, sampler = costs
     updates = {c.name: c for c in updates}
     seconds = {name: bound(c, chip, dtype).seconds for name, c in updates.items()}
@@ -87,8 +83,8 @@ def make_plan(
     others = sizes(trained, updates, chip, dtype, accumulation) if updates else []
     rate = sampler.images / bound(sampler, chip, dtype).seconds
     comparable = trained and all(c.accessed is not None for c in updates.values())
-    best = _best(config, topology, effort) if compare and comparable else None
-    return Plan(topology, effort, data, costs, times, others, rate, verdict(costs, chip), best)
+    best = _best(config, topology, full_effort) if compare and comparable else None
+    return Plan(topology, full_effort, data, costs, times, others, rate, verdict(costs, chip), best)
 
 
 def better(config: ConfigDict, topology: hardware.Topology) -> dict:
@@ -102,7 +98,7 @@ def better(config: ConfigDict, topology: hardware.Topology) -> dict:
     return {name: best[name] for name in best if own[name] != best[name]}
 
 
-def _best(config: ConfigDict, topology: hardware.Topology, effort: float) -> Best | None:
+def _best(config: ConfigDict, topology: hardware.Topology, full_effort: bool) -> Best | None:
     fields = better(config, topology)
     if not fields:
         return None
@@ -110,5 +106,5 @@ def _best(config: ConfigDict, topology: hardware.Topology, effort: float) -> Bes
     say(f"the best setting known, {flags}:")
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
-    plan = make_plan(config, topology, effort)
+    plan = make_plan(config, topology, full_effort)
     return Best(flags, sum(stage.chip_hours for stage in plan.stages))

@@ -3,7 +3,7 @@
 import dataclasses
 
 from diffusion_distill.plan.bounds import Size, StageTime, advice, bound, slowest, verdict
-from diffusion_distill.plan.cost import LEAST_EFFORT, Cost
+from diffusion_distill.plan.cost import Cost
 from diffusion_distill.plan.make import Plan
 from diffusion_distill.report.table import markdown
 
@@ -103,7 +103,7 @@ def _notes(plan: Plan, config) -> list[str]:
         lines.append("`touched` takes all of an update to be in the parts of the batch: too much.")
     if not plan.topology.is_tpu:
         lines.append("Memory and bytes touched are the CPU compiler's: an estimate, and too much.")
-    elif plan.effort == LEAST_EFFORT:
+    elif not plan.full_effort:
         lines.append(_LEAST_EFFORT_NOTE)
     return lines
 

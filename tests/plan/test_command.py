@@ -42,8 +42,6 @@ def test_what_does_not_go_together_is_refused():
     topology = parse_topology("cpu:1")
     with pytest.raises(UserError, match="config.train.batch_size is 16; it must be a multiple"):
         make_plan(small_config(**{"runtime.accumulation": 3}), topology)
-    with pytest.raises(UserError, match="--effort is 3.0; it must be from -1 to 1"):
-        make_plan(small_config(), topology, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_a_plan_is_made_once_for_each_program(program, flops, tmp_path, monkeypa
     wider = program("sampler", **{"model.channels": 16})
     for other in (
         lambda: cost(sampler, parse_topology("gpu"), mesh(), tmp_path),
-        lambda: cost(sampler, topology, mesh(), tmp_path, effort=0.0),
+        lambda: cost(sampler, topology, mesh(), tmp_path, full_effort=True),
         lambda: cost(wider, topology, mesh(), tmp_path),
     ):
         with pytest.raises(AssertionError, match="compiled again"):

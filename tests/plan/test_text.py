@@ -33,7 +33,7 @@ def plan_of(cost, verdict, topology="v5e:8x8"):
     seconds = max(cost.flops / 197e12, (cost.accessed or 0) / 819e9)
     return Plan(
         topology=parse_topology(topology),
-        effort=-1.0,
+        full_effort=False,
         data=Data((64, 64, 3), 0, 0, "there is no data: 64x64x3, read ahead"),
         costs=[cost],
         stages=[stage_time(stage, cost, seconds)],
