@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.machinery
-import os
 import sys
 from collections.abc import Callable
 from unittest import mock
@@ -284,9 +283,6 @@ def rows(found: list[dict]) -> list[list[str]]:
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     measuring.start()
-    # Our OpenMP, if there is one, has read by now how its threads should wait (devices/onednn.py).
-    # PyTorch brings its own, which is a third slower with that.
-    os.environ.pop("OMP_WAIT_POLICY", None)
     check_installed()
     import torch
 
