@@ -13,16 +13,18 @@ CIFAR-10's network of the paper, at its width and at about a third of it, agains
 
 A training step is a whole one: noise, network, loss, gradient, clipping, AdamW, moving average;
 without dropout. Sampling goes from noise to images in so many DDIM steps. What is compared runs in
-turn in one process; a time is a median. On an accelerator PyTorch's networks go through
-torch.compile and autocast; on a CPU they run as they are, in float32, which both use.
+turn, each peer in a process of its own; a time is a median. On an accelerator PyTorch's networks go
+through torch.compile and autocast; on a CPU they run as they are, in float32, which both use.
 """
 
 import contextlib
 import dataclasses
 import functools
 import importlib.machinery
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import jax
@@ -33,6 +35,7 @@ from ml_collections import ConfigDict
 from benchmarks import measuring
 from benchmarks.workload import Workload
 from configs import cifar10_teacher
+from diffusion_distill.devices import onednn
 from diffusion_distill.errors import UserError
 from diffusion_distill.terminal import cli
 
@@ -237,19 +240,60 @@ def _stand_in(package: str, *modules: str) -> None:
         sys.modules[name] = module
 
 
+@contextlib.contextmanager
+def apart(name: str, *sizes: int) -> Iterator[Contender]:
+    """A peer in a process of its own, as its users run it.
+
+    In one with our oneDNN it would share that one's OpenMP, whose threads sleep where they wait.
+    """
+    context = multiprocessing.get_context("spawn")
+    connection, other_end = context.Pipe()
+    process = context.Process(target=_serve, args=(other_end, name, *sizes), daemon=True)
+    with mock.patch.dict(os.environ, {onednn.ONEDNN: "0"}):
+        os.environ.pop("OMP_WAIT_POLICY", None)
+        process.start()
+    other_end.close()  # so that waiting ends where the process does
+
+    def ask(what):
+        connection.send(what)
+        connection.recv()
+
+    try:
+        parameters = connection.recv()
+        yield Contender(parameters, lambda: ask("train"), lambda: ask("sample"))
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(connection, name: str, *sizes: int) -> None:
+    """Makes a peer, says how many parameters it has, and makes the calls that are asked for."""
+    check_installed()
+    import torch
+
+    torch.manual_seed(0)
+    contender = {"diffusers": diffusers, "lucidrains": lucidrains}[name](*sizes)
+    connection.send(contender.parameters)
+    while True:
+        getattr(contender, connection.recv())()
+        connection.send(None)
+
+
 def compare(channels: int, num_blocks: int, batch: int, num_steps: int, repeats: int) -> list[dict]:
     """The three networks at one width, in turn: a dict of numbers for each, ours first."""
-    makers = {"ours": ours, "diffusers": diffusers, "lucidrains": lucidrains}
-    widths = dict.fromkeys(makers, channels)
-    found, calls = {}, {}
-    for name, make in makers.items():
-        if name == "lucidrains":
-            widths[name] = matching_width(found["ours"].parameters)
-        found[name] = make(widths[name], num_blocks, batch, num_steps)
-        calls |= {(name, "train"): found[name].train, (name, "sample"): found[name].sample}
-    for call in calls.values():  # once for what is made at the first call
-        call()
-    seconds = measuring.alternating(calls, repeats)
+    sizes = num_blocks, batch, num_steps
+    with contextlib.ExitStack() as stack:
+        found = {"ours": ours(channels, *sizes)}
+        widths = {"ours": channels, "diffusers": channels}
+        widths["lucidrains"] = matching_width(found["ours"].parameters)
+        for name in ("diffusers", "lucidrains"):
+            found[name] = stack.enter_context(apart(name, widths[name], *sizes))
+        calls = {}
+        for name, contender in found.items():
+            calls |= {(name, "train"): contender.train, (name, "sample"): contender.sample}
+        for call in calls.values():  # once for what is made at the first call
+            call()
+        seconds = measuring.alternating(calls, repeats)
     return [
         {
             "network": name,
@@ -290,7 +334,6 @@ def main(argv: list[str]) -> None:
     sizes = measuring.integers("batch_sizes", flags.FLAGS.batch_sizes)
     if len(widths) != len(sizes):
         raise UserError(f"there are {len(widths)} --channels and {len(sizes)} --batch_sizes")
-    torch.manual_seed(0)
     np.random.seed(0)
     found = []
     for channels, batch in zip(widths, sizes, strict=True):

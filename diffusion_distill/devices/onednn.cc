@@ -1,4 +1,4 @@
-// Convolutions, their gradients and matrix products by oneDNN, for XLA's programs on CPU. See onednn.py.
+// Convolutions, their gradients and matrix products by oneDNN, for XLA on CPU. See onednn.py.
 
 #include <cstdint>
 #include <functional>
@@ -51,9 +51,9 @@ memory::data_type Type(ffi::DataType type) {
   return type == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
 }
 
-Operation MakeConvolution(const dnnl::engine& engine, Kind kind, int64_t stride, const Dims& before,
-                 const Dims& after, const Dims& x, const Dims& kernel, const Dims& y,
-                 memory::data_type type) {
+Operation MakeConvolution(const dnnl::engine& engine, Kind kind, int64_t stride,
+                          const Dims& before, const Dims& after, const Dims& x,
+                          const Dims& kernel, const Dims& y, memory::data_type type) {
   using Tag = memory::format_tag;
   // Pixels stay as they are; a kernel is small, and is brought to the layout that oneDNN likes.
   const memory::desc x_has(x, type, Tag::nhwc), y_has(y, type, Tag::nhwc);
@@ -86,7 +86,7 @@ Operation MakeConvolution(const dnnl::engine& engine, Kind kind, int64_t stride,
           {DNNL_ARG_DIFF_WEIGHTS, kernel_has, backward.diff_weights_desc(), engine, true}};
 }
 
-// A matrix product [..., M, K] x [..., K, N] -> [..., M, N], of arrays that lie in memory by strides.
+// A matrix product [..., M, K] x [..., K, N] -> [..., M, N], of arrays that lie by strides.
 Operation MakeProduct(const dnnl::engine& engine, const Dims& first, const Dims& second,
                       const Dims& result, const Dims& first_strides, const Dims& second_strides,
                       const Dims& result_strides, memory::data_type type,

@@ -86,9 +86,7 @@ def test_it_and_its_gradients_are_the_definitions(used, case, dtype):
     wanted = float64(*exact, stride, padding)
     gradient = values(wanted.shape, 2, dtype)
     program = jax.jit(both).lower(x, kernel, gradient)
-    assert (
-        program.as_text().count(f"@{onednn._target('convolve')}(") == 3
-    )  # it is oneDNN that is looked at
+    assert program.as_text().count(f"@{onednn._target('convolve')}(") == 3  # it is oneDNN's
     y, x_gradient, kernel_gradient = program.compile()(x, kernel, gradient)
     assert y.dtype == x_gradient.dtype == kernel_gradient.dtype == dtype
     agree(y, wanted, ROUNDING[dtype])
