@@ -328,7 +328,6 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     measuring.start()
     check_installed()
-    import torch
 
     widths = measuring.integers("channels", flags.FLAGS.channels)
     sizes = measuring.integers("batch_sizes", flags.FLAGS.batch_sizes)

@@ -59,7 +59,7 @@ def use(cache: Path) -> None:
         try:
             library = ctypes.CDLL(str(_compiled(cache)))
         except (OSError, subprocess.SubprocessError) as error:
-            logging.warning("Convolutions and products stay XLA's; oneDNN cannot be used: %s", error)
+            logging.warning("Convolutions stay XLA's, and products: no oneDNN: %s", error)
             return
         for name in BY_XLA:
             capsule = jax.ffi.pycapsule(getattr(library, name))
