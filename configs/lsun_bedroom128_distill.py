@@ -5,7 +5,8 @@
     python -m diffusion_distill.main --config=configs/lsun_bedroom128_distill.py \
         --workdir=runs/bedroom
 
-Hardware: the paper used 64 TPU v4 chips.
+Hardware: the paper used 64 TPU v4 chips. On GPUs give --config.runtime.pixel_pairs=False, which
+computes a seventh less there; on TPUs pairs of pixels save more than that in memory.
 
 Time: the teacher takes 439 EFLOP, the 10 rounds 805 (600,000 updates of 2,048 images, five forward
 passes each): 38 and 70 hours on 64 chips at 50 TFLOP a second each. `:fast` (8 rounds of 10,000

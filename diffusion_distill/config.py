@@ -216,6 +216,10 @@ def base() -> ConfigDict:
     # attention by cuDNN's fused kernel on NVIDIA GPUs, in bfloat16 with heads of at most 128
     # channels; `False`: XLA's own, as everywhere else
     config.runtime.fused_attention = True
+    # two neighbouring pixels of the highest resolution side by side as channels: the same network,
+    # which reads and writes less on TPUs where it has at most 64 channels there, and computes twice
+    # as much there; not with attention at that resolution
+    config.runtime.pixel_pairs = False
     # updates in one compiled call; 0: 1 on a CPU, 10 elsewhere
     config.runtime.updates_per_call = 0
     # whether the loop over sampling steps is inside one compiled program or outside, around the

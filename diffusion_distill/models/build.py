@@ -52,6 +52,7 @@ def build_unet(
         head_dim=model.head_dim or None,
         num_classes=num_classes if model.class_conditional else 0,
         num_groups=model.num_groups,
+        pixel_pairs=config.runtime.pixel_pairs,
         resample_blocks=model.resample_blocks,
         time_input=model.time_input,
         logsnr_min=config.diffusion.logsnr_min,

@@ -21,6 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from diffusion_distill.devices import onednn
+from diffusion_distill.models.pairs import channels_of, paired_kernel, spread, summed
 
 
 def _identity(name: str, transpose: Callable, cpu: Callable | None = None) -> Primitive:
@@ -89,6 +90,7 @@ class GroupNorm(nn.Module):
     num_groups: int  # a divisor of the channels
     activation: Callable[[jax.Array], jax.Array] | None = None  # of the result; None for none
     eps: float = 1e-6  # added to the variance
+    pairs: tuple[int, ...] = ()  # of x (models/pairs.py)
 
     @nn.compact
     def __call__(
@@ -99,7 +101,8 @@ class GroupNorm(nn.Module):
         Raises:
             ValueError: the channels do not divide into the groups.
         """
-        batch, height, width, channels = x.shape
+        batch, height = x.shape[:2]
+        channels = channels_of(x, self.pairs)
         if channels < self.num_groups or channels % self.num_groups:
             raise ValueError(
                 f"{channels} channels do not divide into {self.num_groups} groups for GroupNorm: "
@@ -111,8 +114,8 @@ class GroupNorm(nn.Module):
         values = x.astype(jnp.float32)
 
         def mean(sums):  # of each group, at each of its channels
-            sums = sums.reshape(batch, self.num_groups, each).sum(axis=-1) / (height * width * each)
-            return jnp.repeat(sums, each, axis=-1)
+            sums = summed(sums, self.pairs).reshape(batch, self.num_groups, each).sum(axis=-1)
+            return jnp.repeat(sums / (values[0].size // self.num_groups), each, axis=-1)
 
         first, second = mean(sum_pixels(values)), mean(sum_pixels(jnp.square(values)))
         variance = jnp.maximum(second - jnp.square(first), 0.0)
@@ -121,6 +124,7 @@ class GroupNorm(nn.Module):
         if scale is not None:
             scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
             factor, summand = factor * (1.0 + scale), summand * (1.0 + scale) + shift
+        factor, summand = spread(factor, self.pairs), spread(summand, self.pairs)
         if x.dtype.itemsize == 2:
             values = _scaled_in_16_bits(values, factor, summand, self.activation, x.dtype)
             return materialize(values.astype(x.dtype))
@@ -164,8 +168,27 @@ def _scaled_backward(activation, dtype, kept, gradient):
 _scaled_in_16_bits.defvjp(_scaled_forward, _scaled_backward)
 
 
-# A layer of channels at each pixel.
-Dense = functools.partial(nn.Dense, dot_general=onednn.dot_general)
+class Dense(nn.Module):
+    """A linear layer of the channels at each pixel, and a bias; parameters as those of nn.Dense."""
+
+    features: int  # channels of the result
+    dtype: Any = jnp.float32  # what to compute in
+    kernel_init: Callable = nn.linear.default_kernel_init  # of the kernel
+    pairs: tuple[int, ...] = ()  # of the input (models/pairs.py); those of the result: (features,)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., features]; of pairs, twice as many channels in both."""
+        channels = channels_of(x, self.pairs)
+        kernel = self.param("kernel", self.kernel_init, (channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if self.pairs:
+            kernel = paired_kernel(kernel[None, None], self.pairs)[0, 0]
+            bias = spread(bias, (self.features,))
+        return onednn.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+
+
 DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=onednn.dot_general)
 
 
@@ -179,14 +202,21 @@ class Conv(nn.Module):
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32  # what to compute in
     kernel_init: Callable = nn.linear.default_kernel_init  # of the kernel
+    pairs: tuple[int, ...] = ()  # of the input (models/pairs.py); those of the result: (features,)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
-        kernel_shape = (*self.kernel_size, x.shape[-1], self.features)
+        """[B, H, W, C] -> [B, H / strides, W / strides, features].
+
+        Of pairs, with stride 1 and "SAME" alone: [B, H, W, 2 C] -> [B, H, W, 2 features].
+        """
+        channels = channels_of(x, self.pairs)
+        kernel_shape = (*self.kernel_size, channels, self.features)
         kernel = self.param("kernel", self.kernel_init, kernel_shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if self.pairs:
+            kernel, bias = paired_kernel(kernel, self.pairs), spread(bias, (self.features,))
         y = onednn.convolution(x, kernel, self.strides, self.padding)
         batch, height, _, features = y.shape
         bias = jnp.broadcast_to(bias, (batch, features))

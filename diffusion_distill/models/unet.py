@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_distill.models.attention import AttentionBlock
 from diffusion_distill.models.layers import Conv, Dense, GroupNorm, materialize
+from diffusion_distill.models.pairs import channels_of, paired, unpaired
 
 # How logSNR enters the network: each maps logsnr [B] to about [0, 1], and the embedding
 # takes 1000 times that.
@@ -51,6 +52,16 @@ def downsample(x: jax.Array) -> jax.Array:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
+def downsample_pairs(x: jax.Array) -> jax.Array:
+    """`downsample` where pixels are paired (models/pairs.py): [B, H, W, 2 C] -> [B, H / 2, W, C].
+
+    Written for TPUs: `downsample` of `unpaired` is the same, and reads and writes more.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    b, h, w, c = first.shape
+    return (0.5 * (first + second)).reshape(b, h // 2, 2, w, c).mean(axis=2).astype(x.dtype)
+
+
 def upsample(x: jax.Array) -> jax.Array:
     """Each pixel four times: [B, H, W, C] -> [B, 2H, 2W, C]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
@@ -85,38 +96,46 @@ class ResnetBlock(nn.Module):
     dropout: float
     dtype: Any
     resample: str | None = None
+    pairs: tuple[int, ...] = ()  # of x (models/pairs.py); those of the result: none if resampled
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        h = GroupNorm(self.num_groups, nn.swish, name="norm1")(x)
+        pairs, channels = self.pairs, channels_of(x, self.pairs)
+        h = GroupNorm(self.num_groups, nn.swish, pairs=pairs, name="norm1")(x)
         if self.resample is not None:
-            resample = RESAMPLE[self.resample]
-            h, x = materialize(resample(h)), materialize(resample(x))
-        h = Conv(self.channels, dtype=self.dtype, name="conv1")(h)
+            resample = downsample_pairs if pairs else RESAMPLE[self.resample]
+            h, x, pairs = materialize(resample(h)), materialize(resample(x)), ()
+        h = Conv(self.channels, dtype=self.dtype, pairs=pairs, name="conv1")(h)
+        own = pairs and (self.channels,)
         scale_shift = nn.Dense(2 * self.channels, dtype=self.dtype, name="temb_proj")(nn.swish(emb))
         scale, shift = jnp.split(scale_shift, 2, axis=-1)
-        h = GroupNorm(self.num_groups, nn.swish, name="norm2")(h, scale, shift)
+        h = GroupNorm(self.num_groups, nn.swish, pairs=own, name="norm2")(h, scale, shift)
         if dropout_keys is not None and self.dropout:
-            h = dropout(h, self.dropout, dropout_keys, self.name)
+            h = dropout(h, self.dropout, dropout_keys, self.name, own)
         zeros = nn.initializers.zeros
-        h = Conv(self.channels, dtype=self.dtype, kernel_init=zeros, name="conv2")(h)
-        if x.shape[-1] != self.channels:
-            x = Dense(self.channels, dtype=self.dtype, name="nin_shortcut")(x)
+        h = Conv(self.channels, dtype=self.dtype, kernel_init=zeros, pairs=own, name="conv2")(h)
+        if channels != self.channels:
+            x = Dense(self.channels, dtype=self.dtype, pairs=pairs, name="nin_shortcut")(x)
         return materialize(x + h)
 
 
-def dropout(h: jax.Array, rate: float, keys: jax.Array, layer: str) -> jax.Array:
+def dropout(
+    h: jax.Array, rate: float, keys: jax.Array, layer: str, pairs: tuple[int, ...] = ()
+) -> jax.Array:
     """Zeros each value with probability `rate`, and scales the others by 1 / (1 - rate).
 
     What is zeroed in an example of h [B, ...] is a function of its own key, of keys [B], and the
-    layer's name alone: the same however a batch is split over devices or in time.
+    layer's name alone: the same however a batch is split over devices or in time, and whether its
+    pixels are paired.
     """
     number = zlib.crc32(layer.encode())
+    shape = unpaired(h).shape[1:] if pairs else h.shape[1:]
 
-    def kept(key):
-        return jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - rate, h.shape[1:])
+    def drawn(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - rate, shape)
 
-    return jnp.where(jax.vmap(kept)(keys), h / (1.0 - rate), 0.0)
+    kept = jax.vmap(drawn)(keys)
+    return jnp.where(paired(kept) if pairs else kept, h / (1.0 - rate), 0.0)
 
 
 class Resample(nn.Module):
@@ -161,6 +180,8 @@ class UNet(nn.Module):
     remat: bool = False  # recompute activations of the blocks in the backward pass, to save memory
     # attention by one kernel, where there is one (`attention_implementation`)
     fused_attention: bool = True
+    # whether pixels of the highest resolution lie in pairs (models/pairs.py): the same network
+    pixel_pairs: bool = False
 
     @nn.compact
     def __call__(
@@ -191,14 +212,17 @@ class UNet(nn.Module):
 
         size = self.patch_size
         z = to_patches(z, size) if size > 1 else z
-        h = Conv(self.channels, dtype=self.dtype, name="conv_in")(z)
+        pairs = self._pairs(0, z.shape[-1])
+        z = paired(z) if pairs else z
+        h = Conv(self.channels, dtype=self.dtype, pairs=pairs, name="conv_in")(z)
         skips = [h]
         for level in range(levels):
+            pairs = self._pairs(level, width[level])
             for block in range(self.num_blocks):
-                h = self._block(h, emb, dropout_keys, width[level], f"down_{level}", block)
+                h = self._block(h, emb, dropout_keys, width[level], f"down_{level}", block, pairs)
                 skips.append(h)
             if level < levels - 1:
-                h = self._resample(h, emb, dropout_keys, "down", f"down_{level}.downsample")
+                h = self._resample(h, emb, dropout_keys, "down", f"down_{level}.downsample", pairs)
                 skips.append(h)
 
         h = self._resnet(width[-1], name="mid.block_1")(h, emb, dropout_keys)
@@ -206,16 +230,25 @@ class UNet(nn.Module):
         h = self._resnet(width[-1], name="mid.block_2")(h, emb, dropout_keys)
 
         for level in reversed(range(levels)):
+            h = paired(h) if self._pairs(level, width[level]) else h
             for block in range(self.num_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(h, emb, dropout_keys, width[level], f"up_{level}", block)
+                joined = h, skips.pop()
+                pairs = self._pairs(level, *(part.shape[-1] // 2 for part in joined))
+                h = jnp.concatenate(joined, axis=-1)
+                h = self._block(h, emb, dropout_keys, width[level], f"up_{level}", block, pairs)
             if level > 0:
                 h = self._resample(h, emb, dropout_keys, "up", f"up_{level}.upsample")
 
-        h = GroupNorm(self.num_groups, nn.swish, name="norm_out")(h)
+        pairs = self._pairs(0, width[0])
+        h = GroupNorm(self.num_groups, nn.swish, pairs=pairs, name="norm_out")(h)
         channels = self.out_channels * size**2
-        out = Conv(channels, kernel_init=nn.initializers.zeros, name="conv_out")(h)
+        out = Conv(channels, kernel_init=nn.initializers.zeros, pairs=pairs, name="conv_out")(h)
+        out = unpaired(out) if pairs else out
         return from_patches(out, size) if size > 1 else out
+
+    def _pairs(self, level, *channels):
+        """`pairs` of an array at a level, of so many channels a pixel in each of its parts."""
+        return channels if self.pixel_pairs and level == 0 else ()
 
     def _embedding(self, logsnr, labels, guidance):
         time = TIME_INPUTS[self.time_input](logsnr, self.logsnr_min, self.logsnr_max)
@@ -232,25 +265,28 @@ class UNet(nn.Module):
             emb += dense(w)
         return emb
 
-    def _resnet(self, channels, name, resample=None):
+    def _resnet(self, channels, name, resample=None, pairs=()):
         block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
-        return block(channels, self.num_groups, self.dropout, self.dtype, resample, name=name)
+        shared = self.num_groups, self.dropout, self.dtype
+        return block(channels, *shared, resample, pairs, name=name)
 
     def _attention(self, name):
         block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
         heads = self.num_heads, self.head_dim
         return block(*heads, self.num_groups, self.dtype, self.fused_attention, name=name)
 
-    def _block(self, h, emb, dropout_keys, channels, level, block):
-        h = self._resnet(channels, name=f"{level}.block_{block}")(h, emb, dropout_keys)
+    def _block(self, h, emb, dropout_keys, channels, level, block, pairs):
+        resnet = self._resnet(channels, name=f"{level}.block_{block}", pairs=pairs)
+        h = resnet(h, emb, dropout_keys)
         if h.shape[1] in self.attention_resolutions:
             h = self._attention(name=f"{level}.attn_{block}")(h)
         return h
 
-    def _resample(self, h, emb, dropout_keys, resample, name):
+    def _resample(self, h, emb, dropout_keys, resample, name, pairs=()):
         if self.resample_blocks:
-            return self._resnet(h.shape[-1], name, resample)(h, emb, dropout_keys)
-        return Resample(resample, self.dtype, name=name)(h)
+            channels = channels_of(h, pairs)
+            return self._resnet(channels, name, resample, pairs)(h, emb, dropout_keys)
+        return Resample(resample, self.dtype, name=name)(unpaired(h) if pairs else h)
 
     def _check(self, z, logsnr, labels, guidance):
         batch, height, width, _ = z.shape
@@ -261,6 +297,14 @@ class UNet(nn.Module):
                 f"images of {height}x{width} pixels do not halve {levels - 1} times, as {levels} "
                 f"channel_multipliers ask, in patches of {self.patch_size}: each side must be "
                 f"divisible by {factor}"
+            )
+        if self.pixel_pairs and (
+            levels == 1 or height // self.patch_size in self.attention_resolutions
+        ):
+            raise ValueError(
+                "pixel_pairs takes a network of two resolutions and more, without attention at the "
+                f"highest; channel_multipliers has {levels}, attention_resolutions "
+                f"{self.attention_resolutions}"
             )
         if logsnr.shape != (batch,):
             raise ValueError(f"logsnr has shape {logsnr.shape}, expected {(batch,)}")

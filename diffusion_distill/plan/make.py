@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distill import stages
 from diffusion_distill.devices.sharding import check_divides, make_mesh
+from diffusion_distill.paper import pairs_pay
 from diffusion_distill.plan import hardware
 from diffusion_distill.plan.bounds import Size, StageTime, bound, sizes, stage_time, verdict
 from diffusion_distill.plan.cost import Cost, cost
@@ -19,7 +20,8 @@ from diffusion_distill.validate import validate
 NO_LIMIT = "simulated devices have no times and no limit"
 
 
-# What makes a step cheapest on TPUs, of what changes no more than rounding (RESULTS.md), by field.
+# What makes a step cheapest on TPUs, of what changes no more than rounding (RESULTS.md), by field;
+# and pixel_pairs, where the network is one for it.
 BEST = {"model.dtype": "bfloat16", "runtime.fsdp": 8}
 
 
@@ -93,9 +95,17 @@ def better(config: ConfigDict, topology: hardware.Topology) -> dict:
         return {}
     size = topology.size
     best = BEST | {"runtime.fsdp": math.gcd(BEST["runtime.fsdp"], size)}  # of so many devices
+    best["runtime.pixel_pairs"] = pairs_pay(config) and _takes_pairs(config)
     own = {name: attrgetter(name)(config) for name in best}
     own["runtime.fsdp"] = min(own["runtime.fsdp"], size)  # which is what it means there
     return {name: best[name] for name in best if own[name] != best[name]}
+
+
+def _takes_pairs(config: ConfigDict) -> bool:
+    """Whether the network can be one with runtime.pixel_pairs."""
+    highest = describe(config).image_shape[0] // config.model.patch_size
+    at = config.model.attention_resolutions
+    return len(config.model.channel_multipliers) > 1 and highest not in at
 
 
 def _best(config: ConfigDict, topology: hardware.Topology, full_effort: bool) -> Best | None:

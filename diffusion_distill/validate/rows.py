@@ -241,6 +241,7 @@ ROWS = {
     "runtime.accumulation": integer(1),
     "runtime.remat": _FLAG,
     "runtime.fused_attention": _FLAG,
+    "runtime.pixel_pairs": _FLAG,
     "runtime.updates_per_call": integer(0),
     "runtime.sampler_loop": one_of("auto", "inside", "outside"),
     "runtime.sampler_batch_size": integer(1),

@@ -1,6 +1,7 @@
 """The U-Net: the paper's sizes, what reaches the output, what is refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,46 @@ def test_rematerialisation_changes_no_gradient(change):
     plain = gradient(model)
     saved = gradient(dataclasses.replace(model, remat=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), plain, saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dropout": 0.5},
+        {"resample_blocks": False, "patch_size": 2, "attention_resolutions": (2,)},
+        {"channel_multipliers": (1, 2, 3), "num_groups": 8, "dtype": jnp.bfloat16},
+    ],
+    ids=["dropout", "plain resampling of patches", "three resolutions, bfloat16"],
+)
+def test_a_network_of_pixel_pairs_is_the_network(change):
+    """Its output and its gradients; groups lie over the border of what is concatenated."""
+    model = dataclasses.replace(SMALL, **change)
+    arguments = inputs()
+    keys = jax.random.split(jax.random.key(1), 2) if model.dropout else None
+    params = random_params(model, *arguments)
+    weight = jnp.float32(np.random.default_rng(2).normal(size=arguments[0].shape))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(model, params):
+        def weighed(params):
+            out = model.apply(params, *arguments, dropout_keys=keys)
+            return (out * weight).sum(), out
+
+        return jax.grad(weighed, has_aux=True)(params)
+
+    gradients, out = both(model, params)
+    paired_gradients, paired_out = both(dataclasses.replace(model, pixel_pairs=True), params)
+    near = 1e-5 if model.dtype == jnp.float32 else 0.02  # bfloat16 has 8 bits
+
+    def assert_near(a, b):
+        """Beside the largest: gradients of biases ahead of a norm are rounding alone."""
+        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(b))
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=near * largest), a, b
+        )
+
+    assert_near(paired_out, out)
+    assert_near(paired_gradients, gradients)
 
 
 def test_bfloat16_computes_apart_from_float32_parameters(small):
@@ -217,6 +258,16 @@ def test_time_inputs():
     [
         ({}, inputs(side=9), "9x9 pixels do not halve 1 times.*divisible by 2"),
         ({"patch_size": 4}, inputs(side=12), "do not halve .* in patches of 4.*divisible by 8"),
+        (
+            {"pixel_pairs": True, "channel_multipliers": (1,), "attention_resolutions": ()},
+            inputs(),
+            "pixel_pairs takes a network of two resolutions .* has 1",
+        ),
+        (
+            {"pixel_pairs": True, "attention_resolutions": (8, 4)},
+            inputs(),
+            r"without attention at the highest; .* \(8, 4\)",
+        ),
         ({"num_groups": 32}, inputs(), "8 channels do not divide into 32 groups"),
         ({"num_groups": 3}, inputs(), "8 channels do not divide into 3 groups"),
         ({}, (*inputs()[:2], None), r"needs labels of shape \(2,\), not None"),

@@ -57,8 +57,30 @@ def test_what_does_not_go_together_is_refused():
     ],
 )
 def test_the_best_setting_known(topology, dtype, fsdp, expected):
-    config = small_config(**{"model.dtype": dtype, "runtime.fsdp": fsdp})
+    config = small_config(**{"model.dtype": dtype, "runtime.fsdp": fsdp, "model.channels": 96})
     assert better(config, parse_topology(topology)) == expected
+
+
+@pytest.mark.parametrize(
+    ("topology", "change", "known"),
+    [
+        ("v5e:2x4", {}, {"runtime.pixel_pairs": True}),
+        ("v5e:2x4", {"runtime.pixel_pairs": True}, {}),
+        ("v5e:2x4", {"model.channels": 96}, {}),
+        (
+            "v5e:2x4",
+            {"model.channels": 96, "runtime.pixel_pairs": True},
+            {"runtime.pixel_pairs": False},
+        ),
+        ("v5e:2x4", {"model.attention_resolutions": (8,)}, {}),  # digits have 8 pixels a side
+        ("v5e:2x4", {"model.channel_multipliers": (1,)}, {}),
+        ("h100:8", {}, {}),
+    ],
+)
+def test_pixel_pairs_are_known_to_be_best_for_at_most_64_channels_on_tpus(topology, change, known):
+    own = {"model.dtype": "bfloat16", "runtime.fsdp": 8, "model.channels": 64}
+    own |= {"model.channel_multipliers": (1, 2), "model.attention_resolutions": (4,)}
+    assert better(small_config(**own | change), parse_topology(topology)) == known
 
 
 @pytest.mark.parametrize(
@@ -87,8 +109,9 @@ def test_a_tpu_slice(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Verdict: v5e:2x4: fits." in done.stdout
-    best = "the best setting known, --config.model.dtype=bfloat16 --config.runtime.fsdp=8: "
-    assert best in done.stdout
+    flags = "model.dtype=bfloat16", "runtime.fsdp=8", "runtime.pixel_pairs=True"
+    best = " ".join(f"--config.{flag}" for flag in flags)
+    assert f"the best setting known, {best}: " in done.stdout
     student, sampler = json.loads(out.read_text())["costs"]
     assert {c["kind"] for c in student["collectives"]} == {"all-reduce"}
     assert {c["group"] for c in student["collectives"]} == {8}
