@@ -216,9 +216,9 @@ def base() -> ConfigDict:
     # attention by cuDNN's fused kernel on NVIDIA GPUs, in bfloat16 with heads of at most 128
     # channels; `False`: XLA's own, as everywhere else
     config.runtime.fused_attention = True
-    # two neighbouring pixels of the highest resolution side by side as channels: the same network,
-    # which reads and writes less on TPUs where it has at most 64 channels there, and computes twice
-    # as much there; not with attention at that resolution
+    # two neighbouring pixels side by side as channels, at the highest resolution of model
+    # architecture `unet`, unless it is the only one or has attention: the same network, which with
+    # at most 64 channels there reads and writes less on TPUs, and computes twice as much there
     config.runtime.pixel_pairs = False
     # updates in one compiled call; 0: 1 on a CPU, 10 elsewhere
     config.runtime.updates_per_call = 0

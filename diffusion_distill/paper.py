@@ -120,7 +120,9 @@ def _measured_on_inception(config: ConfigDict) -> ConfigDict:
 
 def pairs_pay(config: ConfigDict) -> bool:
     """Whether a TPU, which has lanes of 128 channels, reads less with runtime.pixel_pairs."""
-    return config.model.architecture == "unet" and 2 * config.model.channels <= 128
+    model = config.model
+    highest = model.channels * model.channel_multipliers[0]  # channels at that resolution
+    return model.architecture == "unet" and 2 * highest <= 128
 
 
 def for_pods(config: ConfigDict) -> ConfigDict:

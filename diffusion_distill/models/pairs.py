@@ -48,8 +48,8 @@ def summed(v: jax.Array, pairs: tuple[int, ...]) -> jax.Array:
 def paired_kernel(kernel: jax.Array, pairs: tuple[int, ...]) -> jax.Array:
     """The kernel that does to pairs what `kernel` [h, w, I, O] does to pixels: [h, v, 2 I, 2 O].
 
-    w is odd; v is 1 for a w of 1, and 3 for 3. Of convolutions with stride 1 and zeros around the
-    image. Half of its values are zeros, so that it takes twice the multiplications.
+    w is odd; v is 1 for a w of 1, and 3 for 3, and half of the values are zeros then, so that it
+    takes twice the multiplications. Of convolutions with stride 1 and zeros around the image.
     """
     parts = [_of_one(part) for part in _split(kernel, pairs, axis=2)]
     return jnp.concatenate(parts, axis=2)
@@ -61,7 +61,7 @@ def _of_one(kernel):
     pairs = 2 * to_each_side + 1
 
     def of_pixel(number):  # of a pair, 0 or 1
-        before = 2 * to_each_side + number - width // 2  # pixels of these pairs that it leaves out
+        before = 2 * to_each_side + number - width // 2  # pixels of these pairs before its first
         padded = jnp.pad(kernel, ((0, 0), (before, 2 * pairs - before - width), (0, 0), (0, 0)))
         return padded.reshape(height, pairs, 2 * ins, outs)
 

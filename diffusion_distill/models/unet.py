@@ -180,7 +180,8 @@ class UNet(nn.Module):
     remat: bool = False  # recompute activations of the blocks in the backward pass, to save memory
     # attention by one kernel, where there is one (`attention_implementation`)
     fused_attention: bool = True
-    # whether pixels of the highest resolution lie in pairs (models/pairs.py): the same network
+    # whether pixels of the highest resolution lie in pairs (models/pairs.py), which is the same
+    # network; not where that resolution is the only one, or has attention
     pixel_pairs: bool = False
 
     @nn.compact
@@ -212,16 +213,22 @@ class UNet(nn.Module):
 
         size = self.patch_size
         z = to_patches(z, size) if size > 1 else z
-        pairs = self._pairs(0, z.shape[-1])
-        z = paired(z) if pairs else z
-        h = Conv(self.channels, dtype=self.dtype, pairs=pairs, name="conv_in")(z)
+        in_pairs = self.pixel_pairs and levels > 1 and z.shape[1] not in self.attention_resolutions
+
+        def pairs_of(level, *parts):
+            """`pairs` of what these, concatenated, are at a level."""
+            return tuple(p.shape[-1] // 2 for p in parts) if in_pairs and level == 0 else ()
+
+        z = paired(z) if in_pairs else z
+        h = Conv(self.channels, dtype=self.dtype, pairs=pairs_of(0, z), name="conv_in")(z)
         skips = [h]
         for level in range(levels):
-            pairs = self._pairs(level, width[level])
             for block in range(self.num_blocks):
+                pairs = pairs_of(level, h)
                 h = self._block(h, emb, dropout_keys, width[level], f"down_{level}", block, pairs)
                 skips.append(h)
             if level < levels - 1:
+                pairs = pairs_of(level, h)
                 h = self._resample(h, emb, dropout_keys, "down", f"down_{level}.downsample", pairs)
                 skips.append(h)
 
@@ -230,25 +237,20 @@ class UNet(nn.Module):
         h = self._resnet(width[-1], name="mid.block_2")(h, emb, dropout_keys)
 
         for level in reversed(range(levels)):
-            h = paired(h) if self._pairs(level, width[level]) else h
+            h = paired(h) if in_pairs and level == 0 else h
             for block in range(self.num_blocks + 1):
-                joined = h, skips.pop()
-                pairs = self._pairs(level, *(part.shape[-1] // 2 for part in joined))
-                h = jnp.concatenate(joined, axis=-1)
+                pairs = pairs_of(level, h, skips[-1])
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(h, emb, dropout_keys, width[level], f"up_{level}", block, pairs)
             if level > 0:
                 h = self._resample(h, emb, dropout_keys, "up", f"up_{level}.upsample")
 
-        pairs = self._pairs(0, width[0])
+        pairs = pairs_of(0, h)
         h = GroupNorm(self.num_groups, nn.swish, pairs=pairs, name="norm_out")(h)
         channels = self.out_channels * size**2
         out = Conv(channels, kernel_init=nn.initializers.zeros, pairs=pairs, name="conv_out")(h)
-        out = unpaired(out) if pairs else out
+        out = unpaired(out) if in_pairs else out
         return from_patches(out, size) if size > 1 else out
-
-    def _pairs(self, level, *channels):
-        """`pairs` of an array at a level, of so many channels a pixel in each of its parts."""
-        return channels if self.pixel_pairs and level == 0 else ()
 
     def _embedding(self, logsnr, labels, guidance):
         time = TIME_INPUTS[self.time_input](logsnr, self.logsnr_min, self.logsnr_max)
@@ -297,14 +299,6 @@ class UNet(nn.Module):
                 f"images of {height}x{width} pixels do not halve {levels - 1} times, as {levels} "
                 f"channel_multipliers ask, in patches of {self.patch_size}: each side must be "
                 f"divisible by {factor}"
-            )
-        if self.pixel_pairs and (
-            levels == 1 or height // self.patch_size in self.attention_resolutions
-        ):
-            raise ValueError(
-                "pixel_pairs takes a network of two resolutions and more, without attention at the "
-                f"highest; channel_multipliers has {levels}, attention_resolutions "
-                f"{self.attention_resolutions}"
             )
         if logsnr.shape != (batch,):
             raise ValueError(f"logsnr has shape {logsnr.shape}, expected {(batch,)}")

@@ -20,8 +20,7 @@ from diffusion_distill.validate import validate
 NO_LIMIT = "simulated devices have no times and no limit"
 
 
-# What makes a step cheapest on TPUs, of what changes no more than rounding (RESULTS.md), by field;
-# and pixel_pairs, where the network is one for it.
+# What makes a step cheapest on TPUs, of what changes no more than rounding (RESULTS.md), by field.
 BEST = {"model.dtype": "bfloat16", "runtime.fsdp": 8}
 
 
@@ -90,22 +89,15 @@ def make_plan(
 
 
 def better(config: ConfigDict, topology: hardware.Topology) -> dict:
-    """What BEST has in place of a config's own, by field; {} for GPUs, where nothing was tried."""
+    """What is best in place of a config's own, by field; {} for GPUs, where nothing was tried."""
     if not topology.is_tpu:
         return {}
     size = topology.size
     best = BEST | {"runtime.fsdp": math.gcd(BEST["runtime.fsdp"], size)}  # of so many devices
-    best["runtime.pixel_pairs"] = pairs_pay(config) and _takes_pairs(config)
+    best["runtime.pixel_pairs"] = pairs_pay(config)
     own = {name: attrgetter(name)(config) for name in best}
     own["runtime.fsdp"] = min(own["runtime.fsdp"], size)  # which is what it means there
     return {name: best[name] for name in best if own[name] != best[name]}
-
-
-def _takes_pairs(config: ConfigDict) -> bool:
-    """Whether the network can be one with runtime.pixel_pairs."""
-    highest = describe(config).image_shape[0] // config.model.patch_size
-    at = config.model.attention_resolutions
-    return len(config.model.channel_multipliers) > 1 and highest not in at
 
 
 def _best(config: ConfigDict, topology: hardware.Topology, full_effort: bool) -> Best | None:

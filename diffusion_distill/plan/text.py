@@ -111,8 +111,8 @@ def _notes(plan: Plan, config) -> list[str]:
 def _verdict(plan: Plan, config) -> list[str]:
     chip, dtype = plan.topology.chip, config.model.dtype
     lines = [f"Verdict: {plan.topology}: {plan.verdict}."]
-    if plan.best:
-        hours, least = plan.best.chip_hours, sum(stage.chip_hours for stage in plan.stages)
+    least = sum(stage.chip_hours for stage in plan.stages)
+    if plan.best and (hours := plan.best.chip_hours) < least:
         lines.append(
             f"With the best setting known, {plan.best.flags}: {_number(hours)} chip-hours at least "
             f"in place of {_number(least)}."

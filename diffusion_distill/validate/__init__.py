@@ -131,8 +131,6 @@ def _check_unet2d(config):
     if (unet2d.num_class_embeds > 0) != model.class_conditional:
         accepted = "0 exactly where model.class_conditional is False"
         _reject("unet2d.num_class_embeds", unet2d.num_class_embeds, accepted)
-    if config.runtime.pixel_pairs:
-        _reject("runtime.pixel_pairs", True, "False where model.architecture is unet2d")
     betas, count = scheduler.trained_betas, scheduler.num_train_timesteps
     if betas and len(betas) != count:
         raise UserError(

@@ -108,6 +108,14 @@ def test_a_students_step_has_the_same_bits_with_a_teacher_that_was_cast(student)
     np.testing.assert_array_equal(metrics["loss"], other_metrics["loss"])
 
 
+def test_runtimes_choices_reach_the_network(tiny_config):
+    runtime = tiny_config.runtime
+    for chosen in (False, True):
+        runtime.pixel_pairs = runtime.remat = runtime.fused_attention = chosen
+        model = build_unet(tiny_config, 1, 10)
+        assert {model.pixel_pairs, model.remat, model.fused_attention} == {chosen}
+
+
 def test_a_run_keeps_a_students_teacher_in_what_it_computes_in(tiny_config, tmp_path, monkeypatch):
     """And no other copy: the state is four times the weights, the teacher half of them.
 

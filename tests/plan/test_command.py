@@ -72,14 +72,14 @@ def test_the_best_setting_known(topology, dtype, fsdp, expected):
             {"model.channels": 96, "runtime.pixel_pairs": True},
             {"runtime.pixel_pairs": False},
         ),
-        ("v5e:2x4", {"model.attention_resolutions": (8,)}, {}),  # digits have 8 pixels a side
-        ("v5e:2x4", {"model.channel_multipliers": (1,)}, {}),
+        ("v5e:2x4", {"model.channel_multipliers": (2, 2)}, {}),
+        ("v5e:2x4", {"model.architecture": "unet2d"}, {}),
         ("h100:8", {}, {}),
     ],
 )
 def test_pixel_pairs_are_known_to_be_best_for_at_most_64_channels_on_tpus(topology, change, known):
     own = {"model.dtype": "bfloat16", "runtime.fsdp": 8, "model.channels": 64}
-    own |= {"model.channel_multipliers": (1, 2), "model.attention_resolutions": (4,)}
+    own |= {"model.channel_multipliers": (1, 2)}
     assert better(small_config(**own | change), parse_topology(topology)) == known
 
 

@@ -90,6 +90,11 @@ def test_the_best_setting_known_is_beside_the_verdict():
     assert line in text(plan, tiny_config()).splitlines()
 
 
+def test_a_setting_that_costs_no_less_is_not_said_to_be_best():
+    plan = dataclasses.replace(plan_of(STUDENT, "fits"), best=Best("--config.x=1", 160.0))
+    assert "best setting" not in text(plan, tiny_config())
+
+
 def test_simulated_devices_have_no_times():
     plan = dataclasses.replace(
         plan_of(STUDENT, NO_LIMIT, "cpu:8"), stages=[], images_per_second=None
