@@ -224,8 +224,8 @@ class UNet(nn.Module):
         skips = [h]
         for level in range(levels):
             for block in range(self.num_blocks):
-                pairs = pairs_of(level, h)
-                h = self._block(h, emb, dropout_keys, width[level], f"down_{level}", block, pairs)
+                pairs, name = pairs_of(level, h), f"down_{level}.{{}}_{block}"
+                h = self._block(h, emb, dropout_keys, width[level], name, pairs)
                 skips.append(h)
             if level < levels - 1:
                 pairs = pairs_of(level, h)
@@ -241,7 +241,8 @@ class UNet(nn.Module):
             for block in range(self.num_blocks + 1):
                 pairs = pairs_of(level, h, skips[-1])
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(h, emb, dropout_keys, width[level], f"up_{level}", block, pairs)
+                name = f"up_{level}.{{}}_{block}"
+                h = self._block(h, emb, dropout_keys, width[level], name, pairs)
             if level > 0:
                 h = self._resample(h, emb, dropout_keys, "up", f"up_{level}.upsample")
 
@@ -277,11 +278,10 @@ class UNet(nn.Module):
         heads = self.num_heads, self.head_dim
         return block(*heads, self.num_groups, self.dtype, self.fused_attention, name=name)
 
-    def _block(self, h, emb, dropout_keys, channels, level, block, pairs):
-        resnet = self._resnet(channels, name=f"{level}.block_{block}", pairs=pairs)
-        h = resnet(h, emb, dropout_keys)
+    def _block(self, h, emb, dropout_keys, channels, name, pairs):
+        h = self._resnet(channels, name.format("block"), pairs=pairs)(h, emb, dropout_keys)
         if h.shape[1] in self.attention_resolutions:
-            h = self._attention(name=f"{level}.attn_{block}")(h)
+            h = self._attention(name.format("attn"))(h)
         return h
 
     def _resample(self, h, emb, dropout_keys, resample, name, pairs=()):

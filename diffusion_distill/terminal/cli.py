@@ -11,7 +11,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from diffusion_distill.devices import compiler, distributed
+from diffusion_distill.devices import compiler, distributed, memory
 from diffusion_distill.errors import CheckpointError, NonFiniteError, Stopped, UserError, reason
 from diffusion_distill.terminal.console import unbroken
 
@@ -38,6 +38,7 @@ def run(main: Callable[[list[str]], None], several: bool = False) -> None:
     sys.unraisablehook = _unraisablehook
     for stream in (sys.stdout, sys.stderr):  # a terminal may know no "±": no reason to end
         stream.reconfigure(errors="backslashreplace")
+    memory.keep()
     join = _define_process_flags() if several else lambda: None
     try:
         words = _parse(sys.argv)
