@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import measuring, peers
+from benchmarks import contenders, measuring
 from benchmarks.workload import Workload
 from diffusion_distill.devices.sharding import make_mesh
 from diffusion_distill.errors import UserError
@@ -101,14 +101,14 @@ def peers_installed():
     for package in ("torch", "diffusers", "denoising_diffusion_pytorch"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package}, of the extra peers, is not installed")
-    peers.check_installed()
+    contenders.check_installed()
 
 
 def test_peers_have_networks_of_one_size(peers_installed):
-    model = build_unet(peers.our_config(32, 1), 3, 0)
+    model = build_unet(contenders.our_config(32, 1), 3, 0)
     first = sum(p.size for p in jax.tree.leaves(abstract_params(model, (32, 32, 3), make_mesh())))
-    second = peers.count(peers.first_unet(32, 1))
-    third = peers.count(peers.second_unet(peers.matching_width(first)))
+    second = contenders.count(contenders.first_unet(32, 1))
+    third = contenders.count(contenders.second_unet(contenders.matching_width(first)))
     assert second == pytest.approx(first, rel=0.04)  # the same network, but for a layer or two
     assert third == pytest.approx(first, rel=0.2)  # widths come in eights
 
